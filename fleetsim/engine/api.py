@@ -1,0 +1,80 @@
+"""What an engine asks of its plug-ins: the physics of a step, and the scheduler."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+
+class Line(NamedTuple):
+    """Duration and dynamic energy of a decode step, linear in the batch's context sum while that stays below `ctx_end`."""
+
+    time_s: float
+    """Duration at context sum 0 [s]."""
+    time_per_ctx_s: float
+    """Added duration per token of context [s/token]."""
+    energy_j: float
+    """Energy above static power at context sum 0 [J]."""
+    energy_per_ctx_j: float
+    """Added energy per token of context [J/token]."""
+    ctx_end: float
+    """First context sum at which another line holds (``inf`` if none)."""
+
+
+class StepTimeModel(Protocol):
+    """Duration and energy of one step on one replica: a pure function of what the step computes.
+
+    A step of one attention data-parallel rank is described by counts; `group_tokens` is the number of tokens that all ranks of the
+    replica process in that step (equal to the rank's own where dp is 1). A replica's step lasts as long as its slowest rank's. Its
+    energy is ``min(static_w * time + sum of the ranks' dynamic energies, limit_w * time)``. `decode` and `mixed` agree where no
+    prompt token is computed.
+    """
+
+    idle_w: float
+    """Power of the whole replica while it computes nothing [W]."""
+    static_w: float
+    """Power of the whole replica while a step runs, before what the computing itself adds [W]."""
+    limit_w: float
+    """Power that the whole replica never exceeds [W]."""
+    frontend_s: float
+    """Time between a request's arrival at the replica and its queue, per request [s]."""
+
+    def decode(self, batch: int, ctx_tokens: int, group_tokens: int) -> Line:
+        """The line that holds for a step of `batch` sequences with one new token each, at context sum `ctx_tokens`.
+
+        The context sum counts, over the batch, the tokens that attention reads, the new ones included.
+        """
+        ...
+
+    def mixed(
+        self,
+        tokens: int,
+        sampled: int,
+        prefill_pairs: int,
+        prefill_ctx_tokens: int,
+        prefill_sequences: int,
+        decode_batch: int,
+        decode_ctx_tokens: int,
+        group_tokens: int,
+    ) -> tuple[float, float]:
+        """Duration [s] and dynamic energy [J] of a step.
+
+        Parameters
+        ----------
+        tokens : int
+            New tokens computed by this rank, prompt chunks and decodes together.
+        sampled : int
+            Sequences that get a token from the LM head.
+        prefill_pairs : int
+            Sum over prompt chunks of the (query, key) pairs that causal attention scores: n*c + n*(n+1)/2 for n new tokens after c.
+        prefill_ctx_tokens : int
+            Sum over prompt chunks of the keys read: c + n.
+        prefill_sequences : int
+            Number of prompt chunks.
+        decode_batch : int
+            Sequences that decode one token.
+        decode_ctx_tokens : int
+            Their context sum, new tokens included.
+        group_tokens : int
+            New tokens of all ranks of the replica.
+        """
+        ...

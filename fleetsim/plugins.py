@@ -1,0 +1,162 @@
+"""Policies and models by name: entry points, ours and third parties' alike.
+
+A policy class carries a frozen pydantic ``Config``; the scenario's block ``{policy: NAME, ...}`` is validated by it. Nothing is
+imported before a scenario names it. A policy given as ``module:Class`` is imported only where the caller allowed it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
+
+from fleetsim.errors import nearest
+
+GROUPS = {
+    "routers": "replica choice for an admitted request",
+    "schedulers": "which requests run in the next step",
+    "step_time_models": "duration and energy of a step",
+}
+"""Plug-in kinds (entry-point group ``fleetsim.<kind>``) and what each decides."""
+
+imports_allowed: ContextVar[bool] = ContextVar("imports_allowed", default=False)
+"""Whether ``module:Class`` names may be imported (``--allow-import``)."""
+
+
+@contextmanager
+def allowing_imports(allowed: bool) -> Iterator[None]:
+    """Let scenario files name policies by import path inside this block."""
+    token = imports_allowed.set(allowed)
+    try:
+        yield
+    finally:
+        imports_allowed.reset(token)
+
+
+class PolicyConfig(BaseModel):
+    """Base of every policy's parameters: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One line of ``fleetsim list policies``."""
+
+    kind: str
+    name: str
+    summary: str
+    package: str
+    version: str
+
+
+@cache
+def _entries(kind: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"fleetsim.{kind}")}
+
+
+def names(kind: str) -> list[str]:
+    """Registered names of one kind, sorted."""
+    return sorted(_entries(kind))
+
+
+def load(kind: str, name: str) -> Any:
+    """Class registered under `name`, or imported from ``module:Class`` where that is allowed.
+
+    Raises
+    ------
+    LookupError
+        With a hint, if there is no such name or an import path is not allowed here.
+    """
+    entry = _entries(kind).get(name)
+    if entry is not None:
+        return entry.load()
+    if ":" in name:
+        if not imports_allowed.get():
+            raise LookupError(f'"{name}" is an import path: scenario files cannot run code (--allow-import permits it)')
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise LookupError(f'cannot import "{name}": {error}') from error
+    raise LookupError(f'unknown policy "{name}". {nearest(name, _entries(kind), kind)}')
+
+
+def listing() -> list[Listing]:
+    """All registered policies and models."""
+    rows = []
+    for kind in GROUPS:
+        for name, entry in sorted(_entries(kind).items()):
+            summary = (entry.load().__doc__ or "").strip().split("\n")[0]
+            dist = entry.dist
+            rows.append(Listing(kind, name, summary, dist.name if dist else "", dist.version if dist else ""))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A validated policy block: the name, and the policy's own config."""
+
+    kind: str
+    name: str
+    config: BaseModel
+
+    def create(self, *args: Any) -> Any:
+        """The policy object, built from its config and what its kind is given at construction."""
+        return load(self.kind, self.name)(self.config, *args)
+
+    def as_mapping(self) -> dict[str, Any]:
+        """The block as it would stand in a scenario file, defaults filled in."""
+        return {"policy": self.name, **self.config.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class PolicyField:
+    """Annotation of a config field that holds a policy block of one kind."""
+
+    kind: str
+    key: str = "policy"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self._validate, serialization=core_schema.plain_serializer_function_ser_schema(lambda c: c.as_mapping())
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        options = []
+        for name in names(self.kind):
+            policy = load(self.kind, name)
+            option = policy.Config.model_json_schema(mode="validation")
+            option.setdefault("properties", {})[self.key] = {"const": name, "description": (policy.__doc__ or "").strip()}
+            option["required"] = [self.key, *option.get("required", [])]
+            option["title"] = name
+            options.append(option)
+        return {"oneOf": options}
+
+    def _validate(self, value: Any) -> Choice:
+        if isinstance(value, Choice):
+            return value
+        if isinstance(value, str):
+            value = {self.key: value}
+        if not isinstance(value, dict) or not isinstance(value.get(self.key), str):
+            raise PydanticCustomError(
+                "policy_block",
+                "expected a block with `{key}: NAME`; known: {known}",
+                {"key": self.key, "known": ", ".join(names(self.kind))},
+            )
+        name = value[self.key]
+        try:
+            policy = load(self.kind, name)
+        except LookupError as error:
+            raise PydanticCustomError("unknown_policy", "{reason}", {"reason": str(error), "key": self.key}) from None
+        return Choice(self.kind, name, policy.Config.model_validate({k: v for k, v in value.items() if k != self.key}))

@@ -1,0 +1,440 @@
+"""What a scenario file may say: frozen models, no unknown keys, quantities with units.
+
+The docstring under each field is its reference text: `fleetsim schema` exports it for completion in editors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fleetsim.plugins import Choice, PolicyField
+from fleetsim.units import PerSecond, PerSecondOrZero, Seconds, SecondsOrZero, UsdPerHour
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Tokens = Annotated[int, Field(ge=1, strict=True)]
+
+
+class Block(BaseModel):
+    """Base of every part of a scenario."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+# --- workload -------------------------------------------------------------------------------------------------------
+
+
+class FixedTokens(Block):
+    """The same length for every request."""
+
+    distribution: Literal["fixed"]
+    value: Tokens
+    """Tokens."""
+
+
+class LognormalTokens(Block):
+    """Lognormal lengths, given by the mean and the coefficient of variation of the lognormal itself, cut to [min, max]."""
+
+    distribution: Literal["lognormal"]
+    mean: Annotated[float, Field(gt=0)]
+    """Mean before cutting [tokens]."""
+    cv: Annotated[float, Field(ge=0, le=20)]
+    """Standard deviation / mean before cutting."""
+    min: Tokens = 1
+    """Smaller draws become this."""
+    max: Tokens = 1_000_000
+    """Larger draws become this."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class QuantileTokens(Block):
+    """Empirical lengths: linear interpolation between equally spaced quantiles."""
+
+    distribution: Literal["quantiles"]
+    values: Annotated[tuple[Annotated[float, Field(ge=1)], ...], Field(min_length=2)]
+    """Quantiles at levels 0, 1/(n-1), …, 1 [tokens], not falling."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if any(b < a for a, b in zip(self.values, self.values[1:], strict=False)):
+            raise ValueError("quantiles must not fall")
+        return self
+
+
+Lengths = Annotated[FixedTokens | LognormalTokens | QuantileTokens, Field(discriminator="distribution")]
+
+
+class PoissonArrivals(Block):
+    """Poisson process: exponential gaps."""
+
+    process: Literal["poisson"]
+    rate: PerSecond
+    """Mean arrivals per second."""
+
+
+class GammaArrivals(Block):
+    """Gamma-distributed gaps; `burstiness` is their shape, as in vLLM's benchmark (1 is Poisson, below 1 burstier)."""
+
+    process: Literal["gamma"]
+    rate: PerSecond
+    """Mean arrivals per second."""
+    burstiness: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """Shape of the gamma distribution."""
+    normalise: bool = False
+    """Rescale all gaps so that the last arrival falls on requests / rate exactly, as vLLM's benchmark does."""
+
+
+class WeibullArrivals(Block):
+    """Weibull-distributed gaps."""
+
+    process: Literal["weibull"]
+    rate: PerSecond
+    """Mean arrivals per second."""
+    shape: Annotated[float, Field(gt=0.05, le=1e3)]
+    """Below 1 is burstier than Poisson."""
+
+
+class DeterministicArrivals(Block):
+    """Equal gaps."""
+
+    process: Literal["deterministic"]
+    rate: PerSecond
+    """Arrivals per second."""
+
+
+class MmppArrivals(Block):
+    """Markov-modulated Poisson process: the rate jumps between states with exponential holding times, in a cycle."""
+
+    process: Literal["mmpp"]
+    rates: Annotated[tuple[PerSecondOrZero, ...], Field(min_length=2)]
+    """Arrival rate in each state."""
+    holding: Annotated[tuple[Seconds, ...], Field(min_length=2)]
+    """Mean time in each state."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.rates) != len(self.holding):
+            raise ValueError(f"{len(self.rates)} rates but {len(self.holding)} holding times")
+        if not any(self.rates):
+            raise ValueError("at least one rate must be above zero")
+        return self
+
+
+class DiurnalArrivals(Block):
+    """Poisson with a sinusoidal rate: rate x (1 + amplitude x sin(2 pi (t - phase) / period))."""
+
+    process: Literal["diurnal"]
+    rate: PerSecond
+    """Mean rate."""
+    amplitude: Ratio = 0.5
+    """Relative swing, 0 to 1."""
+    period: Seconds = 86400.0
+    """Length of a cycle."""
+    phase: SecondsOrZero = 0.0
+    """Time at which the rate crosses its mean upwards."""
+
+
+class RateStep(Block):
+    """A constant rate for a while."""
+
+    duration: Seconds
+    """How long."""
+    rate: PerSecondOrZero
+    """Arrivals per second."""
+
+
+class PiecewiseArrivals(Block):
+    """Poisson with a rate that is constant by pieces; repeats from the start after the last piece."""
+
+    process: Literal["piecewise"]
+    steps: Annotated[tuple[RateStep, ...], Field(min_length=1)]
+    """The pieces in order."""
+
+    @model_validator(mode="after")
+    def _not_silent(self) -> Self:
+        if not any(step.rate for step in self.steps):
+            raise ValueError("at least one rate must be above zero")
+        return self
+
+
+class ClosedLoopArrivals(Block):
+    """A fixed number of users: each sends its next request a think time after its last one ended."""
+
+    process: Literal["closed-loop"]
+    concurrency: Count
+    """Users."""
+    think_time: SecondsOrZero = 0.0
+    """Mean pause between a user's requests (exponential; 0 sends at once)."""
+
+
+Arrivals = Annotated[
+    PoissonArrivals
+    | GammaArrivals
+    | WeibullArrivals
+    | DeterministicArrivals
+    | MmppArrivals
+    | DiurnalArrivals
+    | PiecewiseArrivals
+    | ClosedLoopArrivals,
+    Field(discriminator="process"),
+]
+
+
+class SharedPrefixes(Block):
+    """Groups of requests that start with the same tokens (system prompt, few-shot examples)."""
+
+    groups: Count
+    """Distinct prefixes."""
+    tokens: Tokens
+    """Length of each; a shorter prompt lies wholly inside its prefix."""
+    zipf: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Exponent of the groups' popularity: the k-th is chosen with weight k^-zipf; 0 is uniform."""
+
+
+class Sessions(Block):
+    """Multi-turn conversations: each turn's prompt is the whole history plus new user tokens."""
+
+    turns: Lengths
+    """Turns per session."""
+    think_time: SecondsOrZero = 0.0
+    """Mean pause between the end of an answer and the next turn (exponential)."""
+    max_context_tokens: Tokens = 32_768
+    """A session ends before a turn whose prompt and output would exceed this."""
+
+
+class SyntheticWorkload(Block):
+    """Requests drawn from distributions or from a public trace's profile."""
+
+    kind: Literal["synthetic"]
+    requests: Count | None = None
+    """How many requests to send (turns of sessions count)."""
+    duration: Seconds | None = None
+    """Stop sending after this long."""
+    profile: str | None = None
+    """Name of a trace profile (`fleetsim list traces`) that gives arrivals and lengths not stated here."""
+    arrivals: Arrivals | None = None
+    """Arrival process; of sessions where there are any."""
+    prompt_tokens: Lengths | None = None
+    """Prompt lengths; with sessions, the new user tokens of each turn."""
+    output_tokens: Lengths | None = None
+    """Output lengths."""
+    prefixes: SharedPrefixes | None = None
+    """Shared prompt starts."""
+    sessions: Sessions | None = None
+    """Multi-turn structure."""
+    model: str | None = None
+    """Send every request to pools of this LLM only."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.requests is None and self.duration is None:
+            raise ValueError("give requests, duration or both: the workload must end")
+        if self.profile is None:
+            missing = [k for k in ("arrivals", "prompt_tokens", "output_tokens") if getattr(self, k) is None]
+            if missing:
+                raise ValueError(f"without a profile these must be given: {', '.join(missing)}")
+        if isinstance(self.arrivals, ClosedLoopArrivals) and self.sessions is not None:
+            raise ValueError("closed-loop arrivals and sessions cannot be combined: a session's turns already form a loop")
+        return self
+
+
+class TimeSlice(Block):
+    """A window of the trace's own time, before any rate scaling."""
+
+    start: SecondsOrZero = 0.0
+    """First instant kept, from the trace's first row."""
+    end: Seconds | None = None
+    """First instant not kept."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"end {self.end:g} s is not after start {self.start:g} s")
+        return self
+
+
+class TraceWorkload(Block):
+    """Replay of a trace file."""
+
+    kind: Literal["trace"]
+    format: Literal["azure", "burstgpt", "mooncake", "bailian", "splitwise", "sharegpt", "parquet"]
+    """What the file is; `fleetsim trace describe FILE` tells."""
+    path: Annotated[str, Field(min_length=1)]
+    """File, relative to the scenario file; `.gz` is read as it is. `embedded:NAME` is a trace that fleetsim carries."""
+    rate_scale: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
+    """Replay this many times as fast as recorded (below 1: slower)."""
+    rate_scaling: Literal["time", "thin"] = "time"
+    """How: squeeze the time between arrivals, or keep each request with probability rate_scale (at most 1)."""
+    slice: TimeSlice = TimeSlice()
+    """Part of the trace to replay."""
+    limit: Count | None = None
+    """At most this many requests."""
+    loop: Count = 1
+    """Replay the slice this many times, one after the other."""
+    on_bad_rows: Literal["refuse", "skip"] = "refuse"
+    """Rows that cannot be read: refuse the run and show them, or skip them and report how many."""
+    sessions: Literal["recorded", "released"] = "recorded"
+    """Later turns of a session at their recorded time, or released by the end of the turn before plus its recorded pause."""
+    model: str | None = None
+    """Send every request to pools of this LLM only, whatever the trace says."""
+
+    @model_validator(mode="after")
+    def _thinning(self) -> Self:
+        if self.rate_scaling == "thin" and self.rate_scale > 1:
+            raise ValueError("thinning keeps a share of the requests: rate_scale must be at most 1")
+        return self
+
+
+Workload = Annotated[TraceWorkload | SyntheticWorkload, Field(discriminator="kind")]
+
+# --- service-level objectives ----------------------------------------------------------------------------------------
+
+
+class SloLimits(Block):
+    """Latency limits that a request must keep to count as good. A limit not given is not checked."""
+
+    ttft: Seconds | None = None
+    """Time to first token."""
+    tpot: Seconds | None = None
+    """Mean time per output token after the first; requests with one output token meet it."""
+    e2el: Seconds | None = None
+    """End-to-end latency."""
+
+
+class Slo(SloLimits):
+    """Service-level objective: limits, and the share of requests that must keep all of them."""
+
+    attainment: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Share of all requests (rejected and unfinished ones included) that must meet the limits."""
+    classes: dict[str, SloLimits] = {}
+    """Other limits for requests of a class named in the trace."""
+
+
+# --- fleet ------------------------------------------------------------------------------------------------------------
+
+
+class Parallelism(Block):
+    """How one replica is spread over accelerators; it uses tp x pp x dp of them."""
+
+    tp: Count = 1
+    """Tensor parallel ranks: each layer is cut."""
+    pp: Count = 1
+    """Pipeline stages: the layers are divided."""
+    dp: Count = 1
+    """Attention data-parallel ranks in lock step, each with its own KV cache and batch."""
+    ep: Count = 1
+    """Expert-parallel ranks: whole experts are spread over tp x dp accelerators."""
+
+    @property
+    def accelerators(self) -> int:
+        """Accelerators of one replica."""
+        return self.tp * self.pp * self.dp
+
+
+class KvCache(Block):
+    """Room for cached keys and values on one rank."""
+
+    block_tokens: Tokens = 16
+    """Tokens per block."""
+    memory_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the accelerator's memory that the engine may use (vLLM: gpu_memory_utilization)."""
+    capacity_tokens: Tokens | None = None
+    """Tokens that fit, if known (vLLM prints it at start); otherwise computed from memory."""
+    dtype: Literal["auto", "bf16", "fp16", "fp8", "int8"] = "auto"
+    """Precision of keys and values; auto is that of the activations."""
+
+
+class Engine(Block):
+    """Inference engine of a replica."""
+
+    kind: Literal["vllm", "sglang", "trtllm", "generic"] = "vllm"
+    """Whose host overheads to charge."""
+    scheduler: Annotated[Choice, PolicyField("schedulers")] = Field(default_factory=lambda: _default("schedulers", "vllm-v1"))
+    """Which requests run in each step."""
+    kv: KvCache = KvCache()
+    """Memory for keys and values."""
+    prefix_cache: bool = True
+    """Reuse blocks of earlier requests with the same start."""
+    weights: Literal["auto", "bf16", "fp16", "fp8", "fp4", "int8", "int4"] = "auto"
+    """Precision of the weights; auto is the checkpoint's own."""
+    step_time: Annotated[Choice, PolicyField("step_time_models", key="model")] = Field(
+        default_factory=lambda: _default("step_time_models", "roofline", "model")
+    )
+    """Physics of a step."""
+    step_by_step: bool = False
+    """Simulate every step by itself instead of leaping: the slow reference path, same results."""
+
+
+def _default(kind: str, name: str, key: str = "policy") -> Choice:
+    return PolicyField(kind, key)._validate(name)
+
+
+class Pool(Block):
+    """Replicas of one LLM on one kind of accelerator."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    """Unique in the scenario."""
+    llm: Annotated[str, Field(min_length=1)]
+    """Name in the catalogue (`fleetsim list llms`), or the path of a Hugging Face `config.json`."""
+    accelerator: Annotated[str, Field(min_length=1)]
+    """Name in the catalogue (`fleetsim list accelerators`)."""
+    parallelism: Parallelism = Parallelism()
+    """Spread of one replica over accelerators."""
+    replicas: Count = 1
+    """How many."""
+    engine: Engine = Field(default_factory=Engine)
+    """Inference engine."""
+    link: str | None = None
+    """Link between a replica's accelerators (`fleetsim list links`); default: what the accelerator has."""
+    price: UsdPerHour | None = None
+    """Price of one accelerator; default: the catalogue's."""
+
+
+class Gateway(Block):
+    """Where requests enter the fleet."""
+
+    router: Annotated[Choice, PolicyField("routers")] = Field(default_factory=lambda: _default("routers", "least-outstanding"))
+    """Chooses the replica."""
+
+
+class Run(Block):
+    """How to simulate and what to keep."""
+
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the requests, by arrival, that are simulated but left out of the latency metrics."""
+    horizon: Seconds | None = None
+    """Stop here; requests still in flight end as `unfinished`. Default: when all are done."""
+    interval: Seconds = 10.0
+    """Spacing of the rows of the `replicas` and `fleet` tables."""
+
+
+class Scenario(Block):
+    """A workload, a fleet, the rules between them, and how to run it."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")]
+    """Version of the scenario format."""
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    """What this scenario is called in tables and reports."""
+    description: str = ""
+    """For people."""
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    """Root of every random stream."""
+    workload: Workload
+    """Who asks for what, when."""
+    slo: Slo | None = None
+    """Service-level objective."""
+    gateway: Gateway = Field(default_factory=Gateway)
+    """Where requests enter."""
+    pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
+    """The fleet."""
+    run: Run = Run()
+    """How to simulate."""
+
+
