@@ -1,7 +1,7 @@
 """What can go wrong, and how it is told.
 
-Bad input is collected as `Finding` values so that one message shows all of them at once; the command line prints each as
-``file:line:column  path: message`` with a hint below it and ends with exit code 2.
+Bad input is collected as `Finding` values so that one message shows all of them at once; the command line prints each
+as ``file:line:column  path: message`` with a hint below it and ends with exit code 2.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Finding:
         where = self.file
         if self.line is not None:
             where += f":{self.line}" + (f":{self.column}" if self.column is not None else "")
-        head = "  ".join(part for part in (where, f"{self.path}: {self.message}" if self.path else self.message) if part)
+        head = "  ".join(
+            part for part in (where, f"{self.path}: {self.message}" if self.path else self.message) if part
+        )
         return f"{head}\n    {self.hint}" if self.hint else head
 
 

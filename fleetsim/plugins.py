@@ -1,7 +1,8 @@
 """Policies and models by name: entry points, ours and third parties' alike.
 
-A policy class carries a frozen pydantic ``Config``; the scenario's block ``{policy: NAME, ...}`` is validated by it. Nothing is
-imported before a scenario names it. A policy given as ``module:Class`` is imported only where the caller allowed it.
+A policy class carries a frozen pydantic ``Config``; the scenario's block ``{policy: NAME, ...}`` is validated by it.
+Nothing is imported before a scenario names it. A policy given as ``module:Class`` is imported only where the caller
+allowed it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def load(kind: str, name: str) -> Any:
     """
     entry = _entries(kind).get(name)
     if entry is not None:
-        return entry.load()
+        return _loaded(entry)
     if ":" in name:
         if not imports_allowed.get():
             raise LookupError(f'"{name}" is an import path: scenario files cannot run code (--allow-import permits it)')
@@ -88,6 +89,16 @@ def load(kind: str, name: str) -> Any:
         except (ImportError, AttributeError) as error:
             raise LookupError(f'cannot import "{name}": {error}') from error
     raise LookupError(f'unknown policy "{name}". {nearest(name, _entries(kind), kind)}')
+
+
+def _loaded(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except Exception as error:
+        package = entry.dist.name if entry.dist else entry.value
+        raise LookupError(
+            f'the plug-in "{entry.name}" of {package} cannot be loaded: {type(error).__name__}: {error}'
+        ) from error
 
 
 def listing() -> list[Listing]:
@@ -113,9 +124,9 @@ class Choice:
         """The policy object, built from its config and what its kind is given at construction."""
         return load(self.kind, self.name)(self.config, *args)
 
-    def as_mapping(self) -> dict[str, Any]:
+    def as_mapping(self, key: str = "policy") -> dict[str, Any]:
         """The block as it would stand in a scenario file, defaults filled in."""
-        return {"policy": self.name, **self.config.model_dump(mode="json")}
+        return {key: self.name, **self.config.model_dump(mode="json", exclude_none=True)}
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,8 @@ class PolicyField:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            self._validate, serialization=core_schema.plain_serializer_function_ser_schema(lambda c: c.as_mapping())
+            self._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda c: c.as_mapping(self.key)),
         )
 
     def __get_pydantic_json_schema__(
@@ -137,7 +149,10 @@ class PolicyField:
         for name in names(self.kind):
             policy = load(self.kind, name)
             option = policy.Config.model_json_schema(mode="validation")
-            option.setdefault("properties", {})[self.key] = {"const": name, "description": (policy.__doc__ or "").strip()}
+            option.setdefault("properties", {})[self.key] = {
+                "const": name,
+                "description": (policy.__doc__ or "").strip(),
+            }
             option["required"] = [self.key, *option.get("required", [])]
             option["title"] = name
             options.append(option)

@@ -1,6 +1,7 @@
 """Quantities with units as text, parsed once at the border.
 
-Inside the package every number is a float or int in the base unit that its name's suffix says (``_s``, ``_bytes``, ``_w``).
+Inside the package every number is a float or int in the base unit that its name's suffix says (``_s``, ``_bytes``,
+``_w``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ UNITS: dict[str, dict[str, float]] = {
     "time": _TIME,
     "bytes": _BYTES,
     "bytes/s": {f"{u}/s": f for u, f in (_BYTES | _BITS).items()} | {f"{p}bps": m / 8 for p, m in _DECIMAL.items()},
-    "rate": {f"{noun}/{t}": 1.0 / f for noun in ("req", "requests", "") for t, f in _TIME.items() if t in ("s", "min", "h")}
+    "rate": {
+        f"{noun}/{t}": 1.0 / f for noun in ("req", "requests", "") for t, f in _TIME.items() if t in ("s", "min", "h")
+    }
     | {"Hz": 1.0, "rps": 1.0},
     "flop/s": {f"{p}{u}": m for p, m in _DECIMAL.items() for u in ("FLOPS", "FLOP/s", "OPS")},
     "power": {"mW": 1e-3, "W": 1.0, "kW": 1e3, "MW": 1e6},
@@ -91,8 +94,12 @@ class Quantity:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         limits = {k: v for k, v in (("gt", self.gt), ("ge", self.ge)) if v is not None}
-        number = core_schema.float_schema(allow_inf_nan=False, **limits)  # type: ignore[arg-type]
+        text = core_schema.plain_serializer_function_ser_schema(self._as_text, when_used="json-unless-none")
+        number = core_schema.float_schema(allow_inf_nan=False, serialization=text, **limits)  # type: ignore[arg-type]
         return core_schema.no_info_before_validator_function(lambda value: parse(value, self.dimension), number)
+
+    def _as_text(self, value: float) -> str:
+        return f"{value!r} {'req/s' if self.dimension == 'rate' else self.unit}"
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler

@@ -35,7 +35,7 @@ class FixedTokens(Block):
 
 
 class LognormalTokens(Block):
-    """Lognormal lengths, given by the mean and the coefficient of variation of the lognormal itself, cut to [min, max]."""
+    """Lognormal lengths by mean and coefficient of variation of the lognormal itself, cut to [min, max]."""
 
     distribution: Literal["lognormal"]
     mean: Annotated[float, Field(gt=0)]
@@ -241,7 +241,9 @@ class SyntheticWorkload(Block):
             if missing:
                 raise ValueError(f"without a profile these must be given: {', '.join(missing)}")
         if isinstance(self.arrivals, ClosedLoopArrivals) and self.sessions is not None:
-            raise ValueError("closed-loop arrivals and sessions cannot be combined: a session's turns already form a loop")
+            raise ValueError(
+                "closed-loop arrivals and sessions cannot be combined: a session's turns already form a loop"
+            )
         return self
 
 
@@ -281,7 +283,7 @@ class TraceWorkload(Block):
     on_bad_rows: Literal["refuse", "skip"] = "refuse"
     """Rows that cannot be read: refuse the run and show them, or skip them and report how many."""
     sessions: Literal["recorded", "released"] = "recorded"
-    """Later turns of a session at their recorded time, or released by the end of the turn before plus its recorded pause."""
+    """Later turns of a session: at their recorded time, or released by the end of the turn before plus its pause."""
     model: str | None = None
     """Send every request to pools of this LLM only, whatever the trace says."""
 
@@ -356,7 +358,9 @@ class Engine(Block):
 
     kind: Literal["vllm", "sglang", "trtllm", "generic"] = "vllm"
     """Whose host overheads to charge."""
-    scheduler: Annotated[Choice, PolicyField("schedulers")] = Field(default_factory=lambda: _default("schedulers", "vllm-v1"))
+    scheduler: Annotated[Choice, PolicyField("schedulers")] = Field(
+        default_factory=lambda: _default("schedulers", "vllm-v1")
+    )
     """Which requests run in each step."""
     kv: KvCache = KvCache()
     """Memory for keys and values."""
@@ -400,7 +404,9 @@ class Pool(Block):
 class Gateway(Block):
     """Where requests enter the fleet."""
 
-    router: Annotated[Choice, PolicyField("routers")] = Field(default_factory=lambda: _default("routers", "least-outstanding"))
+    router: Annotated[Choice, PolicyField("routers")] = Field(
+        default_factory=lambda: _default("routers", "least-outstanding")
+    )
     """Chooses the replica."""
 
 
@@ -436,5 +442,3 @@ class Scenario(Block):
     """The fleet."""
     run: Run = Run()
     """How to simulate."""
-
-
