@@ -145,10 +145,12 @@ class PolicyField:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        options = []
+        options: list[dict[str, Any]] = [{"type": "string", "enum": names(self.kind)}]
         for name in names(self.kind):
             policy = load(self.kind, name)
-            option = policy.Config.model_json_schema(mode="validation")
+            prefix = f"{self.kind}.{name}."
+            option = policy.Config.model_json_schema(ref_template=f"#/definitions/{prefix}{{model}}")
+            option["x-definitions"] = prefix
             option.setdefault("properties", {})[self.key] = {
                 "const": name,
                 "description": (policy.__doc__ or "").strip(),

@@ -78,7 +78,7 @@ def parse(value: object, dimension: str) -> float:
     factor = UNITS[dimension].get(unit)
     if factor is None:
         other = next((name for name, table in UNITS.items() if unit in table), None)
-        what = f"{value!r} is a {other}" if other else f'unknown unit "{unit}" in {value!r}'
+        what = f"{value!r} has a unit of {other}" if other else f'unknown unit "{unit}" in {value!r}'
         raise ValueError(f"{what}: {expected}")
     return number * factor
 
@@ -104,7 +104,14 @@ class Quantity:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"type": ["string", "number"], "unit": self.unit, "examples": _EXAMPLES[self.dimension].split(", ")}
+        units = "|".join(re.escape(unit) for unit in UNITS[self.dimension])
+        field: dict[str, Any] = {
+            "type": "string",
+            "pattern": rf"^\s*[+]?[0-9._]+([eE][+-]?[0-9]+)?\s*({units})\s*$",
+            "unit": self.unit,
+            "examples": _EXAMPLES[self.dimension].split(", "),
+        }
+        return field if self.gt is not None else field | {"type": ["string", "number"], "minimum": 0, "maximum": 0}
 
 
 Seconds = Annotated[float, Quantity("time", "s", gt=0)]

@@ -22,11 +22,59 @@ def resolved_mapping(scenario: Scenario) -> dict[str, Any]:
 
 def canonical_json(scenario: Scenario) -> str:
     """The resolved scenario as JSON with sorted keys and no spaces."""
-    return json.dumps(
-        resolved_mapping(scenario), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    mapping = resolved_mapping(scenario)
+    return json.dumps(mapping, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(scenario: Scenario) -> str:
     """SHA-256 of the resolved scenario: equal for files that say the same. Contents of traces are not part of it."""
     return hashlib.sha256(canonical_json(scenario).encode()).hexdigest()
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 7) of a scenario file, with every policy that is installed here, third parties' included."""
+    schema = Scenario.model_json_schema(ref_template="#/definitions/{model}")
+    definitions = schema.pop("$defs", {})
+    _hoist(schema, definitions)
+    for definition in list(definitions.values()):
+        _hoist(definition, definitions)
+    properties = {
+        "extends": {
+            "type": "string",
+            "description": "Another scenario file, relative to this one, that this one is laid over.",
+        },
+        **schema.pop("properties"),
+    }
+    complete = {"anyOf": [{"required": ["extends"]}, {"required": schema.pop("required")}]}
+    whole = {"$schema": DIALECT, **schema, "properties": properties, **complete, "definitions": definitions}
+    result = _draft7(whole)
+    assert isinstance(result, dict)
+    return result
+
+
+def _hoist(node: object, definitions: dict[str, Any]) -> None:
+    """Move definitions that plug-ins brought with them to the top, under the names that their references use."""
+    if isinstance(node, dict):
+        prefix = node.pop("x-definitions", "")
+        for name, definition in node.pop("$defs", {}).items():
+            definitions[f"{prefix}{name}"] = definition
+            _hoist(definition, definitions)
+        for child in node.values():
+            _hoist(child, definitions)
+    elif isinstance(node, list):
+        for child in node:
+            _hoist(child, definitions)
+
+
+def _draft7(node: Any) -> Any:
+    """Draft 7 ignores what stands beside ``$ref``: wrap the reference so that descriptions and defaults count."""
+    if isinstance(node, list):
+        return [_draft7(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _draft7(child) for key, child in node.items() if key != "discriminator"}
+    if "pattern" in node and "unit" in node and node.get("default"):
+        node["default"] = f"{node['default']:g} {'req/s' if node['unit'] == '1/s' else node['unit']}"
+    if "$ref" in node and len(node) > 1:
+        return {"allOf": [{"$ref": node.pop("$ref")}], **node}
+    return node

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fleetsim.plugins import Choice, PolicyField
 from fleetsim.units import PerSecond, PerSecondOrZero, Seconds, SecondsOrZero, UsdPerHour
 
-Ratio = Annotated[float, Field(ge=0, le=1)]
+Flag = Annotated[bool, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+Ratio = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Tokens = Annotated[int, Field(ge=1, strict=True)]
 
@@ -20,7 +22,7 @@ Tokens = Annotated[int, Field(ge=1, strict=True)]
 class Block(BaseModel):
     """Base of every part of a scenario."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 # --- workload -------------------------------------------------------------------------------------------------------
@@ -38,9 +40,9 @@ class LognormalTokens(Block):
     """Lognormal lengths by mean and coefficient of variation of the lognormal itself, cut to [min, max]."""
 
     distribution: Literal["lognormal"]
-    mean: Annotated[float, Field(gt=0)]
+    mean: Annotated[Number, Field(gt=0)]
     """Mean before cutting [tokens]."""
-    cv: Annotated[float, Field(ge=0, le=20)]
+    cv: Annotated[Number, Field(ge=0, le=20)]
     """Standard deviation / mean before cutting."""
     min: Tokens = 1
     """Smaller draws become this."""
@@ -58,7 +60,7 @@ class QuantileTokens(Block):
     """Empirical lengths: linear interpolation between equally spaced quantiles."""
 
     distribution: Literal["quantiles"]
-    values: Annotated[tuple[Annotated[float, Field(ge=1)], ...], Field(min_length=2)]
+    values: Annotated[tuple[Annotated[Number, Field(ge=1)], ...], Field(min_length=2)]
     """Quantiles at levels 0, 1/(n-1), …, 1 [tokens], not falling."""
 
     @model_validator(mode="after")
@@ -85,9 +87,9 @@ class GammaArrivals(Block):
     process: Literal["gamma"]
     rate: PerSecond
     """Mean arrivals per second."""
-    burstiness: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    burstiness: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
     """Shape of the gamma distribution."""
-    normalise: bool = False
+    normalise: Flag = False
     """Rescale all gaps so that the last arrival falls on requests / rate exactly, as vLLM's benchmark does."""
 
 
@@ -97,7 +99,7 @@ class WeibullArrivals(Block):
     process: Literal["weibull"]
     rate: PerSecond
     """Mean arrivals per second."""
-    shape: Annotated[float, Field(gt=0.05, le=1e3)]
+    shape: Annotated[Number, Field(gt=0.05, le=1e3)]
     """Below 1 is burstier than Poisson."""
 
 
@@ -194,7 +196,7 @@ class SharedPrefixes(Block):
     """Distinct prefixes."""
     tokens: Tokens
     """Length of each; a shorter prompt lies wholly inside its prefix."""
-    zipf: Annotated[float, Field(ge=0, le=10)] = 0.0
+    zipf: Annotated[Number, Field(ge=0, le=10)] = 0.0
     """Exponent of the groups' popularity: the k-th is chosen with weight k^-zipf; 0 is uniform."""
 
 
@@ -270,7 +272,7 @@ class TraceWorkload(Block):
     """What the file is; `fleetsim trace describe FILE` tells."""
     path: Annotated[str, Field(min_length=1)]
     """File, relative to the scenario file; `.gz` is read as it is. `embedded:NAME` is a trace that fleetsim carries."""
-    rate_scale: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
+    rate_scale: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
     """Replay this many times as fast as recorded (below 1: slower)."""
     rate_scaling: Literal["time", "thin"] = "time"
     """How: squeeze the time between arrivals, or keep each request with probability rate_scale (at most 1)."""
@@ -313,7 +315,7 @@ class SloLimits(Block):
 class Slo(SloLimits):
     """Service-level objective: limits, and the share of requests that must keep all of them."""
 
-    attainment: Annotated[float, Field(gt=0, le=1)] = 0.99
+    attainment: Annotated[Number, Field(gt=0, le=1)] = 0.99
     """Share of all requests (rejected and unfinished ones included) that must meet the limits."""
     classes: dict[str, SloLimits] = {}
     """Other limits for requests of a class named in the trace."""
@@ -345,7 +347,7 @@ class KvCache(Block):
 
     block_tokens: Tokens = 16
     """Tokens per block."""
-    memory_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    memory_ratio: Annotated[Number, Field(gt=0, le=1)] = 0.9
     """Share of the accelerator's memory that the engine may use (vLLM: gpu_memory_utilization)."""
     capacity_tokens: Tokens | None = None
     """Tokens that fit, if known (vLLM prints it at start); otherwise computed from memory."""
@@ -364,7 +366,7 @@ class Engine(Block):
     """Which requests run in each step."""
     kv: KvCache = KvCache()
     """Memory for keys and values."""
-    prefix_cache: bool = True
+    prefix_cache: Flag = True
     """Reuse blocks of earlier requests with the same start."""
     weights: Literal["auto", "bf16", "fp16", "fp8", "fp4", "int8", "int4"] = "auto"
     """Precision of the weights; auto is the checkpoint's own."""
@@ -372,7 +374,7 @@ class Engine(Block):
         default_factory=lambda: _default("step_time_models", "roofline", "model")
     )
     """Physics of a step."""
-    step_by_step: bool = False
+    step_by_step: Flag = False
     """Simulate every step by itself instead of leaping: the slow reference path, same results."""
 
 
@@ -413,7 +415,7 @@ class Gateway(Block):
 class Run(Block):
     """How to simulate and what to keep."""
 
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of the requests, by arrival, that are simulated but left out of the latency metrics."""
     horizon: Seconds | None = None
     """Stop here; requests still in flight end as `unfinished`. Default: when all are done."""

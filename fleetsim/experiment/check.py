@@ -1,0 +1,350 @@
+"""Checks that need more than one field, or the catalogue: small functions yield findings, all reported at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleetsim.catalog.accelerator import Accelerator, load_accelerator
+from fleetsim.catalog.floors import Floors, floors
+from fleetsim.catalog.link import load_link
+from fleetsim.catalog.llm import Llm, load_llm
+from fleetsim.catalog.memory import memory_plan, parallelisms_that_fit
+from fleetsim.errors import DataError, Finding, ScenarioError, nearest
+from fleetsim.scenario.load import LoadedScenario
+from fleetsim.scenario.schema import (
+    FixedTokens,
+    Lengths,
+    LognormalTokens,
+    Parallelism,
+    Pool,
+    QuantileTokens,
+    SloLimits,
+    SyntheticWorkload,
+    TraceWorkload,
+)
+from fleetsim.units import show, show_bytes
+from fleetsim.workload.formats import locate
+
+Findings = Iterator[Finding]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A pool of the scenario with what the catalogue says about it."""
+
+    loaded: LoadedScenario
+    index: int
+    pool: Pool
+    llm: Llm
+    accelerator: Accelerator
+
+    def finding(self, path: tuple[str | int, ...], message: str, hint: str = "", severity: str = "error") -> Finding:
+        """A finding about a value of this pool."""
+        return self.loaded.finding(("pools", self.index, *path), message, hint, severity)
+
+    @property
+    def floors(self) -> Floors:
+        """Physical lower bounds of one replica."""
+        return floors(self.llm, self.accelerator, self.pool.parallelism, self.pool.engine)
+
+
+def check_scenario(loaded: LoadedScenario) -> list[Finding]:
+    """Everything that is wrong or suspicious about a valid scenario, errors first.
+
+    Parameters
+    ----------
+    loaded : LoadedScenario
+        From `load_scenario`.
+
+    Returns
+    -------
+    list of Finding
+        Of severity ``error`` or ``warning``.
+    """
+    sites: list[Site] = []
+    findings = list(_names_in_catalogue(loaded, sites))
+    for check in _SCENARIO_CHECKS:
+        findings += check(loaded)
+    for site in sites:
+        for pool_check in _POOL_CHECKS:
+            findings += pool_check(site)
+    if len(sites) == len(loaded.scenario.pools):
+        findings += _slo_above_floors(loaded, sites)
+    return sorted(findings, key=lambda f: f.severity != "error")
+
+
+def require_valid(loaded: LoadedScenario) -> list[Finding]:
+    """Warnings about a scenario.
+
+    Raises
+    ------
+    ScenarioError
+        If there are errors; it carries the warnings too.
+    """
+    findings = check_scenario(loaded)
+    if any(f.severity == "error" for f in findings):
+        raise ScenarioError(findings)
+    return findings
+
+
+# --- the catalogue ----------------------------------------------------------------------------------------------------
+
+
+def _names_in_catalogue(loaded: LoadedScenario, sites: list[Site]) -> Findings:
+    """Names that the catalogue lacks; pools whose names it has are added to `sites`."""
+    for index, pool in enumerate(loaded.scenario.pools):
+        where = ("pools", index)
+        try:
+            llm = load_llm(pool.llm, loaded.base_dir)
+        except DataError as error:
+            yield from _retold(loaded, (*where, "llm"), error)
+            llm = None
+        try:
+            accelerator = load_accelerator(pool.accelerator)
+        except DataError as error:
+            yield from _retold(loaded, (*where, "accelerator"), error)
+            accelerator = None
+        try:
+            load_link(pool.link) if pool.link is not None else None
+        except DataError as error:
+            yield from _retold(loaded, (*where, "link"), error)
+        if llm and accelerator:
+            sites.append(Site(loaded, index, pool, llm, accelerator))
+
+
+def _retold(loaded: LoadedScenario, path: tuple[str | int, ...], error: DataError) -> Findings:
+    """Findings about a file that the scenario names, told at the place that names it."""
+    for found in error.findings:
+        place = ":".join(str(part) for part in (Path(found.file).name, found.line) if part) if found.file else ""
+        inside = f"{found.path}: {found.message}" if found.path else found.message
+        yield loaded.finding(path, f"{place}: {inside}" if place else inside, found.hint)
+
+
+# --- the scenario as a whole ------------------------------------------------------------------------------------------
+
+
+def _pool_names_unique(loaded: LoadedScenario) -> Findings:
+    counts = Counter(pool.name for pool in loaded.scenario.pools)
+    seen: set[str] = set()
+    for index, pool in enumerate(loaded.scenario.pools):
+        if counts[pool.name] > 1 and pool.name in seen:
+            message = f'another pool is called "{pool.name}" already'
+            yield loaded.finding(("pools", index, "name"), message, "pools are told apart by name")
+        seen.add(pool.name)
+
+
+def _trace_exists(loaded: LoadedScenario) -> Findings:
+    workload = loaded.scenario.workload
+    if not isinstance(workload, TraceWorkload):
+        return
+    try:
+        path = locate(workload.path, loaded.base_dir)
+    except DataError as error:
+        yield from _retold(loaded, ("workload", "path"), error)
+        return
+    try:
+        if path.is_dir():
+            yield loaded.finding(("workload", "path"), f"{workload.path} is a folder, not a trace file")
+        elif not path.exists():
+            names = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+            hint = nearest(path.name, names, "in that folder") if names else f"there is no folder {path.parent}"
+            yield loaded.finding(("workload", "path"), f"no such file: {workload.path}", hint)
+    except (OSError, ValueError) as error:
+        yield loaded.finding(("workload", "path"), f"cannot be read: {error}")
+
+
+def _model_is_served(loaded: LoadedScenario) -> Findings:
+    model = loaded.scenario.workload.model
+    served = {pool.llm for pool in loaded.scenario.pools}
+    if model is not None and model not in served:
+        yield loaded.finding(("workload", "model"), f'no pool serves "{model}"', nearest(model, served, "in the pools"))
+
+
+_SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
+    _pool_names_unique,
+    _trace_exists,
+    _model_is_served,
+)
+
+
+# --- one pool ---------------------------------------------------------------------------------------------------------
+
+
+def _fits_in_memory(site: Site) -> Findings:
+    plan = memory_plan(site.llm, site.accelerator, site.pool.parallelism, site.pool.engine)
+    if plan.fits:
+        return
+    chip = f"{site.pool.accelerator} has {show_bytes(plan.total_bytes)}"
+    usable = f"{show_bytes(plan.usable_bytes)} of it usable at memory_ratio {site.pool.engine.kv.memory_ratio:g}"
+    weights = show_bytes(plan.weights_bytes)
+    if plan.weights_bytes >= plan.usable_bytes:
+        message = f"{site.pool.llm} does not fit: its weights need {weights} per accelerator, {chip} ({usable})"
+    else:
+        rest = show_bytes(plan.activations_bytes + plan.runtime_bytes)
+        message = (
+            f"{site.pool.llm} leaves no room for one KV block: weights {weights}, activations and runtime {rest}, "
+            f"{chip} ({usable})"
+        )
+    yield site.finding(("parallelism",), message, _would_fit(site))
+
+
+def _would_fit(site: Site) -> str:
+    fitting = parallelisms_that_fit(site.llm, site.accelerator, site.pool.engine)[:3]
+    if not fitting:
+        return "no parallelism within reach fits: take a larger accelerator or narrower weights (engine.weights)"
+    return f"would fit: parallelism {' or '.join(_spread(p) for p in fitting)}"
+
+
+def _spread(parallelism: Parallelism) -> str:
+    degrees = {k: v for k, v in parallelism.model_dump().items() if v > 1} or {"tp": 1}
+    return "{" + ", ".join(f"{k}: {v}" for k, v in degrees.items()) + "}"
+
+
+def _tensor_parallel_divides(site: Site) -> Findings:
+    tp, heads, kv_heads = site.pool.parallelism.tp, site.llm.heads, site.llm.kv_heads
+    path = ("parallelism", "tp")
+    if heads % tp:
+        yield site.finding(path, f"tp {tp} does not divide the {heads} attention heads of {site.pool.llm}")
+    elif kv_heads % tp and tp % kv_heads and site.llm.attention != "mla":
+        yield site.finding(
+            path, f"tp {tp} and the {kv_heads} key-value heads of {site.pool.llm} do not divide each other"
+        )
+    elif tp > site.accelerator.per_node:
+        message = f"tp {tp} spans nodes of {site.accelerator.per_node}, but is charged the link within a node"
+        yield site.finding(path, message, "set `link` to the link between nodes", "warning")
+
+
+def _pipeline_divides(site: Site) -> Findings:
+    pp, layers = site.pool.parallelism.pp, site.llm.layers
+    if pp > layers:
+        yield site.finding(("parallelism", "pp"), f"{pp} stages, but {site.pool.llm} has {layers} layers")
+
+
+def _experts_divide(site: Site) -> Findings:
+    spread, llm = site.pool.parallelism, site.llm
+    path, ranks = ("parallelism", "ep"), spread.tp * spread.dp
+    if spread.ep == 1:
+        return
+    if not llm.is_moe:
+        yield site.finding(path, f"{site.pool.llm} has no experts to spread", "leave ep out")
+    elif ranks % spread.ep:
+        yield site.finding(
+            path, f"ep {spread.ep} does not divide tp x dp = {ranks}", "experts spread over tp x dp ranks"
+        )
+    elif llm.experts % spread.ep:
+        yield site.finding(path, f"ep {spread.ep} does not divide the {llm.experts} experts of {site.pool.llm}")
+
+
+def _seats_within_budget(site: Site) -> Findings:
+    config = site.pool.engine.scheduler.config
+    tokens, seats = getattr(config, "max_batched_tokens", None), getattr(config, "max_seqs", None)
+    if isinstance(tokens, int) and isinstance(seats, int) and tokens < seats:
+        message = f"max_batched_tokens {tokens} is below max_seqs {seats}: not every running request could get a token"
+        yield site.finding(("engine", "scheduler", "max_batched_tokens"), message, "engines refuse to start this way")
+
+
+def _arithmetic_exists(site: Site) -> Findings:
+    dtype = site.llm.weights_dtype(site.pool.engine.weights)
+    if dtype not in ("bf16", "fp16") and site.accelerator.arithmetic(dtype) != dtype and dtype != "int4":
+        computed = site.accelerator.arithmetic(dtype)
+        message = f"{site.pool.accelerator} has no {dtype} arithmetic: products are computed in {computed}"
+        yield site.finding(("engine", "weights"), message, "memory is saved, arithmetic is not", "warning")
+
+
+def _capacity_holds_a_block(site: Site) -> Findings:
+    kv = site.pool.engine.kv
+    if kv.capacity_tokens is not None and kv.capacity_tokens < kv.block_tokens:
+        message = f"capacity_tokens {kv.capacity_tokens} is below one block of {kv.block_tokens} tokens"
+        yield site.finding(("engine", "kv", "capacity_tokens"), message)
+
+
+def _longest_request_fits(site: Site) -> Findings:
+    workload = site.loaded.scenario.workload
+    if not isinstance(workload, SyntheticWorkload) or workload.sessions or not workload.prompt_tokens:
+        return
+    longest = _largest(workload.prompt_tokens) + (_largest(workload.output_tokens) if workload.output_tokens else 1)
+    plan = memory_plan(site.llm, site.accelerator, site.pool.parallelism, site.pool.engine)
+    context = site.llm.context_tokens
+    if plan.fits and longest > plan.capacity_tokens and longest < 1_000_000:
+        message = (
+            f"requests may reach {longest:,} tokens, the KV cache holds {plan.capacity_tokens:,}: longer ones fail"
+        )
+        yield site.finding((), message, "", "warning")
+    elif 0 < context < longest < 1_000_000:
+        message = f"requests may reach {longest:,} tokens, {site.pool.llm} was made for {context:,}"
+        yield site.finding(("llm",), message, "", "warning")
+
+
+def _price_known(site: Site) -> Findings:
+    if site.pool.price is None and site.accelerator.price_usd_per_h is None:
+        message = f"nobody rents {site.pool.accelerator} by the hour: costs of this pool are counted as zero"
+        yield site.finding(("accelerator",), message, "set `price`", "warning")
+
+
+_POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
+    _tensor_parallel_divides,
+    _pipeline_divides,
+    _experts_divide,
+    _capacity_holds_a_block,
+    _fits_in_memory,
+    _seats_within_budget,
+    _arithmetic_exists,
+    _longest_request_fits,
+    _price_known,
+)
+
+
+# --- objectives against physics ---------------------------------------------------------------------------------------
+
+
+def _slo_above_floors(loaded: LoadedScenario, sites: list[Site]) -> Findings:
+    """Limits that no pool, or not every pool, can keep even alone with one short request."""
+    slo = loaded.scenario.slo
+    if slo is None:
+        return
+    yield from _limits_above_floors(loaded, sites, slo, ("slo",))
+    for name, limits in slo.classes.items():
+        yield from _limits_above_floors(loaded, sites, limits, ("slo", "classes", name))
+
+
+def _limits_above_floors(
+    loaded: LoadedScenario, sites: list[Site], limits: SloLimits, path: tuple[str | int, ...]
+) -> Findings:
+    workload = loaded.scenario.workload
+    shortest = 1
+    if isinstance(workload, SyntheticWorkload) and workload.prompt_tokens and not workload.prefixes:
+        shortest = _smallest(workload.prompt_tokens) if not workload.sessions else 1
+    single = (
+        isinstance(workload, SyntheticWorkload) and workload.output_tokens and _largest(workload.output_tokens) == 1
+    )
+    for key, limit in (("ttft", limits.ttft), ("tpot", limits.tpot), ("e2el", limits.e2el)):
+        if limit is None or (key == "tpot" and single):
+            continue
+        bounds = {s.pool.name: s.floors.tpot_s if key == "tpot" else s.floors.ttft_s(shortest) for s in sites}
+        missed = {name: bound for name, bound in bounds.items() if limit < bound}
+        if missed:
+            name, bound = min(missed.items(), key=lambda item: item[1])
+            every = len(missed) == len(bounds)
+            whose = "every pool; the best" if every else "some pools; of those the best"
+            message = (
+                f"{show(limit * 1e3)} ms is below what physics allows in {whose}, {name}, needs {show(bound * 1e3)} ms"
+            )
+            hint = (
+                "a step reads the weights once, a prompt needs its arithmetic: more tp, faster chips, narrower weights"
+            )
+            yield loaded.finding((*path, key), message, hint, "error" if every else "warning")
+
+
+def _smallest(lengths: Lengths) -> int:
+    if isinstance(lengths, FixedTokens):
+        return lengths.value
+    return lengths.min if isinstance(lengths, LognormalTokens) else int(lengths.values[0])
+
+
+def _largest(lengths: Lengths) -> int:
+    if isinstance(lengths, QuantileTokens):
+        return int(lengths.values[-1])
+    return lengths.value if isinstance(lengths, FixedTokens) else lengths.max
