@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from fleetsim.engine.batch import Batch
 
 
 class Line(NamedTuple):
@@ -76,5 +79,26 @@ class StepTimeModel(Protocol):
             Their context sum, new tokens included.
         group_tokens : int
             New tokens of all ranks of the replica.
+        """
+        ...
+
+
+class Scheduler(Protocol):
+    """Decides at a step boundary what a rank computes next.
+
+    Running requests past their prompt always get a token; the scheduler plans prompt chunks, admits from the queue and preempts, by
+    the verbs of `Batch`. It is asked at every boundary at which something may have changed: a request waits or has prompt left, or
+    the decoding requests lack blocks. What it does may depend on the batch only, so that a leap over boundaries at which it would
+    do nothing is exact.
+    """
+
+    def schedule(self, batch: Batch) -> None:
+        """Plan the next step; afterwards `batch.decode_blocks()` must not exceed the blocks that are available."""
+        ...
+
+    def admits(self, batch: Batch) -> bool:
+        """Whether the request that has just joined the end of `batch.waiting` could run from the next boundary on.
+
+        False lets the engine leap on; it must then stay false until a request finishes.
         """
         ...

@@ -1,0 +1,405 @@
+"""The running set of one rank: who waits, who runs, how far each is, and the KV blocks they hold.
+
+Requests that decode are never touched step by step: what changes with every step (context sum, blocks, progress) is kept as
+counts for the whole batch, and a request's own figures follow from the step number at which it joined.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+
+
+from fleetsim.engine.prefix_cache import Node, PrefixCache
+from fleetsim.errors import LawError, PolicyError
+from fleetsim.workload.prefixes import Path, private_path
+from fleetsim.workload.request import RUNNING, WAITING, Request
+
+
+class Batch:
+    """State of one attention data-parallel rank between two steps, and the verbs by which a scheduler changes it.
+
+    A scheduler reads `waiting`, `prefilling`, `running`, `decoding` and `available_blocks`, and acts by `extend`, `admit` and
+    `preempt`. Each verb checks that it can be done, so that no policy can break the books.
+
+    Parameters
+    ----------
+    capacity_blocks : int
+        KV blocks of this rank. ≥ 1.
+    block_tokens : int
+        Tokens per block. ≥ 1.
+    prefix_cache : bool
+        Whether blocks outlive their request.
+    """
+
+    __slots__ = (
+        "block_tokens",
+        "by_finish",
+        "cache",
+        "cached_hits",
+        "chunks",
+        "ctx_tokens",
+        "decoding",
+        "now_s",
+        "phases",
+        "preempted",
+        "preemptions",
+        "prefill_ctx_tokens",
+        "prefill_pairs",
+        "prefill_tokens",
+        "prefilling",
+        "running",
+        "sampled",
+        "step",
+        "waiting",
+    )
+
+    def __init__(self, capacity_blocks: int, block_tokens: int, prefix_cache: bool) -> None:
+        self.cache = PrefixCache(capacity_blocks, prefix_cache)
+        self.block_tokens = block_tokens
+        self.now_s = 0.0
+        self.step = 0
+        """Steps that this rank has done."""
+        self.waiting: deque[Request] = deque()
+        """Requests in the queue; the head is next."""
+        self.running: dict[Request, None] = {}
+        """Requests that hold blocks, in order of admission."""
+        self.prefilling: list[Request] = []
+        """Running requests whose prompt is not computed yet, in order of admission."""
+        self.decoding = 0
+        """Running requests that get one token per step."""
+        self.ctx_tokens = 0
+        """Tokens that the decoding requests' keys and values cover, summed."""
+        self.phases = [0] * block_tokens
+        """Decoding requests by (tokens covered - step) modulo block size: who needs a new block when."""
+        self.by_finish: list[tuple[int, int, Request]] = []
+        """Heap of (step after which it is done, id, request); entries of preempted requests are stale."""
+        self.chunks: list[tuple[Request, int]] = []
+        """Prompt chunks of the step being planned: (request, tokens)."""
+        self.sampled = 0
+        self.prefill_tokens = 0
+        self.prefill_pairs = 0
+        self.prefill_ctx_tokens = 0
+        self.preempted: list[Request] = []
+        """Requests preempted while planning this step."""
+        self.preemptions = 0
+        self.cached_hits = 0
+
+    # --- what a scheduler may ask ---------------------------------------------------------------------------------
+
+    @property
+    def available_blocks(self) -> int:
+        """Blocks that may be allocated in this step beside those that the decoding requests need."""
+        return self.cache.available - self.decode_blocks()
+
+    def decode_blocks(self) -> int:
+        """New blocks that the decoding requests need for their next token."""
+        return self.phases[-self.step % self.block_tokens]
+
+    def newest(self) -> Request:
+        """The running request that was admitted last."""
+        return next(reversed(self.running))
+
+    # --- verbs of a scheduler ----------------------------------------------------------------------------------------
+
+    def extend(self, request: Request, tokens: int) -> bool:
+        """Compute the next `tokens` prompt tokens of a running request in this step; False if blocks are lacking."""
+        block_tokens = self.block_tokens
+        needed = -(-(request.computed + tokens) // block_tokens) - request.blocks
+        if needed > 0:
+            cache = self.cache
+            if needed > cache.capacity - cache.used - self.phases[-self.step % block_tokens]:
+                return False
+            cache.allocate(needed)
+            request.blocks += needed
+        self._plan_chunk(request, tokens)
+        return True
+
+    def admit(self, request: Request, max_tokens: int, whole: bool, keep_free: int = 0) -> int:
+        """Let the head of the queue run, with up to `max_tokens` prompt tokens in this step.
+
+        Parameters
+        ----------
+        request : Request
+            The head of `waiting`.
+        max_tokens : int
+            Largest chunk [tokens]. ≥ 1.
+        whole : bool
+            Require room for the whole prompt now, not for the first chunk only.
+        keep_free : int
+            Blocks to leave available.
+
+        Returns
+        -------
+        int
+            Tokens planned for this step; 0 if blocks are lacking, and then nothing has changed.
+        """
+        cache, block_tokens = self.cache, self.block_tokens
+        target = request.prompt_tokens + request.generated
+        hits = idle = 0
+        path: Path = ()
+        if cache.enabled and (request.content is not None or request.preemptions):
+            path = self._path(request) if request.preemptions else request.content.path(block_tokens)  # type: ignore[union-attr]
+            hits, idle = cache.lookup(path, (target - 1) // block_tokens)
+        computed = hits * block_tokens
+        tokens = target - computed
+        if tokens > max_tokens:
+            tokens = max_tokens
+        planned = -(-(computed + tokens) // block_tokens)
+        needed = (-(-target // block_tokens) if whole else planned) - hits + idle
+        if needed + keep_free > cache.capacity - cache.used - self.phases[-self.step % block_tokens]:
+            return 0
+        self.waiting.popleft()
+        node = cache.acquire(path, hits) if hits else cache.root
+        if planned > hits:
+            cache.allocate(planned - hits)
+        request.node = node
+        request.shared_blocks = hits
+        request.blocks = planned
+        request.computed = computed
+        request.target = target
+        request.status = RUNNING
+        if not request.preemptions:
+            request.first_scheduled_s = self.now_s
+            request.cached_tokens = computed
+            self.cached_hits += computed
+        self.running[request] = None
+        self.prefilling.append(request)
+        self._plan_chunk(request, tokens)
+        return tokens
+
+    def preempt(self, request: Request) -> None:
+        """Stop a running request now: its blocks are released and it waits, first in the queue, to be computed again."""
+        if any(planned is request for planned, _ in self.chunks):
+            raise PolicyError(f"request {request.id} cannot be preempted after a chunk of it was planned for the same step")
+        del self.running[request]
+        if request.finish_step >= 0:
+            self._leave_decode(request)
+        else:
+            self.prefilling.remove(request)
+        self._release(request, finished=False)
+        request.preemptions += 1
+        request.status = WAITING
+        self.preemptions += 1
+        self.preempted.append(request)
+        self.waiting.appendleft(request)
+
+    # --- verbs of the replica ----------------------------------------------------------------------------------------
+
+    def steps_until_change(self, limit: int) -> int:
+        """Decode steps that can be done before a request finishes or blocks run out, at most `limit`."""
+        heap = self.by_finish
+        while heap and heap[0][2].finish_step != heap[0][0]:
+            heappop(heap)
+        if heap:
+            limit = min(limit, heap[0][0] - self.step)
+        batch, block_tokens = self.decoding, self.block_tokens
+        available = self.cache.capacity - self.cache.used
+        if batch * (limit // block_tokens + 1) <= available:
+            return limit
+        cycles = available // batch
+        available -= cycles * batch
+        steps = cycles * block_tokens
+        phase = -(self.step + steps) % block_tokens
+        while steps < limit:
+            available -= self.phases[phase]
+            if available < 0:
+                return steps
+            phase = phase - 1 if phase else block_tokens - 1
+            steps += 1
+        return limit
+
+    def decode(self, steps: int) -> None:
+        """Give every decoding request `steps` tokens."""
+        batch = self.decoding
+        if batch:
+            block_tokens, phases = self.block_tokens, self.phases
+            cycles, rest = divmod(steps, block_tokens)
+            blocks = cycles * batch
+            if rest == 1:
+                blocks += phases[-self.step % block_tokens]
+            elif rest:
+                high = -self.step % block_tokens
+                low = high - rest + 1
+                blocks += sum(phases[low : high + 1]) if low >= 0 else sum(phases[low:]) + sum(phases[: high + 1])
+            if blocks:
+                self.cache.allocate(blocks)
+            self.ctx_tokens += batch * steps
+        self.step += steps
+
+    def pop_finished(self) -> Request | None:
+        """A decoding request whose last token has come, removed from the batch; None if there is none (left)."""
+        heap, step = self.by_finish, self.step
+        while heap and heap[0][0] <= step:
+            finish_step, _, request = heappop(heap)
+            if request.finish_step == finish_step:
+                request.generated = request.output_tokens
+                request.finish_step = -1
+                self.decoding -= 1
+                covered = request.prompt_tokens + request.output_tokens - 1
+                self.ctx_tokens -= covered
+                self.phases[(covered - step) % self.block_tokens] -= 1
+                request.computed = covered
+                request.blocks = -(-covered // self.block_tokens)
+                del self.running[request]
+                self._release(request, finished=True)
+                return request
+        return None
+
+    def finish_chunk(self, request: Request, tokens: int) -> bool:
+        """Note that `tokens` more prompt tokens are computed; True if that was the last chunk (the request gets a token)."""
+        request.computed += tokens
+        if request.computed < request.target:
+            return False
+        self.prefilling.remove(request)
+        request.generated += 1
+        if request.generated >= request.output_tokens:
+            del self.running[request]
+            self._release(request, finished=True)
+            return True
+        covered = request.target
+        finish_step = self.step + request.output_tokens - request.generated
+        request.finish_step = finish_step
+        heappush(self.by_finish, (finish_step, request.id, request))
+        self.decoding += 1
+        self.ctx_tokens += covered
+        self.phases[(covered - self.step) % self.block_tokens] += 1
+        return True
+
+    def clear_plan(self) -> None:
+        """Forget the planned chunks after their step."""
+        self.chunks = []
+        self.sampled = self.prefill_tokens = self.prefill_pairs = self.prefill_ctx_tokens = 0
+
+    def used_blocks(self, steps_ahead: int) -> int:
+        """Blocks in use after `steps_ahead` more decode steps (a pure question)."""
+        blocks = self.cache.used
+        if steps_ahead and self.decoding:
+            cycles, rest = divmod(steps_ahead, self.block_tokens)
+            blocks += cycles * self.decoding
+            blocks += sum(self.phases[-(self.step + k) % self.block_tokens] for k in range(rest))
+        return blocks
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _path(self, request: Request) -> Path:
+        """Keys of a request's known blocks, followed by keys that only it has."""
+        content = request.content
+        path: Path = ()
+        if content is not None:
+            path = content.path(self.block_tokens)
+            if content.open_ended:
+                return path
+            path = _cut(path, request.prompt_tokens // self.block_tokens)
+        known = sum(len(segment) for segment in path)
+        whole = (request.prompt_tokens + request.output_tokens) // self.block_tokens
+        return (*path, private_path(request.id, known, whole - known))
+
+    def _plan_chunk(self, request: Request, tokens: int) -> None:
+        computed = request.computed
+        upto = computed + tokens
+        self.chunks.append((request, tokens))
+        self.prefill_tokens += tokens
+        self.prefill_pairs += tokens * computed + tokens * (tokens + 1) // 2
+        self.prefill_ctx_tokens += upto
+        if upto >= request.target:
+            self.sampled += 1
+        if request.content is not None and self.cache.enabled:
+            # published when scheduled, as vLLM does: a later step of another request may read what this step writes
+            content = request.content
+            whole = upto // self.block_tokens
+            if not content.open_ended:
+                whole = min(whole, request.prompt_tokens // self.block_tokens)
+            self._publish(request, content.path(self.block_tokens), whole)
+
+    def _publish(self, request: Request, path: Path, whole: int) -> None:
+        shared = request.shared_blocks
+        if whole > shared:
+            node: Node = request.node
+            request.node = self.cache.extend(node, path, shared, whole)
+            known = 0
+            for segment in path:
+                known += len(segment)
+            request.shared_blocks = whole if known >= whole else max(known, shared)
+
+    def _leave_decode(self, request: Request) -> None:
+        step = self.step
+        request.generated = request.output_tokens - (request.finish_step - step)
+        covered = request.prompt_tokens + request.generated - 1
+        self.decoding -= 1
+        self.ctx_tokens -= covered
+        self.phases[(covered - step) % self.block_tokens] -= 1
+        request.finish_step = -1
+        request.computed = covered
+        request.blocks = -(-covered // self.block_tokens)
+
+    def _release(self, request: Request, finished: bool) -> None:
+        """Give back a request's blocks; whole ones stay cached where the cache is on."""
+        cache = self.cache
+        own = request.blocks - request.shared_blocks
+        if cache.enabled:
+            whole = request.computed // self.block_tokens
+            content = request.content
+            if content is not None and content.open_ended:
+                self._publish(request, content.path(self.block_tokens), whole)
+                own = request.blocks - request.shared_blocks
+            kept = whole - request.shared_blocks
+            if kept > 0:
+                if finished:
+                    cache.leave(kept)
+                else:
+                    # a preempted request may find its own blocks again
+                    request.node = cache.extend(request.node, self._path(request), request.shared_blocks, whole)
+                own -= kept
+        if own:
+            cache.drop(own)
+        cache.release(request.node)
+        request.blocks = request.shared_blocks = 0
+
+    # --- laws -------------------------------------------------------------------------------------------------------
+
+    def verify(self) -> None:
+        """Recount everything from scratch (law 3 and the batch's own books).
+
+        Raises
+        ------
+        LawError
+            If a running total differs from the recount.
+        """
+        prefilling = set(self.prefilling)
+        decoding = [r for r in self.running if r not in prefilling]
+        covered = [r.prompt_tokens + r.output_tokens - (r.finish_step - self.step) - 1 for r in decoding]
+        phases = [0] * self.block_tokens
+        for tokens in covered:
+            phases[(tokens - self.step) % self.block_tokens] += 1
+        own = sum(-(-t // self.block_tokens) - r.shared_blocks for t, r in zip(covered, decoding, strict=True))
+        own += sum(r.blocks - r.shared_blocks for r in self.prefilling)
+        cache = self.cache
+        nodes = list(cache.nodes())
+        facts = {
+            "decoding requests": (self.decoding, len(decoding)),
+            "context tokens": (self.ctx_tokens, sum(covered)),
+            "block phases": (self.phases, phases),
+            "used KV blocks": (cache.used, own + sum(n.length for n in nodes if n.users)),
+            "cached KV blocks": (cache.cached, sum(n.length for n in cache.idle)),
+            "idle nodes": ({n for n in cache.idle if n.parent is not None}, {n for n in nodes if not n.users}),
+        }
+        for what, (kept, counted) in facts.items():
+            if kept != counted:
+                raise LawError(f"law 3 (KV blocks and batch books): {what} kept {kept}, counted {counted}")
+        if cache.free < 0 or cache.used < 0 or any(n.users < 0 for n in nodes):
+            raise LawError(f"law 3 (KV blocks): used {cache.used}, cached {cache.cached}, capacity {cache.capacity}")
+
+
+def _cut(path: Path, blocks: int) -> Path:
+    """The first `blocks` blocks of a path."""
+    if len(path) == 1:
+        return path if len(path[0]) <= blocks else (path[0][:blocks],)
+    parts = []
+    for segment in path:
+        if blocks <= 0:
+            break
+        parts.append(segment[:blocks])
+        blocks -= len(segment)
+    return tuple(parts)
+

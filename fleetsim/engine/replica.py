@@ -1,0 +1,447 @@
+"""One replica: a step loop that leaps over the boundaries at which nothing can change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil, inf, sqrt
+from typing import Any, NamedTuple
+
+from fleetsim.engine.api import Scheduler, StepTimeModel
+from fleetsim.engine.batch import Batch
+from fleetsim.engine.gaps import GapHistogram, RunningMaximum
+from fleetsim.errors import LawError, PolicyError
+from fleetsim.kernel.clock import BOUNDARY, Clock, Timer
+from fleetsim.workload.request import FINISHED, Request
+
+_FAR = 1 << 60
+_PRUNE_AT = 512
+
+
+class Meter(NamedTuple):
+    """What a replica has done up to an instant."""
+
+    busy_s: float
+    energy_j: float
+    """Energy of steps, without idle power."""
+    steps: int
+    prompt_tokens: int
+    """Prompt tokens computed."""
+    output_tokens: int
+    ctx_tokens_read: int
+    """Context tokens read by attention in decode, summed over steps."""
+
+
+class Replica:
+    """One copy of an LLM on one or more accelerators, driven by exact leaps.
+
+    While the batch does not change, the duration of its k-th next step is ``first + k * slope``, so the replica sleeps until the
+    first boundary at which anything can change and computes all steps before it by formula. An arrival that could run ends the leap
+    at the boundary of the step under way. `step_by_step` makes every leap one step long: the same code, the same results.
+
+    Parameters
+    ----------
+    clock : Clock
+        The event queue.
+    model : StepTimeModel
+        Physics of a step.
+    scheduler : Scheduler
+        Plans each step.
+    batches : sequence of Batch
+        One per attention data-parallel rank; they step together.
+    gaps : GapHistogram
+        Where inter-token gaps are counted.
+    on_finish : callable
+        Called with each request that got its last token.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        clock: Clock,
+        model: StepTimeModel,
+        scheduler: Scheduler,
+        batches: Sequence[Batch],
+        gaps: GapHistogram,
+        on_finish: Callable[[Request], None],
+        on_first_token: Callable[[Request], None] | None = None,
+        step_by_step: bool = False,
+        verify_every: int = 0,
+    ) -> None:
+        self.index = index
+        self.clock = clock
+        self.model = model
+        self.scheduler = scheduler
+        self.batches = list(batches)
+        self.gaps = gaps
+        self.on_finish = on_finish
+        self.on_first_token = on_first_token
+        self.step_limit = 1 if step_by_step else _FAR
+        self.verify_every = verify_every
+        self.boundaries = 0
+        # the leap under way: step k (from 0) takes first_s + k * slope_s
+        self.timer: Timer | None = None
+        self.leap_steps = 0
+        self.leap_start_s = 0.0
+        self.first_s = 0.0
+        self.slope_s = 0.0
+        self.first_j = 0.0
+        self.slope_j = 0.0
+        self.tokens_per_step = 0
+        self.has_chunks = False
+        # meters
+        self.busy_s = 0.0
+        self.energy_j = 0.0
+        self.steps = 0
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.ctx_tokens_read = 0
+        # what one token's share of energy and time has cost since the start
+        self.energy_per_token_j = 0.0
+        self.time_per_token_s = 0.0
+        self.longest = RunningMaximum()
+
+    # --- from outside ------------------------------------------------------------------------------------------------
+
+    def enqueue(self, request: Request) -> None:
+        """Let a request join the queue now."""
+        clock = self.clock
+        now_s = clock._now
+        request.queued_s = now_s
+        batches = self.batches
+        batch = batches[0] if len(batches) == 1 else self._least_loaded()
+        batch.waiting.append(request)
+        if self.timer is None:
+            self.leap_steps = 0
+            self.timer = clock.at(now_s, self._boundary, BOUNDARY)
+        elif self.leap_steps > 1 and self.scheduler.admits(batch):
+            self._cut(now_s)
+
+    def meter(self, now_s: float) -> Meter:
+        """Totals up to `now_s`, a step under way counted by its elapsed share; changes nothing."""
+        busy, energy, steps = self.busy_s, self.energy_j, self.steps
+        prompt, output, ctx = self.prompt_tokens, self.output_tokens, self.ctx_tokens_read
+        if self.timer is not None and self.leap_steps:
+            elapsed = now_s - self.leap_start_s
+            done = self.steps_done(now_s)
+            rest = elapsed - self._leap_s(done)
+            share = rest / (self.first_s + self.slope_s * done)
+            busy += elapsed
+            energy += self._leap_j(done) + share * (self._leap_j(done + 1) - self._leap_j(done))
+            steps += done
+            if not self.has_chunks:
+                batch = self.tokens_per_step
+                output += done * batch
+                ctx += done * self._ctx_first() + batch * done * (done - 1) // 2
+        return Meter(busy, energy, steps, prompt, output, ctx)
+
+    def steps_done(self, now_s: float) -> int:
+        """Whole steps of the leap under way that are over at `now_s`."""
+        if self.timer is None or not self.leap_steps:
+            return 0
+        elapsed = now_s - self.leap_start_s
+        steps = self._steps_to_reach(elapsed)
+        if self._leap_s(steps) > elapsed:
+            steps -= 1
+        return min(max(steps, 0), self.leap_steps - 1)
+
+    def kv_used_blocks(self, now_s: float) -> int:
+        """KV blocks in use at `now_s`, over all ranks."""
+        done = 0 if self.has_chunks else self.steps_done(now_s)
+        return sum(batch.used_blocks(done) for batch in self.batches)
+
+    def stop(self, now_s: float) -> list[Request]:
+        """End the run here: whole steps count, a step under way is charged by its share. Returns what waits or runs."""
+        total_j, total_s = self.meter(now_s).energy_j, self.meter(now_s).busy_s
+        done = self.steps_done(now_s)
+        if done:
+            self.leap_steps = done
+            self._finish_leap()
+        size = self.tokens_per_step
+        if self.timer is not None and size:
+            share_j, share_s = (total_j - self.energy_j) / size, (total_s - self.busy_s) / size
+            self.energy_per_token_j += share_j
+            self.time_per_token_s += share_s
+            for batch in self.batches:
+                for request, tokens in batch.chunks:
+                    request.energy_j += tokens * share_j
+                    request.cost_share_s += tokens * share_s
+            self.energy_j, self.busy_s = total_j, total_s
+            self.timer.cancel()
+        self.timer = None
+        left = [r for batch in self.batches for r in (*batch.running, *batch.waiting)]
+        for batch in self.batches:
+            for request in batch.running:
+                if request.segment_mark >= 0:
+                    self._settle(request)
+                    request.generated = request.output_tokens - (request.finish_step - batch.step)
+        return left
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def _boundary(self, _: Any) -> None:
+        """A leap is over: do its steps, then begin the next."""
+        if self.leap_steps:
+            if self.has_chunks:
+                self._finish_mixed()
+            else:
+                self._finish_leap()
+        self._begin()
+
+    def _begin(self) -> None:
+        now_s = self.clock._now
+        batches = self.batches
+        has_chunks = False
+        tokens = 0
+        for batch in batches:
+            if batch.waiting or batch.prefilling or batch.available_blocks < 0:
+                self._schedule(batch, now_s)
+                if batch.chunks:
+                    has_chunks = True
+            tokens += batch.decoding + batch.prefill_tokens
+        if self.verify_every:
+            self._verify()
+        self.has_chunks = has_chunks
+        self.tokens_per_step = tokens
+        self.leap_start_s = now_s
+        if has_chunks:
+            self._plan_mixed(tokens)
+            self.timer = self.clock.at(now_s + self.first_s, self._boundary, BOUNDARY)
+        elif tokens:
+            self._plan_leap(tokens)
+            self.timer = self.clock.at(now_s + self._leap_s(self.leap_steps), self._boundary, BOUNDARY)
+        else:
+            self.timer = None
+            self.leap_steps = 0
+
+    def _schedule(self, batch: Batch, now_s: float) -> None:
+        batch.now_s = now_s
+        self.scheduler.schedule(batch)
+        if batch.preempted:
+            for request in batch.preempted:
+                if request.segment_mark >= 0:
+                    self._settle(request)
+                    request.last_token_s = now_s
+            batch.preempted = []
+        if batch.available_blocks < 0:
+            raise PolicyError(f"scheduler {type(self.scheduler).__name__} left decoding requests without KV blocks")
+        if batch.waiting and not batch.running:
+            raise PolicyError(
+                f"scheduler {type(self.scheduler).__name__} admits nothing on an empty rank although request "
+                f"{batch.waiting[0].id} waits"
+            )
+
+    def _plan_mixed(self, group_tokens: int) -> None:
+        """One step with prompt chunks: as long as its slowest rank's."""
+        model = self.model
+        slowest = dynamic_j = 0.0
+        for batch in self.batches:
+            decoding = batch.decoding
+            tokens = decoding + batch.prefill_tokens
+            if not tokens:
+                continue
+            time_s, energy_j = model.mixed(
+                tokens,
+                batch.sampled + decoding,
+                batch.prefill_pairs,
+                batch.prefill_ctx_tokens,
+                len(batch.chunks),
+                decoding,
+                batch.ctx_tokens + decoding,
+                group_tokens,
+            )
+            dynamic_j += energy_j
+            if time_s > slowest:
+                slowest = time_s
+        self.leap_steps = 1
+        self.first_s = slowest
+        self.slope_s = self.slope_j = 0.0
+        self.first_j = dynamic_j
+
+    def _plan_leap(self, group_tokens: int) -> None:
+        """As many decode steps as can be done before anything changes."""
+        steps = self.step_limit
+        model = self.model
+        first_s = slope_s = first_j = slope_j = 0.0
+        lines = []
+        for batch in self.batches:
+            steps = batch.steps_until_change(steps)
+            size = batch.decoding
+            if not size:
+                continue
+            ctx = batch.ctx_tokens + size
+            time_s, time_per_ctx_s, energy_j, energy_per_ctx_j, ctx_end = model.decode(size, ctx, group_tokens)
+            if ctx_end != inf:
+                steps = min(steps, max(1, ceil((ctx_end - ctx) / size)))
+            first, slope = time_s + time_per_ctx_s * ctx, time_per_ctx_s * size
+            first_j += energy_j + energy_per_ctx_j * ctx
+            slope_j += energy_per_ctx_j * size
+            if (first, slope) > (first_s, slope_s):
+                first_s, slope_s = first, slope
+            lines.append((first, slope))
+        if len(lines) > 1:
+            # another rank becomes the slowest one where its line crosses: the leap ends there
+            for first, slope in lines:
+                if slope > slope_s:
+                    steps = min(steps, max(1, int((first_s - first) / (slope - slope_s)) + 1))
+        if steps < 1:
+            raise LawError("a leap without steps")
+        self.leap_steps = steps
+        self.first_s = first_s
+        self.slope_s = slope_s
+        self.first_j = first_j
+        self.slope_j = slope_j
+
+    def _finish_leap(self) -> None:
+        steps, size = self.leap_steps, self.tokens_per_step
+        duration_s, energy_j = self._leap_s(steps), self._leap_j(steps)
+        first_s, slope_s = self.first_s, self.slope_s
+        self.ctx_tokens_read += steps * self._ctx_first() + size * steps * (steps - 1) // 2
+        self.busy_s += duration_s
+        self.energy_j += energy_j
+        self.steps += steps
+        self.output_tokens += steps * size
+        self.energy_per_token_j += energy_j / size
+        self.time_per_token_s += duration_s / size
+        self.gaps.add_run(first_s, slope_s, steps, size)
+        self.longest.push(first_s + slope_s * (steps - 1))
+        for batch in self.batches:
+            batch.decode(steps)
+            heap = batch.by_finish
+            while heap and heap[0][0] <= batch.step:
+                request = batch.pop_finished()
+                if request is None:
+                    break
+                self._finish(request)
+
+    def _finish_mixed(self) -> None:
+        step_s, tokens = self.first_s, self.tokens_per_step
+        energy_j = self._leap_j(1)
+        self.busy_s += step_s
+        self.energy_j += energy_j
+        self.steps += 1
+        per_token_j, per_token_s = energy_j / tokens, step_s / tokens
+        self.energy_per_token_j += per_token_j
+        self.time_per_token_s += per_token_s
+        self.longest.push(step_s)
+        for batch in self.batches:
+            decoding = batch.decoding
+            if decoding:
+                self.gaps.add(step_s, decoding)
+                self.output_tokens += decoding
+                self.ctx_tokens_read += batch.ctx_tokens + decoding
+            batch.decode(1)
+            while (request := batch.pop_finished()) is not None:
+                self._finish(request)
+            if batch.chunks:
+                self._finish_chunks(batch, per_token_j, per_token_s)
+
+    def _finish_chunks(self, batch: Batch, per_token_j: float, per_token_s: float) -> None:
+        now_s = self.clock._now
+        self.prompt_tokens += batch.prefill_tokens
+        for request, tokens in batch.chunks:
+            request.energy_j += tokens * per_token_j
+            request.cost_share_s += tokens * per_token_s
+            if not batch.finish_chunk(request, tokens):
+                continue
+            self.output_tokens += 1
+            if request.generated == 1:
+                request.first_token_s = now_s
+                if self.on_first_token is not None:
+                    self.on_first_token(request)
+            else:
+                gap_s = now_s - request.last_token_s
+                self.gaps.add(gap_s, 1)
+                if gap_s > request.itl_max_s:
+                    request.itl_max_s = gap_s
+            if request.generated >= request.output_tokens:
+                self._finish(request)
+            else:
+                request.energy_mark = self.energy_per_token_j
+                request.cost_mark = self.time_per_token_s
+                request.segment_mark = self.longest.number
+        batch.clear_plan()
+
+    def _finish(self, request: Request) -> None:
+        if request.segment_mark >= 0:
+            self._settle(request)
+        request.end_s = self.clock._now
+        request.status = FINISHED
+        self.on_finish(request)
+
+    def _settle(self, request: Request) -> None:
+        """Charge a request for the tokens it decoded since it joined."""
+        request.energy_j += self.energy_per_token_j - request.energy_mark
+        request.cost_share_s += self.time_per_token_s - request.cost_mark
+        longest = self.longest
+        gap_s = longest.since(request.segment_mark)
+        if gap_s > request.itl_max_s:
+            request.itl_max_s = gap_s
+        request.segment_mark = -1
+        if len(longest.numbers) > _PRUNE_AT:
+            marks = [r.segment_mark for batch in self.batches for r in batch.running if r.segment_mark >= 0]
+            longest.forget_before(min(marks, default=longest.number))
+
+    # --- leap arithmetic ---------------------------------------------------------------------------------------------
+
+    def _cut(self, now_s: float) -> None:
+        """End the leap at the boundary of the step under way."""
+        steps = self._steps_to_reach(now_s - self.leap_start_s)
+        if steps < self.leap_steps:
+            assert self.timer is not None
+            self.timer.cancel()
+            self.leap_steps = steps
+            self.timer = self.clock.at(self.leap_start_s + self._leap_s(steps), self._boundary, BOUNDARY)
+
+    def _leap_s(self, steps: int) -> float:
+        """Duration of the first `steps` steps [s]."""
+        return steps * self.first_s + self.slope_s * (steps * (steps - 1) // 2)
+
+    def _leap_j(self, steps: int) -> float:
+        """Energy of the first `steps` steps [J], each capped at the power limit."""
+        if not steps:
+            return 0.0
+        model = self.model
+        first_s, slope_s = self.first_s, self.slope_s
+        room_w = model.limit_w - model.static_w
+        over, over_slope = self.first_j - room_w * first_s, self.slope_j - room_w * slope_s
+        over_last = over + over_slope * (steps - 1)
+        pairs = steps * (steps - 1) // 2
+        duration_s = steps * first_s + slope_s * pairs
+        if over <= 0 and over_last <= 0:
+            return model.static_w * duration_s + steps * self.first_j + self.slope_j * pairs
+        if over > 0 and over_last > 0:
+            return model.limit_w * duration_s
+        # the cap is reached or left on the way: sum the part above the limit and take it off
+        split = int(-over / over_slope) + 1
+        head, head_pairs = split, split * (split - 1) // 2
+        excess_head = head * over + over_slope * head_pairs
+        excess = (steps * over + over_slope * pairs) - excess_head if over <= 0 else excess_head
+        return model.static_w * duration_s + steps * self.first_j + self.slope_j * pairs - excess
+
+    def _steps_to_reach(self, elapsed_s: float) -> int:
+        """Fewest steps (≥ 1) that last at least `elapsed_s`."""
+        first_s, slope_s = self.first_s, self.slope_s
+        linear = first_s - 0.5 * slope_s
+        steps = ceil(2.0 * elapsed_s / (linear + sqrt(linear * linear + 2.0 * slope_s * elapsed_s)))
+        while steps > 1 and self._leap_s(steps - 1) >= elapsed_s:
+            steps -= 1
+        while self._leap_s(steps) < elapsed_s:
+            steps += 1
+        return max(steps, 1)
+
+    def _ctx_first(self) -> int:
+        """Context tokens that the first step of the leap reads."""
+        return sum(batch.ctx_tokens for batch in self.batches) + self.tokens_per_step
+
+    def _least_loaded(self) -> Batch:
+        """Rank for a new request: fewest requests, waiting ones counting four times, as vLLM's front end does."""
+        return min(self.batches, key=lambda batch: 4 * len(batch.waiting) + len(batch.running))
+
+    def _verify(self) -> None:
+        self.boundaries += 1
+        for batch in self.batches:
+            cache = batch.cache
+            if cache.free < 0 or cache.used < 0 or cache.cached < 0:
+                raise LawError(f"law 3 (KV blocks): used {cache.used}, cached {cache.cached}, capacity {cache.capacity}")
+            if self.boundaries % self.verify_every == 0:
+                batch.verify()

@@ -1,0 +1,69 @@
+"""A pool: replicas of one LLM on one kind of accelerator, with what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fleetsim.catalog.accelerator import Accelerator, load_accelerator
+from fleetsim.catalog.link import Link, load_link
+from fleetsim.catalog.llm import Llm, load_llm
+from fleetsim.catalog.memory import memory_plan
+from fleetsim.engine.api import StepTimeModel
+from fleetsim.engine.gaps import GapHistogram
+from fleetsim.engine.replica import Replica
+from fleetsim.scenario import schema
+
+
+@dataclass(slots=True)
+class Pool:
+    """Replicas that are alike."""
+
+    name: str
+    index: int
+    config: schema.Pool
+    llm: Llm
+    accelerator: Accelerator
+    model: StepTimeModel
+    capacity_blocks: int
+    """KV blocks of one data-parallel rank."""
+    price_usd_per_h: float
+    """Of one replica: all its accelerators."""
+    gaps: GapHistogram = field(default_factory=GapHistogram)
+    replicas: list[Replica] = field(default_factory=list)
+
+    @property
+    def accelerators(self) -> int:
+        """Accelerators of the whole pool."""
+        return len(self.replicas) * self.config.parallelism.accelerators
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that one request may have at most."""
+        return self.capacity_blocks * self.config.engine.kv.block_tokens
+
+
+def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
+    """A pool without replicas: catalogue entries read, physics built, memory planned.
+
+    Raises
+    ------
+    DataError
+        If a catalogue entry is missing or not valid.
+    """
+    llm = load_llm(config.llm, base_dir)
+    accelerator = load_accelerator(config.accelerator)
+    link: Link = load_link(config.link or accelerator.link)
+    engine = config.engine
+    capacity_tokens = engine.kv.capacity_tokens or memory_plan(llm, accelerator, config.parallelism, engine).capacity_tokens
+    price = accelerator.price_usd_per_h if config.price is None else config.price
+    return Pool(
+        name=config.name,
+        index=index,
+        config=config,
+        llm=llm,
+        accelerator=accelerator,
+        model=engine.step_time.create(llm, accelerator, link, config.parallelism, engine),
+        capacity_blocks=max(capacity_tokens // engine.kv.block_tokens, 1),
+        price_usd_per_h=price * config.parallelism.accelerators,
+    )

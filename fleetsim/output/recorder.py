@@ -1,0 +1,265 @@
+"""Rows as they happen, turned into Arrow batches column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from fleetsim.engine.gaps import BUCKETS, edge_s
+from fleetsim.engine.replica import Meter
+from fleetsim.fleet.fleet import Fleet
+from fleetsim.fleet.pool import Pool
+from fleetsim.metrics.slo import slo_met
+from fleetsim.output.tables import arrow_schema
+from fleetsim.scenario.schema import Slo
+from fleetsim.workload.request import STATUS, Request
+
+FLUSH_ROWS = 32_768
+
+
+class Sink(Protocol):
+    """Takes batches of rows."""
+
+    def write(self, table: str, batch: pa.RecordBatch) -> None:
+        """Append rows to a table."""
+        ...
+
+
+class RequestLog:
+    """Ended requests, kept as objects until there are enough for a batch.
+
+    Parameters
+    ----------
+    sink : Sink
+        Where batches go.
+    slo : Slo or None
+        Limits for the column ``slo_met``.
+    """
+
+    def __init__(self, sink: Sink, slo: Slo | None) -> None:
+        self._sink = sink
+        self._slo = slo
+        self._rows: list[Request] = []
+        self._pools: list[int] = []
+        self._pool_names: list[str] = []
+        self._llm_names: list[str] = []
+        self._usd_per_s: np.ndarray[Any, Any] = np.zeros(0)
+
+    def bind(self, fleet: Fleet) -> None:
+        """Learn which replica belongs to which pool."""
+        self._pools = [pool.index for pool in fleet.pool_of]
+        self._pool_names = [pool.name for pool in fleet.pools]
+        self._llm_names = [pool.llm.name for pool in fleet.pools]
+        self._usd_per_s = np.array([pool.price_usd_per_h / 3600.0 for pool in fleet.pool_of])
+
+    def take(self, request: Request) -> None:
+        """Record a request that ended."""
+        rows = self._rows
+        rows.append(request)
+        if len(rows) >= FLUSH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        rows = self._rows
+        if not rows:
+            return
+        self._sink.write("requests", self._batch(rows))
+        rows.clear()
+
+    def _batch(self, rows: Sequence[Request]) -> pa.RecordBatch:
+        def floats(name: str) -> np.ndarray[Any, Any]:
+            return np.array([getattr(r, name) for r in rows], dtype=np.float64)
+
+        def ints(name: str) -> np.ndarray[Any, Any]:
+            return np.array([getattr(r, name) for r in rows], dtype=np.int64)
+
+        arrival, end, first = floats("arrival_s"), floats("end_s"), floats("first_token_s")
+        queued, scheduled = floats("queued_s"), floats("first_scheduled_s")
+        output, replica = ints("generated"), ints("replica")
+        status = [STATUS[r.status] for r in rows]
+        finished = np.array([s == "finished" for s in status])
+        served = replica >= 0
+        pool = np.array([self._pools[i] if i >= 0 else -1 for i in replica.tolist()], dtype=np.int32)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ttft, e2el = first - arrival, np.where(finished, end - arrival, np.nan)
+            tpot = np.where(finished & (output > 1), (end - first) / (output - 1), np.nan)
+            ntpot = e2el / output
+        classes = [r.klass for r in rows]
+        met = slo_met(self._slo, classes, finished, ttft, tpot, e2el) if self._slo is not None else None
+        cost = floats("cost_share_s") * np.where(served, self._usd_per_s[replica], 0.0)
+        columns: dict[str, Any] = {
+            "request_id": ints("id"),
+            "session_id": _ints_or_null([r.session for r in rows]),
+            "turn": pa.array(ints("turn").astype(np.int32)),
+            "tenant": _names([r.tenant for r in rows]),
+            "class": _names(classes),
+            "model": _names([self._llm_names[i] if i >= 0 else r.model for i, r in zip(pool.tolist(), rows, strict=True)]),
+            "pool": _names([self._pool_names[i] if i >= 0 else None for i in pool.tolist()]),
+            "replica": pa.array(replica.astype(np.int32), mask=~served),
+            "status": _names(status),
+            "reason": _names([r.reason for r in rows]),
+            "arrival_s": arrival,
+            "queued_s": _float_or_null(queued),
+            "first_scheduled_s": _float_or_null(scheduled),
+            "first_token_s": _float_or_null(first),
+            "end_s": _float_or_null(end),
+            "prompt_tokens": ints("prompt_tokens"),
+            "output_tokens": output,
+            "cached_tokens": ints("cached_tokens"),
+            "preemptions": pa.array(ints("preemptions").astype(np.int32)),
+            "migrations": pa.array(np.zeros(len(rows), np.int32)),
+            "ttft_s": _float_or_null(ttft),
+            "tpot_s": _float_or_null(tpot),
+            "ntpot_s": _float_or_null(ntpot),
+            "e2el_s": _float_or_null(e2el),
+            "queue_wait_s": _float_or_null(scheduled - queued),
+            "itl_max_s": _float_or_null(np.where(output > 1, floats("itl_max_s"), np.nan)),
+            "energy_j": floats("energy_j"),
+            "cost_usd": cost,
+            "slo_met": pa.nulls(len(rows), pa.bool_()) if met is None else pa.array(met),
+        }
+        return as_batch("requests", columns)
+
+
+class Sampler:
+    """Rows of the `replicas` and `fleet` tables: what happened since the last sample."""
+
+    def __init__(self, sink: Sink, fleet: Fleet, interval_s: float) -> None:
+        self._sink = sink
+        self._fleet = fleet
+        self._interval_s = interval_s
+        self._start_s = 0.0
+        self._ticks = 0
+        self._meters = [Meter(0.0, 0.0, 0, 0, 0, 0)] * len(fleet.replicas)
+        self._rows: dict[str, list[tuple[Any, ...]]] = {"replicas": [], "fleet": []}
+        self._sent = [0] * len(fleet.pools)
+        self._ended = [0] * len(fleet.pools)
+        self.peak_power_w = 0.0
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self._ticks += 1
+        self._fleet.clock.at(self._ticks * self._interval_s, self._tick, 3)
+
+    def _tick(self, _: Any) -> None:
+        fleet = self._fleet
+        if fleet.exhausted and not fleet.in_flight and not fleet.expected:
+            return
+        self.sample(fleet.clock._now)
+        self._schedule()
+
+    def sample(self, now_s: float) -> None:
+        """Close the interval that ends now."""
+        start_s, length_s = self._start_s, now_s - self._start_s
+        if length_s <= 0:
+            return
+        rows = self._rows["replicas"]
+        power_w = [0.0] * len(self._fleet.pools)
+        totals = [[0, 0, 0, 0] for _ in self._fleet.pools]
+        for i, (replica, pool) in enumerate(zip(self._fleet.replicas, self._fleet.pool_of, strict=True)):
+            before, meter = self._meters[i], replica.meter(now_s)
+            self._meters[i] = meter
+            busy_s = meter.busy_s - before.busy_s
+            watts = (meter.energy_j - before.energy_j + replica.model.idle_w * (length_s - busy_s)) / length_s
+            running = sum(len(batch.running) for batch in replica.batches)
+            waiting = sum(len(batch.waiting) for batch in replica.batches)
+            steps, prompt = meter.steps - before.steps, meter.prompt_tokens - before.prompt_tokens
+            output = meter.output_tokens - before.output_tokens
+            capacity = pool.capacity_blocks * len(replica.batches)
+            used = replica.kv_used_blocks(now_s)
+            cached = min(sum(batch.cache.cached for batch in replica.batches), capacity - used)
+            rows.append((
+                start_s, now_s, pool.name, i, "ready", running, waiting, used / capacity, cached / capacity,
+                min(max(busy_s / length_s, 0.0), 1.0), steps, (prompt + output) / steps if steps else 0.0, prompt, output, watts,
+            ))  # fmt: skip
+            power_w[pool.index] += watts
+            for k, value in enumerate((prompt, output, running, waiting)):
+                totals[pool.index][k] += value
+        self._pool_rows(start_s, now_s, power_w, totals)
+        self.peak_power_w = max(self.peak_power_w, sum(power_w))
+        self._start_s = now_s
+        if len(rows) >= FLUSH_ROWS:
+            self.flush()
+
+    def _pool_rows(self, start_s: float, now_s: float, power_w: list[float], totals: list[list[int]]) -> None:
+        fleet = self._fleet
+        for pool, watts, (prompt, output, running, waiting) in zip(fleet.pools, power_w, totals, strict=True):
+            sent, ended = fleet.sent[pool.index], fleet.finished[pool.index]
+            count = len(pool.replicas)
+            self._rows["fleet"].append((
+                start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,
+                running, waiting, count, 0, count, pool.price_usd_per_h * count, watts,
+            ))  # fmt: skip
+            self._sent[pool.index], self._ended[pool.index] = sent, ended
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        for table, rows in self._rows.items():
+            if rows:
+                write_rows(self._sink, table, rows)
+                rows.clear()
+
+
+def write_gaps(sink: Sink, pools: Sequence[Pool]) -> None:
+    """Write the inter-token gap histograms."""
+    rows = [
+        (pool.name, edge_s(i) if i else 0.0, edge_s(i + 1) if i + 1 < BUCKETS else float("inf"), count)
+        for pool in pools
+        for i, count in enumerate(pool.gaps.counts)
+        if count
+    ]
+    write_rows(sink, "gaps", rows)
+
+
+def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
+    """Write what happened to replicas: when each was ready, and how many cached blocks it evicted."""
+    rows: list[tuple[Any, ...]] = [(0.0, "replica_ready", p.name, r.index, 1) for p in fleet.pools for r in p.replicas]
+    for pool in fleet.pools:
+        for replica in pool.replicas:
+            evicted = sum(batch.cache.evicted for batch in replica.batches)
+            if evicted:
+                rows.append((end_s, "kv_evictions", pool.name, replica.index, evicted))
+    rows.append((end_s, "run_end", None, None, 1))
+    write_rows(sink, "events", rows)
+
+
+def write_rows(sink: Sink, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Write rows given as tuples in the order of the table's columns."""
+    names = arrow_schema(table).names
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+    sink.write(table, as_batch(table, dict(zip(names, columns, strict=True))))
+
+
+def as_batch(table: str, columns: dict[str, Any]) -> pa.RecordBatch:
+    """A record batch with the table's schema."""
+    schema = arrow_schema(table)
+    arrays = []
+    for field in schema:
+        values = columns[field.name]
+        if isinstance(values, pa.Array):
+            arrays.append(values.cast(field.type) if values.type != field.type else values)
+        elif pa.types.is_dictionary(field.type):
+            arrays.append(_names(list(values)))
+        else:
+            arrays.append(pa.array(values, type=field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _names(values: Sequence[str | None]) -> pa.DictionaryArray:
+    known: dict[str, int] = {}
+    codes = [-1 if value is None else known.setdefault(value, len(known)) for value in values]
+    indices = np.array(codes, dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=indices < 0), pa.array(list(known), pa.string()))
+
+
+def _float_or_null(values: np.ndarray[Any, Any]) -> pa.Array:
+    return pa.array(values, mask=np.isnan(values))
+
+
+def _ints_or_null(values: Sequence[int]) -> pa.Array:
+    array = np.array(values, dtype=np.int64)
+    return pa.array(array, mask=array < 0)

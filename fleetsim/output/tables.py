@@ -1,0 +1,133 @@
+"""What the tables contain: one place for column names, types, units, meanings and formulas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+"""Version of the table layout, written into every file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table."""
+
+    name: str
+    kind: str
+    """Arrow type: float64, int64, int32, string, or name (dictionary-encoded string)."""
+    unit: str
+    description: str
+    formula: str = ""
+
+
+_F, _I, _N = "float64", "int64", "name"
+
+REQUESTS = (
+    Column("request_id", _I, "", "Number of the request, in order of arrival; later turns of sessions follow"),
+    Column("session_id", _I, "", "Conversation; null if none"),
+    Column("turn", "int32", "", "Turn within the session, from 0"),
+    Column("tenant", _N, "", "Who pays, if the workload says"),
+    Column("class", _N, "", "Service class, if the workload says"),
+    Column("model", _N, "", "LLM that served it"),
+    Column("pool", _N, "", "Pool that served it; null if rejected"),
+    Column("replica", "int32", "", "Replica that served it, numbered over the fleet; null if rejected"),
+    Column("status", _N, "", "finished, rejected, timed_out, failed or unfinished"),
+    Column("reason", _N, "", "Why it was rejected or failed"),
+    Column("arrival_s", _F, "s", "Arrival at the gateway"),
+    Column("queued_s", _F, "s", "Joined a replica's queue"),
+    Column("first_scheduled_s", _F, "s", "First step that computed some of it began"),
+    Column("first_token_s", _F, "s", "First output token"),
+    Column("end_s", _F, "s", "Last output token, or end for another reason"),
+    Column("prompt_tokens", _I, "tokens", "Prompt length"),
+    Column("output_tokens", _I, "tokens", "Tokens produced"),
+    Column("cached_tokens", _I, "tokens", "Prompt tokens found in the prefix cache when first scheduled"),
+    Column("preemptions", "int32", "count", "Times it was preempted"),
+    Column("migrations", "int32", "count", "Times it moved to another replica"),
+    Column("ttft_s", _F, "s", "Time to first token", "first_token_s - arrival_s"),
+    Column("tpot_s", _F, "s", "Mean time per output token after the first; null below two tokens", "(end_s - first_token_s) / (output_tokens - 1)"),
+    Column("ntpot_s", _F, "s", "End-to-end latency per output token", "e2el_s / output_tokens"),
+    Column("e2el_s", _F, "s", "End-to-end latency", "end_s - arrival_s"),
+    Column("queue_wait_s", _F, "s", "Wait in the replica's queue", "first_scheduled_s - queued_s"),
+    Column("itl_max_s", _F, "s", "Largest gap between two of its tokens; null below two tokens"),
+    Column("energy_j", _F, "J", "Its share of the steps' energy: each step's energy is divided evenly over the tokens computed in it"),
+    Column("cost_usd", _F, "USD", "Its share of the busy time's price, divided like the energy; idle time is charged to nobody"),
+    Column("slo_met", "bool", "", "Finished within all limits of its class; null without an SLO"),
+)
+
+REPLICAS = (
+    Column("start_s", _F, "s", "Begin of the interval"),
+    Column("end_s", _F, "s", "End of the interval"),
+    Column("pool", _N, "", "Pool"),
+    Column("replica", "int32", "", "Replica, numbered over the fleet"),
+    Column("state", _N, "", "ready, starting, draining or down at the end of the interval"),
+    Column("running", "int32", "count", "Requests running at the end of the interval"),
+    Column("waiting", "int32", "count", "Requests in the queue at the end of the interval"),
+    Column("kv_used_ratio", _F, "", "KV blocks in use / capacity at the end of the interval"),
+    Column("kv_cached_ratio", _F, "", "KV blocks cached and unused / capacity at the last step boundary"),
+    Column("busy_ratio", _F, "", "Share of the interval in which a step was running", "busy_s / (end_s - start_s)"),
+    Column("steps", _I, "count", "Steps done in the interval"),
+    Column("batch_mean", _F, "count", "Mean number of tokens per step", "(prompt_tokens + output_tokens) / steps"),
+    Column("prompt_tokens", _I, "tokens", "Prompt tokens computed in the interval (by step boundary)"),
+    Column("output_tokens", _I, "tokens", "Tokens produced in the interval (by step boundary)"),
+    Column("power_w", _F, "W", "Mean power in the interval", "(energy of steps + idle power x idle time) / (end_s - start_s)"),
+)
+
+FLEET = (
+    Column("start_s", _F, "s", "Begin of the interval"),
+    Column("end_s", _F, "s", "End of the interval"),
+    Column("pool", _N, "", "Pool"),
+    Column("arrivals", _I, "count", "Requests sent to the pool in the interval"),
+    Column("finished", _I, "count", "Requests of the pool that finished in the interval"),
+    Column("prompt_tokens", _I, "tokens", "Prompt tokens computed"),
+    Column("output_tokens", _I, "tokens", "Tokens produced"),
+    Column("running", _I, "count", "Requests running at the end of the interval"),
+    Column("waiting", _I, "count", "Requests in queues at the end of the interval"),
+    Column("replicas_wanted", "int32", "count", "Replicas asked for"),
+    Column("replicas_starting", "int32", "count", "Replicas starting"),
+    Column("replicas_ready", "int32", "count", "Replicas ready"),
+    Column("cost_usd_per_h", _F, "USD/h", "Price of the replicas that are paid for"),
+    Column("power_w", _F, "W", "Mean power in the interval"),
+)
+
+EVENTS = (
+    Column("time_s", _F, "s", "When"),
+    Column("kind", _N, "", "replica_ready, kv_evictions (total at the end of the run), run_end"),
+    Column("pool", _N, "", "Pool"),
+    Column("replica", "int32", "", "Replica, numbered over the fleet"),
+    Column("count", _I, "count", "How many"),
+)
+
+GAPS = (
+    Column("pool", _N, "", "Pool"),
+    Column("low_s", _F, "s", "Lower edge of the bucket"),
+    Column("high_s", _F, "s", "Upper edge of the bucket, 1 % above the lower one"),
+    Column("count", _I, "count", "Inter-token gaps in the bucket"),
+)
+
+TABLES = {"requests": REQUESTS, "replicas": REPLICAS, "fleet": FLEET, "events": EVENTS, "gaps": GAPS}
+
+_TYPES = {
+    "float64": pa.float64(),
+    "int64": pa.int64(),
+    "int32": pa.int32(),
+    "bool": pa.bool_(),
+    "string": pa.string(),
+    "name": pa.dictionary(pa.int32(), pa.string()),
+}
+
+
+@cache
+def arrow_schema(table: str) -> pa.Schema:
+    """Arrow schema of a table, with unit, description and formula as field metadata."""
+    fields = [
+        pa.field(
+            column.name,
+            _TYPES[column.kind],
+            metadata={"unit": column.unit, "description": column.description, "formula": column.formula},
+        )
+        for column in TABLES[table]
+    ]
+    return pa.schema(fields, metadata={"table": table, "schema_version": SCHEMA_VERSION})

@@ -1,0 +1,186 @@
+"""Routers that look at load only."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from numpy.random import Generator
+from pydantic import Field
+
+from fleetsim.plugins import PolicyConfig
+from fleetsim.routing.api import FleetView, RequestView
+
+_CHUNK = 4096
+
+
+class RandomConfig(PolicyConfig):
+    """Random choice has no parameters."""
+
+
+class Random:
+    """Any replica with equal chance."""
+
+    Config = RandomConfig
+
+    def __init__(self, config: RandomConfig, rng: Generator, fleet: FleetView) -> None:
+        self._draw = Integers(rng, fleet.count)
+
+    def route(self, request: RequestView) -> int:
+        """Choose a replica."""
+        return self._draw.next()
+
+
+class RoundRobinConfig(PolicyConfig):
+    """Round robin has no parameters."""
+
+
+class RoundRobin:
+    """The replicas in turn."""
+
+    Config = RoundRobinConfig
+
+    def __init__(self, config: RoundRobinConfig, rng: Generator, fleet: FleetView) -> None:
+        self._count = fleet.count
+        self._last = -1
+
+    def route(self, request: RequestView) -> int:
+        """Choose a replica."""
+        self._last = (self._last + 1) % self._count
+        return self._last
+
+
+class LeastOutstandingConfig(PolicyConfig):
+    """Least outstanding has no parameters."""
+
+
+class LeastOutstanding:
+    """The replica with the fewest requests sent and not ended; ties go to the one whose count has not changed for longest."""
+
+    Config = LeastOutstandingConfig
+
+    def __init__(self, config: LeastOutstandingConfig, rng: Generator, fleet: FleetView) -> None:
+        self._index = fleet.index_outstanding()
+
+    def route(self, request: RequestView) -> int:
+        """Choose a replica."""
+        return self._index.smallest()
+
+
+class JoinShortestQueueConfig(PolicyConfig):
+    """Parameters of join-shortest-queue by tokens."""
+
+    decode_weight_tokens: int = Field(64, ge=0, strict=True, json_schema_extra={"unit": "tokens"})
+    """How many pending prompt tokens a request that already decodes counts for."""
+
+
+class JoinShortestQueue:
+    """The replica with the least work in tokens: prompts not yet answered, plus a weight for each request that decodes.
+
+    Requests are not equal: with heavy-tailed prompts the number of requests says little about the time to the next free slot.
+    """
+
+    Config = JoinShortestQueueConfig
+
+    def __init__(self, config: JoinShortestQueueConfig, rng: Generator, fleet: FleetView) -> None:
+        self._index = fleet.index_work(config.decode_weight_tokens)
+
+    def route(self, request: RequestView) -> int:
+        """Choose a replica."""
+        return self._index.smallest()
+
+
+class PowerOfTwoChoicesConfig(PolicyConfig):
+    """Parameters of the power of d choices."""
+
+    choices: int = Field(2, ge=1, strict=True, json_schema_extra={"unit": "count"})
+    """Replicas sampled (with equal chance, without repetition). 1 is random."""
+
+
+class PowerOfTwoChoices:
+    """Of two (or `choices`) replicas drawn at random, the one with fewer outstanding requests; the first drawn wins ties.
+
+    References
+    ----------
+    M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10), 2001, doi:10.1109/71.963420.
+    """
+
+    Config = PowerOfTwoChoicesConfig
+
+    def __init__(self, config: PowerOfTwoChoicesConfig, rng: Generator, fleet: FleetView) -> None:
+        self._count = fleet.count
+        self._choices = min(config.choices, fleet.count)
+        self._outstanding = fleet.outstanding
+        self._draws = [Integers(rng, fleet.count - i) for i in range(self._choices)]
+
+    def route(self, request: RequestView) -> int:
+        """Choose a replica."""
+        outstanding = self._outstanding
+        if self._choices == 2:
+            first, second = self._draws[0].next(), self._draws[1].next()
+            if second >= first:
+                second += 1
+            return second if outstanding[second] < outstanding[first] else first
+        drawn: list[int] = []
+        for draw in self._draws:
+            position = draw.next()
+            for earlier in sorted(drawn):
+                position += position >= earlier
+            drawn.append(position)
+        return min(drawn, key=outstanding.__getitem__)
+
+
+class SessionAffinityConfig(PolicyConfig):
+    """Session affinity has no parameters."""
+
+
+class SessionAffinity:
+    """All turns of a session to the same replica, by rendezvous hashing; requests without a session to the least outstanding.
+
+    References
+    ----------
+    D. Thaler, C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 6(1), 1998, doi:10.1109/90.663936.
+    """
+
+    Config = SessionAffinityConfig
+
+    def __init__(self, config: SessionAffinityConfig, rng: Generator, fleet: FleetView) -> None:
+        self._count = fleet.count
+        self._index = fleet.index_outstanding()
+        self._homes: dict[int, int] = {}
+
+    def route(self, request: RequestView) -> int:
+        """Choose a replica."""
+        session = request.session
+        if session < 0:
+            return self._index.smallest()
+        home = self._homes.get(session)
+        if home is None:
+            home = self._homes[session] = max(range(self._count), key=lambda position: _weight(session, position))
+            if len(self._homes) > 1 << 20:  # a cache only: the hash gives the same answer again
+                self._homes.pop(next(iter(self._homes)))
+        return home
+
+
+def _weight(session: int, position: int) -> bytes:
+    return blake2b(f"{session}/{position}".encode(), digest_size=8).digest()
+
+
+class Integers:
+    """Uniform integers below `below`, drawn from a generator in chunks."""
+
+    __slots__ = ("_at", "_below", "_drawn", "_rng")
+
+    def __init__(self, rng: Generator, below: int) -> None:
+        self._rng = rng
+        self._below = below
+        self._drawn: list[int] = []
+        self._at = 0
+
+    def next(self) -> int:
+        """The next integer."""
+        if self._at == len(self._drawn):
+            self._drawn = self._rng.integers(0, self._below, _CHUNK).tolist() if self._below > 1 else [0] * _CHUNK
+            self._at = 0
+        value = self._drawn[self._at]
+        self._at += 1
+        return value
