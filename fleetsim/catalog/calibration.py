@@ -1,0 +1,112 @@
+"""Fitted efficiencies of kernels: how close each kind of operator comes to the data sheet on each accelerator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fleetsim.catalog.accelerator import Accelerator
+from fleetsim.catalog.data import catalogue, locate, read_yaml
+from fleetsim.catalog.sourced import Record
+
+GROUPS = ("gemm", "moe", "prefill_attention", "decode_attention", "elementwise", "sampler")
+"""Operator groups that a calibration may describe, each by data type of its arithmetic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """Constants of one operator group: t = (c^p + m^p)^(1/p) + overhead.
+
+    c is the time of the arithmetic at compute_ratio x peak, m that of the bytes at memory_ratio x bandwidth.
+    """
+
+    compute_ratio: float
+    memory_ratio: float
+    overhead_s: float
+    sharpness: float
+    """p: 1 adds both times, large values take the larger."""
+    sequence_s: float
+    """Attention: added time per sequence [s]."""
+    serial_s: float
+    """Attention over several new tokens: time to walk one cached token, which no parallelism hides [s]."""
+    decode_rows: float
+    """Attention over several new tokens: rows that a decoding sequence's one query takes in the kernel's tile."""
+    imbalance: float
+    """Mixture of experts: load of the busiest rank over the mean."""
+    source: str
+    median_error: float
+    """Median absolute relative error of the fit on rows that it did not see; 0 if not fitted."""
+    tokens_max: float
+    """Most tokens (or sequences) in a step that the fit saw; 0 if not fitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Efficiencies of one accelerator; what its own file lacks comes from the generic ones."""
+
+    name: str
+    groups: Mapping[str, Mapping[str, Efficiency]]
+    fallbacks: tuple[Calibration, ...] = ()
+
+    def efficiency(self, group: str, dtype: str) -> Efficiency:
+        """Constants of an operator group in a data type; the group's bf16 where nothing knows the type."""
+        for wanted in (dtype, "bf16"):
+            for calibration in (self, *self.fallbacks):
+                found = calibration.groups.get(group, {}).get(wanted)
+                if found is not None:
+                    return found
+        raise KeyError(group)
+
+
+@cache
+def load_calibration(accelerator: str, vendor: str) -> Calibration:
+    """Calibration of an accelerator, with the generic ones of its vendor and of all chips behind it.
+
+    Raises
+    ------
+    DataError
+        If one of the files is not valid.
+    """
+    known = catalogue("calibration")
+    chain = [name for name in (accelerator, f"generic-{vendor}", "generic") if name in known]
+    loaded = [_load(locate("calibration", name)) for name in chain]
+    return Calibration(accelerator, loaded[0].groups, tuple(loaded[1:]))
+
+
+def calibration_of(accelerator: Accelerator) -> Calibration:
+    """Calibration of a loaded accelerator."""
+    return load_calibration(accelerator.name, accelerator.vendor)
+
+
+def _load(path: Path) -> Calibration:
+    record = Record(read_yaml(path), path)
+    groups: dict[str, dict[str, Efficiency]] = {}
+    for group in record.content:
+        if group not in GROUPS:
+            record.find(str(group), f"unknown operator group; known: {', '.join(GROUPS)}")
+            continue
+        part = record.part(group)
+        groups[group] = {dtype: _efficiency(part.part(dtype)) for dtype in part.content}
+    record.finish()
+    return Calibration(path.stem, groups)
+
+
+def _efficiency(entry: Record) -> Efficiency:
+    source = entry.text("source")
+    if source == "assumed" and "note" not in entry.content:
+        entry.find("note", "is missing: an assumed fit must say why")
+    return Efficiency(
+        compute_ratio=entry.bare("compute_ratio"),
+        memory_ratio=entry.bare("memory_ratio"),
+        overhead_s=entry.bare("overhead", "time"),
+        sharpness=entry.bare("sharpness"),
+        sequence_s=entry.bare("per_sequence", "time", "0"),
+        serial_s=entry.bare("serial_per_token", "time", "0"),
+        decode_rows=entry.bare("decode_rows", default="1"),
+        imbalance=entry.bare("imbalance", default="1"),
+        source=source,
+        median_error=entry.bare("median_error", default="0"),
+        tokens_max=entry.bare("tokens_max", default="0"),
+    )

@@ -1,0 +1,67 @@
+"""Inference engines: host overheads and memory habits, by `engine.kind` of the scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from fleetsim.catalog.data import locate, read_yaml
+from fleetsim.catalog.sourced import Record, Sourced
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """What an engine adds to the work of the accelerators."""
+
+    name: str
+    title: str
+    host_s: float
+    """Time per step in which the accelerators wait for the host [s]."""
+    host_per_sequence_s: float
+    """Added host time per sequence that gets a token [s]."""
+    frontend_s: float
+    """Time between a request's arrival and its queue: tokeniser, messages between processes [s]."""
+    scale: float
+    """Factor on the accelerator time of a step: gaps between kernels and what no operator covers."""
+    runtime_bytes: float
+    """Memory per accelerator for driver context, libraries and captured graphs [B]."""
+    runtime_parallel_bytes: float
+    """More of it per accelerator when there are several: communication buffers [B]."""
+    sampler_bytes_per_logit: float
+    """Peak memory of the sampler per sequence and vocabulary entry [B]."""
+    max_batched_tokens: int
+    """Tokens per step that memory is reserved for, where the scheduler does not say."""
+    max_seqs: int
+    """Sequences per step that memory is reserved for, where the scheduler does not say."""
+    sourced: Mapping[str, Sourced]
+    """Every number with its unit and source."""
+
+
+@cache
+def load_engine(kind: str) -> EngineProfile:
+    """Engine of the catalogue.
+
+    Raises
+    ------
+    DataError
+        If the name is unknown or its file is not valid.
+    """
+    path = locate("engine", kind)
+    record = Record(read_yaml(path), path)
+    profile = EngineProfile(
+        name=kind,
+        title=record.text("title"),
+        host_s=record.quantity("host", "time"),
+        host_per_sequence_s=record.quantity("host_per_sequence", "time"),
+        frontend_s=record.quantity("frontend", "time"),
+        scale=record.quantity("scale", "ratio"),
+        runtime_bytes=record.quantity("runtime", "bytes"),
+        runtime_parallel_bytes=record.quantity("runtime_parallel", "bytes"),
+        sampler_bytes_per_logit=record.quantity("sampler_per_logit", "bytes"),
+        max_batched_tokens=int(record.quantity("max_batched_tokens", "count")),
+        max_seqs=int(record.quantity("max_seqs", "count")),
+        sourced=record.sourced,
+    )
+    record.finish()
+    return profile
