@@ -1,0 +1,38 @@
+"""From the workload block of a scenario to a stream of requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fleetsim.scenario.schema import SyntheticWorkload, TraceWorkload
+from fleetsim.workload.formats import TraceFile, locate
+from fleetsim.workload.replay import ReleasedReplay, Replay
+from fleetsim.workload.synthetic import synthetic_workload
+
+if TYPE_CHECKING:
+    from fleetsim.kernel.streams import Streams
+    from fleetsim.workload.request import Workload
+
+
+def build_workload(config: TraceWorkload | SyntheticWorkload, base_dir: Path, streams: Streams) -> Workload:
+    """The workload that `config` describes; a trace file is read once here, and checked.
+
+    Parameters
+    ----------
+    config
+        Block ``workload`` of a scenario.
+    base_dir
+        Folder that a trace's path is relative to.
+    streams
+        Random streams of the run; those used here are called ``workload.…``.
+
+    Raises
+    ------
+    DataError
+        If a trace file cannot be read, or has bad rows and the scenario does not say to skip them.
+    """
+    if isinstance(config, SyntheticWorkload):
+        return synthetic_workload(config, streams)
+    trace = TraceFile.open(locate(config.path, base_dir), config.format)
+    return (ReleasedReplay if config.sessions == "released" else Replay)(config, trace, streams)

@@ -1,0 +1,110 @@
+"""Azure LLM inference traces of 2023 and 2024: ``TIMESTAMP, ContextTokens, GeneratedTokens``.
+
+https://github.com/Azure/AzurePublicDataset. Times have up to nine decimals, with or without an offset from UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fleetsim.workload.readers.rows import BadRows, Row, whole
+from fleetsim.workload.readers.source import fields, header, lines
+from fleetsim.workload.readers.table import width_complaint
+
+COLUMNS = frozenset({"timestamp", "contexttokens", "generatedtokens"})
+_NS = 10**9
+_SECOND = len("2023-11-16 18:15:46")
+_MINUTE_NS = 60 * _NS
+_PLACES = (_NS, 100_000_000, 10_000_000, 1_000_000, 100_000, 10_000, 1000, 100, 10, 1)
+"""Nanoseconds of one unit in the last of so many decimals."""
+
+
+class Clock:
+    """Nanoseconds since 1970 of a date and time as text."""
+
+    def __init__(self) -> None:
+        self._second = ""
+        self._ns = 0
+
+    def ns(self, stamp: str) -> int:
+        """Nanoseconds since 1970; a time without offset is UTC.
+
+        Raises
+        ------
+        ValueError
+            If `stamp` is not a date and time.
+        """
+        second = stamp[:_SECOND]
+        if second != self._second:
+            self._ns = int(datetime.fromisoformat(second).replace(tzinfo=UTC).timestamp()) * _NS
+            self._second = second
+        digits = stamp[_SECOND + 1 :]
+        if digits.isdecimal() and stamp[_SECOND] == "." and len(digits) <= 9:
+            return self._ns + int(digits) * _PLACES[len(digits)]
+        return self._ns + _rest_ns(stamp[_SECOND:])
+
+
+def _rest_ns(rest: str) -> int:
+    """What stands after the seconds: a fraction, an offset from UTC, both or nothing."""
+    if rest.endswith(("Z", "z")):
+        rest = rest[:-1]
+    offset = 0
+    for sign in "+-":
+        rest, found, zone = rest.partition(sign)
+        if found:
+            hours, _, minutes = zone.partition(":")
+            minutes_east = int(hours) * 60 + int(minutes or 0)
+            offset = (-minutes_east if sign == "+" else minutes_east) * _MINUTE_NS
+            break
+    if not rest:
+        return offset
+    digits = rest[1:10]
+    if rest[0] != "." or not rest[1:].isdecimal():
+        raise ValueError(f"{rest!r} after the seconds")
+    return offset + int(digits) * _PLACES[len(digits)]
+
+
+def read(path: Path, bad: BadRows) -> Iterator[Row]:
+    """Rows with times from the first one that can be read."""
+    source = lines(path)
+    columns = header(next(source))
+    when, prompt, output = (columns[name] for name in ("timestamp", "contexttokens", "generatedtokens"))
+    width = len(columns)
+    clock_ns = Clock().ns
+    start_ns: int | None = None
+    for number, line in enumerate(source, 2):
+        cells = fields(line)
+        try:
+            prompt_tokens, output_tokens = int(cells[prompt]), int(cells[output])
+            time_ns = clock_ns(cells[when])
+        except (ValueError, IndexError):
+            _complain(number, cells, columns, bad)
+            continue
+        if len(cells) != width:
+            _complain(number, cells, columns, bad)
+            continue
+        if start_ns is None:
+            if prompt_tokens < 1 or output_tokens < 1:
+                bad.add(number, f"{prompt_tokens} prompt and {output_tokens} output tokens: at least 1 each is needed")
+                continue
+            start_ns = time_ns
+        yield Row(number, (time_ns - start_ns) / _NS, prompt_tokens, output_tokens)
+
+
+def _complain(number: int, cells: list[str], columns: dict[str, int], bad: BadRows) -> None:
+    """Say what is wrong with a row that did not parse; a blank line is nothing."""
+    if not any(cell.strip() for cell in cells) and len(cells) == 1:
+        return
+    if len(cells) != len(columns):
+        bad.add(number, width_complaint(cells, list(columns)))
+        return
+    try:
+        for name in ("contexttokens", "generatedtokens"):
+            whole(cells[columns[name]], name)
+    except ValueError as error:
+        bad.add(number, str(error))
+        return
+    stamp = cells[columns["timestamp"]]
+    bad.add(number, f"timestamp: {stamp!r} is not a date and time such as 2023-11-16 18:15:46.6805900")

@@ -1,0 +1,45 @@
+"""Qwen traces of Alibaba Bailian (JSONL): Mooncake's fields with seconds, 16-token blocks and chat turns.
+
+https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon: ``chat_id, parent_chat_id`` (-1 for a first turn),
+``timestamp`` [s], ``input_length, output_length, type, turn, hash_ids``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fleetsim.workload.readers.rows import BadRows, Row, decimal, label, whole
+from fleetsim.workload.readers.source import integers, json_object, lines
+
+BLOCK_TOKENS = 16
+KEYS = frozenset({"chat_id", "timestamp", "input_length", "output_length", "hash_ids"})
+_ROOT = -1
+
+
+def read(path: Path, bad: BadRows) -> Iterator[Row]:
+    """Rows whose session is the first chat of their chain of parents, as far as the file holds it."""
+    roots: dict[int, int] = {}
+    for number, line in enumerate(lines(path), 1):
+        if line.isspace():
+            continue
+        try:
+            entry = json_object(line)
+            chat = whole(entry.get("chat_id"), "chat_id")
+            parent = entry.get("parent_chat_id")
+            parent = _ROOT if parent is None else whole(parent, "parent_chat_id")
+            row = Row(
+                number,
+                decimal(entry.get("timestamp"), "timestamp"),
+                whole(entry.get("input_length"), "input_length"),
+                whole(entry.get("output_length"), "output_length"),
+                integers(entry.get("hash_ids"), "hash_ids"),
+                BLOCK_TOKENS,
+                chat if parent == _ROOT else roots.get(parent, parent),
+                klass=label(entry.get("type")),
+            )
+        except ValueError as error:
+            bad.add(number, str(error))
+            continue
+        roots[chat] = row.session  # type: ignore[assignment]
+        yield row
