@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Protocol
 
 from fleetsim.workload.prefixes import Content
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Protocol
-
-    class Workload(Protocol):
-        """A stream of requests in order of arrival, and what the end of one releases."""
-
-        skipped_rows: int
-
-        def requests(self) -> Iterator[Request]:
-            """Requests that arrive by themselves, not falling in `arrival_s`."""
-            ...
-
-        def released_by(self, request: Request, now_s: float) -> Request | None:
-            """The request (not earlier than `now_s`) that the end of `request` releases, if any."""
-            ...
-
 
 WAITING, RUNNING, FINISHED, REJECTED, TIMED_OUT, FAILED, UNFINISHED = range(7)
 STATUS = ("unfinished", "unfinished", "finished", "rejected", "timed_out", "failed", "unfinished")
@@ -110,6 +93,23 @@ class Request:
         self.cached_tokens = 0
         self.preemptions = 0
         self.generated = 0
+        self.finish_step = -1
+        self.segment_mark = -1
         self.itl_max_s = 0.0
         self.energy_j = 0.0
         self.cost_share_s = 0.0
+
+
+class Workload(Protocol):
+    """A stream of requests in order of arrival, and what the end of one releases."""
+
+    skipped_rows: int
+    """Rows of a trace that could not be read, once all requests have been taken."""
+
+    def requests(self) -> Iterator[Request]:
+        """Requests that arrive by themselves, `arrival_s` not falling."""
+        ...
+
+    def released_by(self, request: Request, now_s: float) -> Request | None:
+        """The request (not earlier than `now_s`) that the end of `request` releases, if any."""
+        ...

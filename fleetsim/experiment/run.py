@@ -1,0 +1,302 @@
+"""One run: from a scenario to a result. The only place that wires the stages."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fleetsim import __version__
+from fleetsim.errors import LawError, ScenarioError
+from fleetsim.experiment.check import check_scenario
+from fleetsim.fleet.fleet import Fleet
+from fleetsim.kernel.clock import Clock
+from fleetsim.kernel.streams import Streams
+from fleetsim.metrics.summary import Totals, summarise, too_short
+from fleetsim.output.parquet import MANIFEST, ResultFolder
+from fleetsim.output.recorder import RequestLog, Sampler, write_events, write_gaps
+from fleetsim.output.tables import SCHEMA_VERSION
+from fleetsim.plugins import allowing_imports
+from fleetsim.scenario.export import digest
+from fleetsim.scenario.load import LoadedScenario, load_mapping, load_scenario
+from fleetsim.scenario.schema import Scenario
+from fleetsim.workload.build import build_workload
+from fleetsim.workload.request import Request
+
+Progress = Callable[[int, "int | None", float], None]
+"""Called now and then with (requests ended, requests in all if known, simulated time [s])."""
+
+VERIFY_EVERY = 256
+"""With checks on: boundaries of a replica between full recounts of its books."""
+_PROGRESS_MASK = 1023
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished run."""
+
+    name: str
+    verdict: str
+    """STABLE, BACKLOGGED or OVERLOADED."""
+    verdict_reason: str
+    """The rule that gave the verdict, with its numbers."""
+    summary: Mapping[str, Any]
+    """Figures of the run by name."""
+    groups: Sequence[Mapping[str, Any]]
+    """The main figures by pool, class, tenant and model."""
+    out: Path
+    """Folder with the tables."""
+    files: Sequence[Path]
+    wall_s: float
+    events: int
+    """Events that the clock ran."""
+    slo_met: bool | None
+    """Whether the attainment was reached; None without an SLO."""
+    warnings: Sequence[str] = ()
+    assumptions: Sequence[str] = field(default=())
+    """Catalogue values used that are assumed, not sourced."""
+    interrupted: bool = False
+
+    def table(self, name: str) -> pa.Table:
+        """A table of the run: requests, replicas, fleet, events, gaps, summary or groups."""
+        return pq.read_table(self.out / f"{name}.parquet")
+
+    def requests(self) -> pa.Table:
+        """The request table: one row per request."""
+        return self.table("requests")
+
+
+def run(
+    scenario: str | os.PathLike[str] | Scenario | LoadedScenario,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    check: bool = False,
+    allow_import: bool = False,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> Result:
+    """Simulate a scenario and write its tables.
+
+    Parameters
+    ----------
+    scenario : path, Scenario or LoadedScenario
+        What to simulate.
+    out : path, optional
+        Folder for the tables; default ``fleetsim-out/<name>``. It appears when the run is complete, not before.
+    overrides : sequence of str
+        ``path=value`` texts laid over the scenario.
+    check : bool
+        Check the laws of the simulation while it runs.
+    allow_import : bool
+        Let the scenario name policies as ``module:Class``.
+    progress : callable, optional
+        Told how far the run is.
+    force : bool
+        Run in spite of findings that are not about the form of the scenario (an SLO below the physical floor).
+
+    Raises
+    ------
+    InputError
+        If the scenario, a trace, the catalogue or `out` cannot be used.
+    LawError
+        If a law is broken (with `check`).
+    """
+    started = time.perf_counter()
+    with allowing_imports(allow_import):
+        loaded = _load(scenario, overrides)
+        warnings = _checked(loaded, force)
+        folder_name = Path(out) if out is not None else Path("fleetsim-out") / _file_name(loaded.scenario.name)
+        streams = Streams(loaded.scenario.seed)
+        clock = Clock()
+        live = _Live(loaded, clock, streams, check)
+        folder = ResultFolder(folder_name, {"scenario_digest": live.digest, "fleetsim_version": __version__})
+        try:
+            return _simulate(live, folder, progress, warnings, started)
+        except BaseException:
+            folder.discard()
+            raise
+
+
+def _load(scenario: str | os.PathLike[str] | Scenario | LoadedScenario, overrides: Sequence[str]) -> LoadedScenario:
+    if isinstance(scenario, LoadedScenario):
+        return scenario
+    if isinstance(scenario, Scenario):
+        return load_mapping(scenario, overrides)
+    return load_scenario(scenario, overrides)
+
+
+def _checked(loaded: LoadedScenario, force: bool) -> list[str]:
+    """Raise on findings; return the warnings' texts."""
+    findings = check_scenario(loaded)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors and not force:
+        raise ScenarioError(findings)
+    return [str(finding) for finding in findings]
+
+
+class _Live:
+    """The stages of a run, built before anything is written, so that bad input leaves no trace."""
+
+    def __init__(self, loaded: LoadedScenario, clock: Clock, streams: Streams, check: bool) -> None:
+        scenario = loaded.scenario
+        self.loaded, self.scenario, self.clock, self.check = loaded, scenario, clock, check
+        self.digest = digest(scenario)
+        self.log: RequestLog | None = None
+        self.workload = build_workload(scenario.workload, loaded.base_dir, streams)
+        self.fleet = Fleet(scenario, loaded.base_dir, clock, streams, self._ended, VERIFY_EVERY if check else 0)
+        self.total = getattr(scenario.workload, "requests", None)
+        self.progress: Progress | None = None
+        self._count = 0
+
+    def _ended(self, request: Request) -> None:
+        assert self.log is not None
+        if self.check:
+            _verify_request(request)
+        self.log.take(request)
+        self._count += 1
+        if self.progress is not None and not self._count & _PROGRESS_MASK:
+            self.progress(self._count, self.total, self.clock._now)
+
+
+def _simulate(
+    live: _Live, folder: ResultFolder, progress: Progress | None, warnings: list[str], started: float
+) -> Result:
+    scenario, clock, fleet = live.scenario, live.clock, live.fleet
+    live.progress = progress
+    log = live.log = RequestLog(folder, scenario.slo)
+    log.bind(fleet)
+    sampler = Sampler(folder, fleet, scenario.run.interval)
+    fleet.feed(live.workload)
+    interrupted = False
+    try:
+        clock.run_all(float("inf") if scenario.run.horizon is None else scenario.run.horizon)
+    except KeyboardInterrupt:
+        interrupted = True
+    stopped = interrupted or bool(fleet.in_flight) or not fleet.exhausted
+    end_s = clock._now if stopped else fleet.last_end_s
+    if stopped:
+        fleet.stop()
+    sampler.sample(end_s)
+    sampler.flush()
+    log.flush()
+    if live.check:
+        fleet.verify(end_s)
+    write_gaps(folder, fleet.pools)
+    write_events(folder, fleet, end_s)
+    folder.close_tables()
+    totals = Totals(end_s, live.workload.skipped_rows, sampler.peak_power_w)
+    summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
+    if live.check:
+        _verify_totals(summary)
+    slo = scenario.slo
+    met = None if slo is None else (summary["slo_attainment_ratio"] or 0.0) >= slo.attainment
+    if slo is not None and (short := too_short(summary, slo.attainment)):
+        warnings.append(short)
+    if interrupted:
+        warnings.append("interrupted: what had not ended is counted as unfinished")
+    wall_s = time.perf_counter() - started
+    row = {"run": live.digest[:12], "name": scenario.name, "seed": scenario.seed, "verdict": word.word, **summary}
+    folder.add_table("summary", pa.Table.from_pylist([row]))
+    folder.add_table("groups", pa.Table.from_pylist(groups or [{"by": "", "value": ""}]))
+    assumptions = _assumptions(fleet)
+    manifest = _manifest(live, row, wall_s, warnings, assumptions, interrupted, word.reason)
+    files = folder.publish(manifest)
+    return Result(
+        name=scenario.name,
+        verdict=word.word,
+        verdict_reason=word.reason,
+        summary=summary,
+        groups=groups,
+        out=folder.out,
+        files=files,
+        wall_s=wall_s,
+        events=clock.events,
+        slo_met=met,
+        warnings=warnings,
+        assumptions=assumptions,
+        interrupted=interrupted,
+    )
+
+
+def _manifest(
+    live: _Live,
+    row: Mapping[str, Any],
+    wall_s: float,
+    warnings: Sequence[str],
+    assumptions: Sequence[str],
+    interrupted: bool,
+    reason: str,
+) -> dict[str, Any]:
+    """What makes the run repeatable, and how it went."""
+    packages = ("simpy", "numpy", "pyarrow", "pydantic")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fleetsim_version": __version__,
+        "scenario_digest": live.digest,
+        "scenario_file": str(live.loaded.path) if live.loaded.path else None,
+        "scenario": live.loaded.resolved,
+        "seed": live.scenario.seed,
+        "status": "interrupted" if interrupted else "complete",
+        "verdict": row["verdict"],
+        "verdict_reason": reason,
+        "python": platform.python_version(),
+        "platform": sys.platform,
+        "packages": {name: version(name) for name in packages},
+        "wall_s": wall_s,
+        "events": live.clock.events,
+        "checked": live.check,
+        "warnings": list(warnings),
+        "assumptions": list(assumptions),
+        "summary": dict(row),
+        "manifest": MANIFEST,
+    }
+
+
+def _assumptions(fleet: Fleet) -> list[str]:
+    """Catalogue values in use whose source is an assumption."""
+    texts = []
+    for accelerator in {pool.accelerator.name: pool.accelerator for pool in fleet.pools}.values():
+        for path, value in accelerator.sourced.items():
+            if value.source == "assumed":
+                texts.append(f"{accelerator.name}.{path} = {value.value} {value.unit}".rstrip())
+    return texts
+
+
+def _verify_request(request: Request) -> None:
+    """Law 2: a request's times are in order and it got what it asked for."""
+    from fleetsim.workload.request import FINISHED
+
+    if request.status != FINISHED:
+        return
+    times = (request.arrival_s, request.queued_s, request.first_scheduled_s, request.first_token_s, request.end_s)
+    if any(later < earlier for earlier, later in zip(times, times[1:], strict=False)):
+        raise LawError(f"law 2 (order of times): request {request.id} has {times}")
+    if request.generated != request.output_tokens:
+        raise LawError(f"law 2 (tokens): request {request.id} got {request.generated} of {request.output_tokens} tokens")
+
+
+def _verify_totals(summary: Mapping[str, Any]) -> None:
+    """Laws 1 and 5: requests and energy add up."""
+    states = sum(summary[k] for k in ("finished", "rejected", "timed_out", "failed", "unfinished"))
+    if states != summary["requests"]:
+        raise LawError(f"law 1 (conservation): {summary['requests']} requests, {states} in terminal states")
+    charged = summary["energy_requests_j"] + summary["energy_idle_j"]
+    if abs(charged - summary["energy_j"]) > 1e-6 * max(summary["energy_j"], 1.0):
+        raise LawError(f"law 5 (energy): meter {summary['energy_j']} J, requests and idle {charged} J")
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "run"
+
+
+

@@ -1,0 +1,62 @@
+"""The metric catalogue: one formula per name, and what other tools call it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure of the summary or a column of the request table."""
+
+    name: str
+    unit: str
+    formula: str
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Tool -> its name for the same thing."""
+
+
+METRICS = (
+    Metric("ttft_s", "s", "first_token_s - arrival_s: time to first token, queueing included",
+           {"vllm": "ttft", "aiperf": "time_to_first_token", "guidellm": "time_to_first_token_ms", "mlperf": "TTFT"}),
+    Metric("tpot_s", "s", "(end_s - first_token_s) / (output_tokens - 1): mean gap after the first token; null below two tokens",
+           {"vllm": "tpot", "aiperf": "inter_token_latency", "guidellm": "inter_token_latency_ms", "mlperf": "TPOT"}),
+    Metric("itl_s", "s", "every single gap between two tokens of a request, pooled (log histogram, 1 % buckets)",
+           {"vllm": "itl", "inference-perf": "ITL", "llm-d": "inter_token_latency"}),
+    Metric("ntpot_s", "s", "e2el_s / output_tokens: time per token, the first included",
+           {"inference-perf": "NTPOT", "guidellm": "time_per_output_token_ms", "llm-d": "normalized_time_per_output_token"}),
+    Metric("e2el_s", "s", "end_s - arrival_s: end-to-end latency",
+           {"vllm": "e2el", "aiperf": "request_latency", "guidellm": "request_latency"}),
+    Metric("queue_wait_s", "s", "first_scheduled_s - queued_s: wait in the replica's queue",
+           {"vllm": "vllm:request_queue_time_seconds"}),
+    Metric("itl_max_s", "s", "largest gap between two tokens of a request"),
+    Metric("slo_attainment_ratio", "", "requests that finish within all limits / all requests, rejected and unfinished ones included",
+           {"inference-perf": "goodput %"}),
+    Metric("goodput_requests_per_s", "1/s", "requests that finish within all limits / makespan_s",
+           {"vllm": "request_goodput", "aiperf": "goodput"}),
+    Metric("requests_per_s", "1/s", "finished requests / makespan_s", {"vllm": "request_throughput"}),
+    Metric("prompt_tokens_per_s", "1/s", "prompt tokens of finished requests / makespan_s"),
+    Metric("output_tokens_per_s", "1/s", "tokens produced / makespan_s", {"vllm": "output_throughput"}),
+    Metric("total_tokens_per_s", "1/s", "(prompt + output tokens of finished requests) / makespan_s",
+           {"vllm": "total_token_throughput"}),
+    Metric("output_tokens_per_s_per_accelerator", "1/s", "output_tokens_per_s / accelerators of the fleet",
+           {"inferencex": "output_tput_per_gpu"}),
+    Metric("makespan_s", "s", "end of the last request - arrival of the first",
+           {"vllm": "duration", "aiperf": "benchmark_duration"}),
+    Metric("prefix_hit_ratio", "", "prompt tokens found in the prefix cache / prompt tokens of requests that were scheduled",
+           {"vllm": "prefix_cache_hits / prefix_cache_queries"}),
+    Metric("preemptions", "count", "times a running request was stopped to be recomputed", {"vllm": "vllm:num_preemptions"}),
+    Metric("mfu_ratio", "", "2 x active parameters x (prompt tokens computed + output tokens) / (peak FLOP/s x busy time), dense peak of the arithmetic used; attention not counted"),
+    Metric("mbu_ratio", "", "(weights read once per step + context read by decode attention) / (memory bandwidth x busy time)"),
+    Metric("batch_mean", "count", "tokens computed / steps"),
+    Metric("busy_ratio", "", "time in which a step runs / time, mean over replicas"),
+    Metric("kv_used_mean_ratio", "", "mean over samples and replicas of KV blocks in use / capacity", {"vllm": "vllm:kv_cache_usage_perc"}),
+    Metric("energy_j", "J", "all accelerators, idle time included"),
+    Metric("energy_per_output_token_j", "J", "energy_j / tokens produced"),
+    Metric("energy_per_request_mean_j", "J", "mean over finished requests of their share of the steps' energy"),
+    Metric("power_mean_w", "W", "energy_j / time simulated"),
+    Metric("power_peak_w", "W", "largest fleet power over the sampling intervals (means over each interval)"),
+    Metric("cost_usd", "USD", "price x time simulated, summed over replicas"),
+    Metric("cost_per_million_output_tokens_usd", "USD", "cost_usd / tokens produced x 1e6"),
+)  # fmt: skip
+"""What fleetsim reports. Latencies appear in the summary as ``<name>_mean_s``, ``_p50_s``, ``_p90_s``, ``_p95_s``, ``_p99_s``."""

@@ -1,0 +1,281 @@
+"""From the tables of a run to the figures that answer its question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fleetsim.catalog.llm import BYTES_PER_VALUE
+from fleetsim.engine.gaps import edge_s
+from fleetsim.fleet.pool import Pool
+from fleetsim.metrics.statistics import batch_means_interval, percentile
+from fleetsim.metrics.verdict import Verdict, verdict
+from fleetsim.scenario.schema import Scenario
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Reader = Callable[[str, list[str]], pa.Table]
+"""Gives columns of a finished table."""
+
+LATENCIES = ("ttft", "tpot", "ntpot", "e2el", "queue_wait")
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+GROUPINGS = ("pool", "class", "tenant", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the meters say at the end of a run."""
+
+    end_s: float
+    """Time simulated [s]."""
+    skipped_rows: int
+    peak_power_w: float
+
+
+def summarise(
+    read: Reader, pools: Sequence[Pool], scenario: Scenario, totals: Totals
+) -> tuple[dict[str, float | int | None], list[dict[str, Any]], Verdict]:
+    """Summary of a run, the same figures by pool, class, tenant and model, and the verdict.
+
+    Columns are read one at a time, so memory stays a small multiple of one column.
+
+    Returns
+    -------
+    summary : mapping
+        Figures by name; None where there is nothing to average.
+    groups : list of mapping
+        One per group, with ``by`` and ``value``.
+    verdict : Verdict
+    """
+    table = read("requests", ["status", "request_id", *GROUPINGS])
+    status = _texts(table["status"])
+    counted = table["request_id"].to_numpy() >= scenario.run.warmup_ratio * len(table)
+    summary: dict[str, float | int | None] = _counts(status)
+    summary["skipped_rows"] = totals.skipped_rows
+    summary["measured_requests"] = int(counted.sum())
+    summary |= _tokens(read)
+    makespan_s = _makespan_s(read)
+    summary["makespan_s"] = makespan_s
+    order = np.argsort(table["request_id"].to_numpy()[counted], kind="stable")
+    for name in LATENCIES:
+        values = _floats(read, f"{name}_s")[counted]
+        summary |= _latency(name, values[~np.isnan(values)])
+        ordered = values[order]
+        low, high = batch_means_interval(ordered[~np.isnan(ordered)])
+        summary[f"{name}_mean_ci_low_s"], summary[f"{name}_mean_ci_high_s"] = _number(low), _number(high)
+    summary |= _gaps(pools)
+    met = _met(read) if scenario.slo is not None else status == "finished"
+    summary |= _objective(met[counted], makespan_s, bool(counted.all()), order)
+    summary |= _rates(summary, makespan_s, sum(pool.accelerators for pool in pools))
+    summary |= _machines(pools, totals.end_s, int(summary["output_tokens"] or 0))
+    summary |= _energy_of_requests(read, status)
+    summary["power_peak_w"] = totals.peak_power_w
+    used = read("replicas", ["kv_used_ratio"])["kv_used_ratio"].to_numpy()
+    summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
+    summary["kv_used_max_ratio"] = float(used.max()) if len(used) else 0.0
+    served = status != "rejected"
+    word = verdict(
+        _floats(read, "arrival_s")[served], _floats(read, "first_scheduled_s")[served], int((~served).sum())
+    )
+    return summary, _groups(read, table, status, met, counted, makespan_s), word
+
+
+def _counts(status: np.ndarray[Any, Any]) -> dict[str, float | int | None]:
+    names = ("finished", "rejected", "timed_out", "failed", "unfinished")
+    return {"requests": len(status)} | {name: int((status == name).sum()) for name in names}
+
+
+def _tokens(read: Reader) -> dict[str, float | int | None]:
+    table = read("requests", ["prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "first_scheduled_s"])
+    prompts = table["prompt_tokens"].to_numpy()
+    scheduled = prompts[table["first_scheduled_s"].is_valid().to_numpy()].sum()
+    cached = int(table["cached_tokens"].to_numpy().sum())
+    return {
+        "prompt_tokens": int(prompts.sum()),
+        "output_tokens": int(table["output_tokens"].to_numpy().sum()),
+        "prompt_tokens_mean": _number(prompts.mean()) if len(prompts) else None,
+        "output_tokens_mean": _number(table["output_tokens"].to_numpy().mean()) if len(prompts) else None,
+        "cached_tokens": cached,
+        "prefix_hit_ratio": cached / int(scheduled) if scheduled else 0.0,
+        "preemptions": int(table["preemptions"].to_numpy().sum()),
+    }
+
+
+def _makespan_s(read: Reader) -> float:
+    table = read("requests", ["arrival_s", "end_s"])
+    ends = _as_floats(table["end_s"])
+    ends = ends[~np.isnan(ends)]
+    return float(ends.max() - _as_floats(table["arrival_s"]).min()) if len(ends) else 0.0
+
+
+def _latency(name: str, values: Floats) -> dict[str, float | int | None]:
+    figures: dict[str, float | int | None] = {f"{name}_mean_s": _number(values.mean()) if len(values) else None}
+    for label, ratio in PERCENTILES.items():
+        figures[f"{name}_{label}_s"] = _number(percentile(values, ratio))
+    return figures
+
+
+def _gaps(pools: Sequence[Pool]) -> dict[str, float | int | None]:
+    counts = np.sum([pool.gaps.counts for pool in pools], axis=0)
+    total = int(counts.sum())
+    if not total:
+        return {"itl_mean_s": None} | {f"itl_{label}_s": None for label in PERCENTILES}
+    figures: dict[str, float | int | None] = {"itl_mean_s": sum(pool.gaps.total_s for pool in pools) / total}
+    reached = np.cumsum(counts)
+    for label, ratio in PERCENTILES.items():
+        bucket = int(np.searchsorted(reached, ratio * total))
+        figures[f"itl_{label}_s"] = (edge_s(bucket) * edge_s(bucket + 1)) ** 0.5
+    return figures
+
+
+def _objective(met: np.ndarray[Any, Any], makespan_s: float, all_counted: bool, order: Any) -> dict[str, float | int | None]:
+    ratio = float(met.mean()) if len(met) else 0.0
+    low, high = batch_means_interval(met[order].astype(np.float64))
+    return {
+        "slo_attainment_ratio": ratio,
+        "slo_attainment_ci_low_ratio": _number(low),
+        "slo_attainment_ci_high_ratio": _number(high),
+        "goodput_requests_per_s": float(met.sum()) / makespan_s if makespan_s and all_counted else None,
+    }
+
+
+def _rates(summary: Mapping[str, Any], makespan_s: float, accelerators: int) -> dict[str, float | int | None]:
+    if not makespan_s:
+        return {"requests_per_s": None, "prompt_tokens_per_s": None, "output_tokens_per_s": None,
+                "total_tokens_per_s": None, "output_tokens_per_s_per_accelerator": None}  # fmt: skip
+    prompt, output = summary["prompt_tokens"] / makespan_s, summary["output_tokens"] / makespan_s
+    figures: dict[str, float | int | None] = {
+        "requests_per_s": summary["finished"] / makespan_s,
+        "prompt_tokens_per_s": prompt,
+        "output_tokens_per_s": output,
+        "total_tokens_per_s": prompt + output,
+        "output_tokens_per_s_per_accelerator": output / accelerators,
+    }
+    return figures
+
+
+def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> dict[str, float | int | None]:
+    """Energy, cost and use of the machines, from their meters."""
+    energy_j = idle_j = cost_usd = busy_s = flops = flop_room = read_bytes = byte_room = 0.0
+    tokens = steps = replicas = 0
+    for pool in pools:
+        chips = pool.config.parallelism.accelerators
+        accelerator, engine, llm = pool.accelerator, pool.config.engine, pool.llm
+        weights = llm.weights_dtype(engine.weights)
+        peak = accelerator.peak_flop_per_s[accelerator.arithmetic(weights)]
+        kv_bytes = llm.kv_values_per_token * llm.layers * BYTES_PER_VALUE[llm.kv_dtype(engine.kv.dtype)]
+        for replica in pool.replicas:
+            meter = replica.meter(end_s)
+            idle_s = end_s - meter.busy_s
+            idle_j += replica.model.idle_w * idle_s
+            energy_j += meter.energy_j + replica.model.idle_w * idle_s
+            cost_usd += pool.price_usd_per_h * end_s / 3600.0
+            busy_s += meter.busy_s
+            replicas += 1
+            steps += meter.steps
+            computed = meter.prompt_tokens + meter.output_tokens
+            tokens += computed
+            flops += 2.0 * llm.parameters_active * computed
+            flop_room += peak * chips * meter.busy_s
+            read_bytes += meter.steps * llm.weight_bytes(engine.weights) + meter.ctx_tokens_read * kv_bytes
+            byte_room += accelerator.bandwidth_bytes_per_s * chips * meter.busy_s
+    per_million = cost_usd / output_tokens * 1e6 if output_tokens else None
+    return {
+        "energy_j": energy_j,
+        "energy_idle_j": idle_j,
+        "energy_per_output_token_j": energy_j / output_tokens if output_tokens else None,
+        "power_mean_w": energy_j / end_s if end_s else 0.0,
+        "cost_usd": cost_usd,
+        "cost_per_million_output_tokens_usd": per_million,
+        "busy_ratio": busy_s / (end_s * replicas) if end_s else 0.0,
+        "steps": steps,
+        "batch_mean": tokens / steps if steps else 0.0,
+        "mfu_ratio": flops / flop_room if flop_room else 0.0,
+        "mbu_ratio": read_bytes / byte_room if byte_room else 0.0,
+        "simulated_s": end_s,
+        "accelerators": sum(pool.accelerators for pool in pools),
+    }
+
+
+def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> dict[str, float | int | None]:
+    energy = _floats(read, "energy_j")
+    finished = status == "finished"
+    return {
+        "energy_requests_j": float(energy.sum()),
+        "energy_per_request_mean_j": _number(energy[finished].mean()) if finished.any() else None,
+        "cost_requests_usd": float(_floats(read, "cost_usd").sum()),
+    }
+
+
+def _groups(
+    read: Reader,
+    table: pa.Table,
+    status: np.ndarray[Any, Any],
+    met: np.ndarray[Any, Any],
+    counted: np.ndarray[Any, Any],
+    makespan_s: float,
+) -> list[dict[str, Any]]:
+    """The main figures for each pool, class, tenant and model that occurs."""
+    columns = {name: _floats(read, name) for name in ("ttft_s", "tpot_s", "e2el_s", "energy_j", "cost_usd")}
+    tokens = read("requests", ["output_tokens"])["output_tokens"].to_numpy()
+    rows = []
+    for by in GROUPINGS:
+        names = _texts(table[by])
+        for value in sorted(set(names.tolist()) - {""}):
+            members = names == value
+            if by != "pool" and members.all() and by != "class":
+                continue  # one tenant or model only: the summary says the same
+            measured = members & counted
+            row: dict[str, Any] = {"by": by, "value": value, **_counts(status[members])}
+            row["slo_attainment_ratio"] = _number(met[measured].mean()) if measured.any() else None
+            row["goodput_requests_per_s"] = float(met[members].sum()) / makespan_s if makespan_s else None
+            row["output_tokens"] = int(tokens[members].sum())
+            row["output_tokens_per_s"] = row["output_tokens"] / makespan_s if makespan_s else None
+            for name in ("ttft", "tpot", "e2el"):
+                values = columns[f"{name}_s"][measured]
+                row |= _latency(name, values[~np.isnan(values)])
+            row["energy_requests_j"] = float(columns["energy_j"][members].sum())
+            row["cost_requests_usd"] = float(columns["cost_usd"][members].sum())
+            rows.append(row)
+    return rows
+
+
+def too_short(summary: Mapping[str, Any], attainment: float) -> str | None:
+    """Warning if the run has too few requests to tell the attainment that the SLO names; None if it has enough.
+
+    The 99 % confidence interval of a proportion near `attainment` should be no wider than half of the misses allowed, each way.
+    """
+    needed = 26.5 * attainment / max(1 - attainment, 1e-9)
+    measured = int(summary["measured_requests"])
+    if measured >= needed or attainment >= 1:
+        return None
+    return (
+        f"{measured} measured requests are few for an attainment of {attainment:g}: "
+        f"at least {needed:,.0f} are needed for a 99 % interval of half the misses allowed"
+    )
+
+
+def _met(read: Reader) -> np.ndarray[Any, Any]:
+    return np.asarray(read("requests", ["slo_met"])["slo_met"].fill_null(False).to_numpy(), dtype=bool)
+
+
+def _floats(read: Reader, column: str) -> Floats:
+    return _as_floats(read("requests", [column])[column])
+
+
+def _as_floats(column: pa.ChunkedArray) -> Floats:
+    return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
+
+
+def _texts(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    text = column.cast(pa.string())
+    return np.asarray(pc.fill_null(text, "").to_numpy(zero_copy_only=False), dtype=str)
+
+
+def _number(value: float) -> float | None:
+    """A JSON-safe number: None for NaN."""
+    return None if np.isnan(value) else float(value)

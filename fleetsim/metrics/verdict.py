@@ -1,0 +1,72 @@
+"""One word for a run: does the fleet keep up?"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fleetsim.metrics.statistics import rising
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+STABLE, BACKLOGGED, OVERLOADED = "STABLE", "BACKLOGGED", "OVERLOADED"
+
+POINTS = 20
+"""Instants, equally spaced over the time of arrivals, at which the waiting requests are counted."""
+SIGNIFICANCE = 0.01
+"""Level of the trend test."""
+MATERIAL_RATIO = 0.02
+"""A queue below this share of all arrivals is never called a problem of capacity."""
+
+
+class Verdict(NamedTuple):
+    """The word and the rule that gave it, with the numbers put in."""
+
+    word: str
+    reason: str
+
+
+def verdict(arrival_s: Floats, start_s: Floats, rejected: int) -> Verdict:
+    """Whether the fleet keeps up with the arrivals.
+
+    Parameters
+    ----------
+    arrival_s : float array, shape (n,)
+        Arrivals of the requests that were served or wait.
+    start_s : float array, shape (n,)
+        When each was first scheduled; NaN if never.
+    rejected : int
+        Requests turned away.
+
+    Notes
+    -----
+    Let Q be the requests that wait for their first step, at 20 instants over the time in which requests arrive.
+
+    - OVERLOADED: Q rises over the second half of the instants or over all of them (Mann-Kendall, p < 0.01) and ends above 2 % of
+      all arrivals; or more than 2 % of all arrivals were turned away.
+    - BACKLOGGED: not overloaded, but Q is above 2 % of all arrivals at the end of the arrivals, or the median request waits longer
+      than 1 % of the whole time of arrivals.
+    - STABLE: everything else.
+    """
+    total = len(arrival_s) + rejected
+    if not len(arrival_s):
+        return Verdict(OVERLOADED, "every request was rejected") if rejected else Verdict(STABLE, "no requests")
+    begin, end = float(arrival_s.min()), float(arrival_s.max())
+    instants = np.linspace(begin, end, POINTS + 1)[1:]
+    arrived = np.searchsorted(np.sort(arrival_s), instants, side="right")
+    started = np.searchsorted(np.sort(start_s[~np.isnan(start_s)]), instants, side="right")
+    queue = (arrived - started).astype(np.float64)
+    material = MATERIAL_RATIO * total
+    p_value = min(rising(queue), rising(queue[POINTS // 2 :]))
+    last = queue[-3:].mean()
+    figures = f"{last:.0f} of {total} requests wait at the end of the arrivals, trend p = {p_value:.2g}"
+    if rejected > material:
+        return Verdict(OVERLOADED, f"{rejected} of {total} requests were rejected")
+    if p_value < SIGNIFICANCE and last > max(material, 1.0):
+        return Verdict(OVERLOADED, f"the queue grows: {figures}")
+    waits = np.where(np.isnan(start_s), np.inf, start_s - arrival_s)
+    median = float(np.median(waits))
+    if last > max(material, 1.0) or (end > begin and median > 0.01 * (end - begin)):
+        return Verdict(BACKLOGGED, f"a queue stands without growing: {figures}, median wait {median:.3g} s")
+    return Verdict(STABLE, f"the queue does not grow: {figures}")

@@ -1,0 +1,104 @@
+"""Result folders: Parquet tables written as the run goes, complete or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fleetsim.errors import Finding, InputError
+from fleetsim.output.tables import TABLES, arrow_schema
+
+MANIFEST = "manifest.json"
+
+
+class ResultFolder:
+    """A folder of tables that appears under its name only when it is complete.
+
+    Tables are written into a sibling folder with a temporary name; `publish` writes the manifest and renames it. A folder that holds
+    an earlier result (a manifest) is replaced; anything else that is not empty is refused.
+
+    Raises
+    ------
+    InputError
+        If `out` cannot be used.
+    """
+
+    def __init__(self, out: Path, metadata: Mapping[str, str]) -> None:
+        self.out = out
+        self._metadata = {key.encode(): value.encode() for key, value in metadata.items()}
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        _refuse_unusable(out)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        except OSError as error:
+            raise InputError(Finding(f"cannot write there: {error.strerror}", file=str(out))) from error
+
+    def write(self, table: str, batch: pa.RecordBatch) -> None:
+        """Append rows to a table."""
+        self._writer(table).write_batch(batch, row_group_size=1 << 17)
+
+    def _writer(self, table: str) -> pq.ParquetWriter:
+        writer = self._writers.get(table)
+        if writer is None:
+            schema = arrow_schema(table)
+            schema = schema.with_metadata({**(schema.metadata or {}), **self._metadata})
+            path = self._folder / f"{table}.parquet"
+            writer = self._writers[table] = pq.ParquetWriter(path, schema, compression="zstd", store_schema=True)
+        return writer
+
+    def close_tables(self) -> None:
+        """Finish all tables, empty ones included; they can be read from now on."""
+        for table in TABLES:
+            self._writer(table)
+        for writer in self._writers.values():
+            writer.close()
+
+    def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
+        """A finished table that is not published yet."""
+        return pq.read_table(self._folder / f"{table}.parquet", columns=columns, memory_map=True)
+
+    def add_table(self, name: str, table: pa.Table) -> None:
+        """Write a small table at once."""
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **self._metadata})
+        pq.write_table(table, self._folder / f"{name}.parquet", compression="zstd")
+
+    def publish(self, manifest: Mapping[str, Any]) -> list[Path]:
+        """Write the manifest and give the folder its name; returns the files."""
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+        (self._folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        self._folder.chmod(0o755)
+        if self.out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".old", dir=self.out.parent))
+            os.replace(self.out, old / "old")
+            os.replace(self._folder, self.out)
+            shutil.rmtree(old)
+        else:
+            os.replace(self._folder, self.out)
+        return sorted(self.out.iterdir())
+
+    def discard(self) -> None:
+        """Remove everything that was written."""
+        for writer in self._writers.values():
+            if writer.is_open:
+                writer.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _refuse_unusable(out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(Finding("exists and is not a folder", file=str(out), hint="choose another --out"))
+    if any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise InputError(
+            Finding("folder is not empty and holds no fleetsim result", file=str(out), hint="choose another --out")
+        )
