@@ -1,3 +1,61 @@
-"""fleetsim: a discrete-event simulator of heterogeneous LLM inference fleets."""
+"""fleetsim: a discrete-event simulator of heterogeneous LLM inference fleets.
+
+>>> import fleetsim
+>>> result = fleetsim.run("scenario.yaml", out="results")  # doctest: +SKIP
+>>> result.verdict, result.summary["ttft_p99_s"], result.requests()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fleetsim.errors import DataError, FleetsimError, InputError, LawError, PolicyError, ScenarioError
+    from fleetsim.experiment.run import Result, run
+    from fleetsim.scenario.load import LoadedScenario, load_scenario
+    from fleetsim.scenario.schema import Scenario
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DataError",
+    "FleetsimError",
+    "InputError",
+    "LawError",
+    "LoadedScenario",
+    "PolicyError",
+    "Result",
+    "Scenario",
+    "ScenarioError",
+    "__version__",
+    "load_scenario",
+    "run",
+]
+
+_HOME = {
+    "DataError": "fleetsim.errors",
+    "FleetsimError": "fleetsim.errors",
+    "InputError": "fleetsim.errors",
+    "LawError": "fleetsim.errors",
+    "LoadedScenario": "fleetsim.scenario.load",
+    "PolicyError": "fleetsim.errors",
+    "Result": "fleetsim.experiment.run",
+    "Scenario": "fleetsim.scenario.schema",
+    "ScenarioError": "fleetsim.errors",
+    "load_scenario": "fleetsim.scenario.load",
+    "run": "fleetsim.experiment.run",
+}
+"""Module of each public name, imported when the name is first used: ``import fleetsim`` itself stays light."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fleetsim' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

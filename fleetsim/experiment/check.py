@@ -13,6 +13,7 @@ from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import Llm, load_llm
 from fleetsim.catalog.memory import memory_plan, parallelisms_that_fit
 from fleetsim.errors import DataError, Finding, ScenarioError, nearest
+from fleetsim.kernel.streams import Streams
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import (
     FixedTokens,
@@ -26,7 +27,9 @@ from fleetsim.scenario.schema import (
     TraceWorkload,
 )
 from fleetsim.units import show, show_bytes
+from fleetsim.workload.build import build_workload
 from fleetsim.workload.formats import locate
+from fleetsim.workload.profiles import load_profile
 
 Findings = Iterator[Finding]
 
@@ -88,6 +91,21 @@ def require_valid(loaded: LoadedScenario) -> list[Finding]:
     if any(f.severity == "error" for f in findings):
         raise ScenarioError(findings)
     return findings
+
+
+def check_workload(loaded: LoadedScenario) -> list[Finding]:
+    """What is wrong with the workload itself; a trace is read to its end.
+
+    Parameters
+    ----------
+    loaded : LoadedScenario
+        A scenario without errors of its own.
+    """
+    try:
+        build_workload(loaded.scenario.workload, loaded.base_dir, Streams(loaded.scenario.seed))
+    except DataError as error:
+        return list(error.findings)
+    return []
 
 
 # --- the catalogue ----------------------------------------------------------------------------------------------------
@@ -163,9 +181,19 @@ def _model_is_served(loaded: LoadedScenario) -> Findings:
         yield loaded.finding(("workload", "model"), f'no pool serves "{model}"', nearest(model, served, "in the pools"))
 
 
+def _profile_exists(loaded: LoadedScenario) -> Findings:
+    workload = loaded.scenario.workload
+    if isinstance(workload, SyntheticWorkload) and workload.profile is not None:
+        try:
+            load_profile(workload.profile)
+        except DataError as error:
+            yield from _retold(loaded, ("workload", "profile"), error)
+
+
 _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _pool_names_unique,
     _trace_exists,
+    _profile_exists,
     _model_is_served,
 )
 

@@ -1,0 +1,136 @@
+"""``fleetsim list``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import click
+
+from fleetsim.cli.console import json_option, print_json, print_table
+from fleetsim.units import show, show_bytes
+
+Rows = Iterable[dict[str, str]]
+
+
+def _policies() -> Rows:
+    from fleetsim import plugins
+
+    for row in plugins.listing():
+        yield {
+            "kind": row.kind,
+            "name": row.name,
+            "summary": row.summary,
+            "package": f"{row.package} {row.version}".strip(),
+        }
+
+
+def _accelerators() -> Rows:
+    from fleetsim.catalog.accelerator import load_accelerator
+    from fleetsim.catalog.data import names
+
+    for name in names("accelerator"):
+        chip = load_accelerator(name)
+        price = "–" if chip.price_usd_per_h is None else show(chip.price_usd_per_h)
+        yield {
+            "name": name,
+            "title": chip.title,
+            "memory": show_bytes(chip.memory_bytes),
+            "bandwidth": show(chip.bandwidth_bytes_per_s / 1e9, "GB/s"),
+            "bf16": show(chip.peak_flop_per_s["bf16"] / 1e12, "TFLOPS"),
+            "limit": show(chip.power.limit_w, "W"),
+            "USD/h": price,
+            "status": chip.status,
+        }
+
+
+def _llms() -> Rows:
+    from fleetsim.catalog.data import names
+    from fleetsim.catalog.llm import load_llm
+
+    for name in names("llm"):
+        llm = load_llm(name)
+        yield {
+            "name": name,
+            "parameters": show(llm.parameters_total / 1e9, "B", 3),
+            "active": show(llm.parameters_active / 1e9, "B", 3),
+            "layers": str(llm.layers),
+            "attention": llm.attention,
+            "weights": f"{show_bytes(llm.weight_bytes())} ({llm.native_dtype})",
+            "KV per token": show(llm.kv_bytes_per_token() / 1024, "KiB"),
+            "context": f"{llm.context_tokens:,}",
+        }
+
+
+def _links() -> Rows:
+    from fleetsim.catalog.data import names
+    from fleetsim.catalog.link import load_link
+
+    for name in names("link"):
+        link = load_link(name)
+        yield {
+            "name": name,
+            "title": link.title,
+            "bandwidth": show(link.bandwidth_bytes_per_s / 1e9, "GB/s"),
+            "reached": show(link.effective_bytes_per_s / 1e9, "GB/s"),
+            "latency": show(link.start_s(2) * 1e6, "µs"),
+        }
+
+
+def _traces() -> Rows:
+    from fleetsim.workload.traces import list_traces
+
+    for trace in list_traces():
+        yield trace.row()
+
+
+def _profiles() -> Rows:
+    from fleetsim.workload.profiles import list_profiles
+
+    for profile in list_profiles():
+        yield {
+            "name": profile.name,
+            "requests": f"{profile.requests:,}",
+            "rate": "–" if profile.rate is None else show(profile.rate, "req/s"),
+            "source": str(profile.figures.get("source", "")),
+        }
+
+
+def _metrics() -> Rows:
+    from fleetsim.metrics.definitions import METRICS
+
+    for metric in METRICS:
+        aliases = ", ".join(f"{tool}: {name}" for tool, name in metric.aliases.items())
+        yield {"name": metric.name, "unit": metric.unit, "formula": metric.formula, "elsewhere": aliases}
+
+
+def _scenarios() -> Rows:
+    from fleetsim.scenario.template import embedded_scenarios
+
+    for name, summary in embedded_scenarios().items():
+        yield {"name": f"embedded:{name}", "summary": summary}
+
+
+KINDS: dict[str, Callable[[], Rows]] = {
+    "policies": _policies,
+    "accelerators": _accelerators,
+    "llms": _llms,
+    "links": _links,
+    "traces": _traces,
+    "profiles": _profiles,
+    "metrics": _metrics,
+    "scenarios": _scenarios,
+}
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(list(KINDS)))
+@json_option
+def command(kind: str, as_json: bool) -> None:
+    """What can be named in a scenario: KIND is one of the names below."""
+    rows = list(KINDS[kind]())
+    if as_json:
+        print_json({"kind": kind, "items": rows})
+    elif rows:
+        print_table(list(rows[0]), ([*row.values()] for row in rows))
+    else:
+        click.echo(f"no {kind}", err=True)

@@ -1,0 +1,170 @@
+"""``fleetsim run``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fleetsim import plugins
+from fleetsim.cli.console import import_option, json_option, print_json, print_table, set_option
+from fleetsim.cli.progress import watching
+from fleetsim.errors import InputError
+from fleetsim.experiment.run import Result, run
+from fleetsim.scenario.load import load_scenario
+from fleetsim.scenario.template import scenario_path
+from fleetsim.units import show
+
+SLO_MISSED = 3
+
+
+@click.command()
+@click.argument("scenario", required=False)
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the results [fleetsim-out/NAME].")
+@set_option
+@json_option
+@click.option("--check", is_flag=True, help="Verify the laws of the simulation while it runs.")
+@click.option("--fail-on-slo", is_flag=True, help="End with exit code 3 if the SLO is missed.")
+@import_option
+@click.option("--force", is_flag=True, help="Replace the folder of results even if it is not one of fleetsim's.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress, warnings or files; the answer only.")
+def command(
+    scenario: str | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    check: bool,
+    fail_on_slo: bool,
+    allow_import: bool,
+    force: bool,
+    quiet: bool,
+) -> int:
+    """Simulate SCENARIO (a file, `embedded:NAME`, or a small example if left out).
+
+    Says whether the fleet keeps up and by which rule, then the figures, then where the tables are.
+    Exit codes: 0 done, 1 failed, 2 bad input, 3 SLO missed with --fail-on-slo, 130 interrupted.
+    """
+    with plugins.allowing_imports(allow_import):
+        loaded = load_scenario(scenario_path(scenario), overrides)
+        if fail_on_slo and loaded.scenario.slo is None:
+            raise InputError("--fail-on-slo: the scenario has no `slo`")
+        target = out or Path("fleetsim-out", folder_name(loaded.scenario.name))
+        with watching(not quiet) as progress:
+            result = run(loaded, target, check=check, allow_import=allow_import, progress=progress, force=force)
+    if not quiet:
+        for warning in result.warnings:
+            click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        print_json(contract(result))
+    else:
+        _tell(result, quiet)
+        if scenario is None and not quiet:
+            click.echo("\nnext: fleetsim init, edit scenario.yaml, fleetsim run scenario.yaml", err=True)
+    return SLO_MISSED if fail_on_slo and not result.slo_met else 0
+
+
+def folder_name(name: str) -> str:
+    """A scenario's name as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "scenario"
+
+
+def contract(result: Result) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    return {
+        "verdict": result.verdict,
+        "verdict_reason": result.verdict_reason,
+        "slo_met": result.slo_met,
+        "out": str(result.out),
+        "wall_s": result.wall_s,
+        "events": result.events,
+        "requests_per_wall_s": _per_wall_s(result),
+        "summary": result.summary,
+        "warnings": result.warnings,
+        "assumptions": result.assumptions,
+        "files": [str(file) for file in result.files],
+    }
+
+
+def _per_wall_s(result: Result) -> float:
+    return float(result.summary["requests"]) / result.wall_s if result.wall_s > 0 else 0.0
+
+
+def _tell(result: Result, quiet: bool) -> None:
+    summary = result.summary
+    click.echo(f"{result.verdict}: {result.verdict_reason}")
+    if result.slo_met is not None:
+        word = "met" if result.slo_met else "missed"
+        click.echo(f"SLO {word}: {summary['slo_attainment_ratio']:.2%} of requests within all limits")
+    click.echo()
+    print_table(("latency", "mean", "p50", "p90", "p95", "p99"), _latencies(summary), right=range(1, 6))
+    click.echo()
+    print_table(("figure", "value"), _figures(summary), right=(1,))
+    if quiet:
+        return
+    click.echo()
+    for assumption in result.assumptions:
+        click.echo(f"assumed: {assumption}")
+    for file in result.files:
+        click.echo(str(file))
+    speed = show(_per_wall_s(result), "requests/s")
+    click.echo(f"{result.events:,} events in {result.wall_s:.2f} s, {speed}", err=True)
+
+
+_LATENCIES = {
+    "time to first token": "ttft",
+    "time per output token": "tpot",
+    "between tokens": "itl",
+    "end to end": "e2el",
+    "queue wait": "queue_wait",
+}
+
+
+def _latencies(summary: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for title, name in _LATENCIES.items():
+        cells = [_seconds(summary.get(f"{name}_{stat}_s")) for stat in ("mean", "p50", "p90", "p95", "p99")]
+        if any(cells):
+            rows.append([title, *cells])
+    return rows
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return show(value, "s") if value >= 1 else show(value * 1e3, "ms")
+
+
+_FIGURES = (
+    ("requests finished", "finished", ""),
+    ("requests rejected", "rejected", ""),
+    ("requests failed", "failed", ""),
+    ("requests unfinished", "unfinished", ""),
+    ("bad rows skipped", "skipped_rows", ""),
+    ("goodput", "goodput_requests_per_s", "requests/s"),
+    ("output", "output_tokens_per_s", "tokens/s"),
+    ("prefix cache hits", "prefix_hit_ratio", "of prompt tokens"),
+    ("preemptions", "preemptions", ""),
+    ("simulated time", "makespan_s", "s"),
+    ("mean power", "power_mean_w", "W"),
+    ("energy", "energy_j", "J"),
+    ("energy per output token", "energy_per_output_token_j", "J"),
+    ("cost", "cost_usd", "USD"),
+    ("cost per million output tokens", "cost_per_million_output_tokens_usd", "USD"),
+)
+_ONLY_IF_ANY = {"rejected", "failed", "unfinished", "skipped_rows", "preemptions"}
+
+
+def _figures(summary: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for title, key, unit in _FIGURES:
+        value = summary.get(key)
+        if value is None or (key in _ONLY_IF_ANY and not value):
+            continue
+        if key == "prefix_hit_ratio":
+            rows.append([title, f"{value:.2%} {unit}"])
+        else:
+            rows.append([title, f"{value:,}" if isinstance(value, int) else show(value, unit)])
+    return rows

@@ -1,0 +1,56 @@
+"""Scenarios that fleetsim carries with it: the one that runs when none is named, and the examples."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from fleetsim.errors import Finding, ScenarioError, nearest
+
+DEFAULT = "quickstart"
+"""Scenario of ``fleetsim run`` without a file; also what ``fleetsim init`` writes."""
+
+_SCHEME = "embedded:"
+
+
+@cache
+def scenarios_folder() -> Path:
+    """Folder of the scenarios: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_data" / "scenarios"
+    return installed if installed.is_dir() else package.parent / "scenarios"
+
+
+def embedded_scenarios() -> dict[str, str]:
+    """One line about each scenario by name: the comment that its file starts with."""
+    return {path.stem: _summary(path) for path in sorted(scenarios_folder().glob("*.yaml"))}
+
+
+def _summary(path: Path) -> str:
+    lines = (line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
+    return next((line.removeprefix("# ") for line in lines if "yaml-language-server" not in line), "")
+
+
+def scenario_path(name: str | os.PathLike[str] | None) -> Path:
+    """Path of a scenario as the command line names it: a file, ``embedded:NAME``, or nothing for the default.
+
+    Raises
+    ------
+    ScenarioError
+        If there is no embedded scenario of that name.
+    """
+    text = f"{_SCHEME}{DEFAULT}" if name is None else os.fspath(name)
+    if not text.startswith(_SCHEME):
+        return Path(text)
+    known = [path.stem for path in scenarios_folder().glob("*.yaml")]
+    embedded = text.removeprefix(_SCHEME)
+    if embedded not in known:
+        message = f'no embedded scenario "{embedded}"'
+        raise ScenarioError(Finding(message, hint=nearest(embedded, known, "embedded scenarios")))
+    return scenarios_folder() / f"{embedded}.yaml"
+
+
+def template() -> str:
+    """Text of a commented scenario that runs as it is."""
+    return scenario_path(None).read_text(encoding="utf-8")
