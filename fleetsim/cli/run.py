@@ -18,7 +18,7 @@ from fleetsim.scenario.load import load_scenario
 from fleetsim.scenario.template import scenario_path
 from fleetsim.units import show
 
-SLO_MISSED = 3
+SLO_MISSED, INTERRUPTED = 3, 130
 
 
 @click.command()
@@ -29,7 +29,7 @@ SLO_MISSED = 3
 @click.option("--check", is_flag=True, help="Verify the laws of the simulation while it runs.")
 @click.option("--fail-on-slo", is_flag=True, help="End with exit code 3 if the SLO is missed.")
 @import_option
-@click.option("--force", is_flag=True, help="Replace the folder of results even if it is not one of fleetsim's.")
+@click.option("--force", is_flag=True, help="Run although the SLO is below what physics allows.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, warnings or files; the answer only.")
 def command(
     scenario: str | None,
@@ -63,6 +63,8 @@ def command(
         _tell(result, quiet)
         if scenario is None and not quiet:
             click.echo("\nnext: fleetsim init, edit scenario.yaml, fleetsim run scenario.yaml", err=True)
+    if result.interrupted:
+        return INTERRUPTED
     return SLO_MISSED if fail_on_slo and not result.slo_met else 0
 
 
@@ -105,10 +107,9 @@ def _tell(result: Result, quiet: bool) -> None:
     if quiet:
         return
     click.echo()
-    for assumption in result.assumptions:
-        click.echo(f"assumed: {assumption}")
-    for file in result.files:
-        click.echo(str(file))
+    if result.assumptions:
+        click.echo(f"assumed, not published: {'; '.join(result.assumptions)}")
+    click.echo(f"{result.out}: {', '.join(file.name for file in result.files)}")
     speed = show(_per_wall_s(result), "requests/s")
     click.echo(f"{result.events:,} events in {result.wall_s:.2f} s, {speed}", err=True)
 

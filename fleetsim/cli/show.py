@@ -55,6 +55,8 @@ def _llm_figures(llm: Llm) -> dict[str, float]:
 
 def _llm_lines(llm: Llm) -> Lines:
     heads = f"{llm.heads} heads of {llm.head_dim}, {llm.kv_heads} for keys and values"
+    if llm.attention == "mla":
+        heads = f"{llm.heads} heads of {llm.nope_head_dim} + {llm.rope_head_dim}, latent of {llm.kv_lora_rank}"
     lines = [
         ("layers", str(llm.layers), llm.source),
         ("hidden", str(llm.hidden), ""),

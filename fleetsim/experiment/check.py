@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
@@ -79,8 +79,15 @@ def check_scenario(loaded: LoadedScenario) -> list[Finding]:
     return sorted(findings, key=lambda f: f.severity != "error")
 
 
-def require_valid(loaded: LoadedScenario) -> list[Finding]:
+def require_valid(loaded: LoadedScenario, force: bool = False) -> list[Finding]:
     """Warnings about a scenario.
+
+    Parameters
+    ----------
+    loaded : LoadedScenario
+        From `load_scenario`.
+    force : bool
+        Only warn of an SLO that no pool can keep.
 
     Raises
     ------
@@ -88,6 +95,8 @@ def require_valid(loaded: LoadedScenario) -> list[Finding]:
         If there are errors; it carries the warnings too.
     """
     findings = check_scenario(loaded)
+    if force:
+        findings = [replace(f, severity="warning") if f.path.startswith("slo") else f for f in findings]
     if any(f.severity == "error" for f in findings):
         raise ScenarioError(findings)
     return findings
