@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleetsim import __version__
-from fleetsim.errors import LawError, ScenarioError
-from fleetsim.experiment.check import check_scenario
+from fleetsim.errors import LawError
+from fleetsim.experiment.check import require_valid
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
@@ -102,7 +102,7 @@ def run(
     progress : callable, optional
         Told how far the run is.
     force : bool
-        Run in spite of findings that are not about the form of the scenario (an SLO below the physical floor).
+        Run although an SLO is below the physical floor of every pool.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def run(
     started = time.perf_counter()
     with allowing_imports(allow_import):
         loaded = _load(scenario, overrides)
-        warnings = _checked(loaded, force)
+        warnings = [str(finding) for finding in require_valid(loaded, force)]
         folder_name = Path(out) if out is not None else Path("fleetsim-out") / _file_name(loaded.scenario.name)
         streams = Streams(loaded.scenario.seed)
         clock = Clock()
@@ -133,15 +133,6 @@ def _load(scenario: str | os.PathLike[str] | Scenario | LoadedScenario, override
     if isinstance(scenario, Scenario):
         return load_mapping(scenario, overrides)
     return load_scenario(scenario, overrides)
-
-
-def _checked(loaded: LoadedScenario, force: bool) -> list[str]:
-    """Raise on findings; return the warnings' texts."""
-    findings = check_scenario(loaded)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors and not force:
-        raise ScenarioError(findings)
-    return [str(finding) for finding in findings]
 
 
 class _Live:
