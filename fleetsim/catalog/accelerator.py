@@ -54,8 +54,8 @@ class Accelerator:
     per_node: int
     """Accelerators in a usual node."""
     power: Power
-    price_usd_per_h: float | None
-    """On demand, one accelerator [USD/h]; None if nobody rents it by the hour."""
+    price_usd_per_h: float
+    """On demand, one accelerator [USD/h]."""
     sourced: Mapping[str, Sourced]
     """Every number with its unit and source, by its path in the file."""
 
@@ -92,7 +92,7 @@ def load_accelerator(name: str) -> Accelerator:
         host_link=_link(record, "host_link"),
         per_node=int(record.quantity("per_node", "count")),
         power=Power(*(power.quantity(key, "power") for key in ("limit", "idle", "static", "compute", "memory"))),
-        price_usd_per_h=record.optional("price", "price"),
+        price_usd_per_h=record.quantity("price", "price"),
         sourced=record.sourced,
     )
     if "bf16" not in peak.content:

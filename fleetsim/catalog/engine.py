@@ -20,6 +20,8 @@ class EngineProfile:
     """Time per step in which the accelerators wait for the host [s]."""
     host_per_sequence_s: float
     """Added host time per sequence that gets a token [s]."""
+    host_data_parallel_s: float
+    """Added host time per step where data-parallel ranks agree on the next one [s]."""
     frontend_s: float
     """Time between a request's arrival and its queue: tokeniser, messages between processes [s]."""
     scale: float
@@ -54,6 +56,7 @@ def load_engine(kind: str) -> EngineProfile:
         title=record.text("title"),
         host_s=record.quantity("host", "time"),
         host_per_sequence_s=record.quantity("host_per_sequence", "time"),
+        host_data_parallel_s=record.quantity("host_data_parallel", "time"),
         frontend_s=record.quantity("frontend", "time"),
         scale=record.quantity("scale", "ratio"),
         runtime_bytes=record.quantity("runtime", "bytes"),

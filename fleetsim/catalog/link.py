@@ -19,7 +19,9 @@ class Link:
     bandwidth_bytes_per_s: float
     """Published bandwidth of one accelerator in one direction [B/s]."""
     bandwidth_ratio: float
-    """Share of it that collectives reach."""
+    """Share of it that a collective of two ranks reaches."""
+    contention: float
+    """Exponent by which ranks take bandwidth from each other: (2 / ranks)^contention; 0 behind a switch."""
     latency_s: float
     """Fixed time of a collective [s]."""
     latency_per_rank_s: float
@@ -31,26 +33,25 @@ class Link:
         """Time of a collective without any bytes [s]."""
         return self.latency_s + self.latency_per_rank_s * ranks
 
-    @property
-    def effective_bytes_per_s(self) -> float:
-        """Bandwidth that collectives reach [B/s]."""
-        return self.bandwidth_bytes_per_s * self.bandwidth_ratio
+    def effective_bytes_per_s(self, ranks: int) -> float:
+        """Bandwidth that each of the ranks of a collective reaches [B/s]."""
+        return float(self.bandwidth_bytes_per_s * self.bandwidth_ratio * (2 / ranks) ** self.contention)
 
     def all_reduce_s(self, size_bytes: float, ranks: int) -> float:
         """Time of a ring all-reduce of `size_bytes` on each of `ranks` [s]."""
         if ranks <= 1:
             return 0.0
-        return self.start_s(ranks) + 2 * (ranks - 1) / ranks * size_bytes / self.effective_bytes_per_s
+        return self.start_s(ranks) + 2 * (ranks - 1) / ranks * size_bytes / self.effective_bytes_per_s(ranks)
 
     def all_gather_s(self, size_bytes: float, ranks: int) -> float:
         """Time until each of `ranks` holds all of `size_bytes`; a reduce-scatter takes as long [s]."""
         if ranks <= 1:
             return 0.0
-        return self.start_s(ranks) + (ranks - 1) / ranks * size_bytes / self.effective_bytes_per_s
+        return self.start_s(ranks) + (ranks - 1) / ranks * size_bytes / self.effective_bytes_per_s(ranks)
 
     def send_s(self, size_bytes: float) -> float:
         """Time to send `size_bytes` to one other accelerator [s]."""
-        return self.start_s(2) + size_bytes / self.effective_bytes_per_s
+        return self.start_s(2) + size_bytes / self.effective_bytes_per_s(2)
 
 
 @cache
@@ -69,6 +70,7 @@ def load_link(name: str) -> Link:
         title=record.text("title"),
         bandwidth_bytes_per_s=record.quantity("bandwidth", "bytes/s"),
         bandwidth_ratio=record.quantity("bandwidth_ratio", "ratio"),
+        contention=record.quantity("contention", "ratio"),
         latency_s=record.quantity("latency", "time"),
         latency_per_rank_s=record.quantity("latency_per_rank", "time"),
         sourced=record.sourced,

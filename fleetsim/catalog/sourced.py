@@ -77,10 +77,6 @@ class Record:
             return 0.0
         return self._sourced(key, value, dimension)
 
-    def optional(self, key: str, dimension: str) -> float | None:
-        """The same, or None where the file does not have it."""
-        return self.quantity(key, dimension) if key in self.content else None
-
     def bare(self, key: str, dimension: str = "ratio", default: str | None = None) -> float:
         """Number (or text with a unit) whose source stands once for the whole mapping, such as a constant of a fit."""
         value = self.content.get(key, default)

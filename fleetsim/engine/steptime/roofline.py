@@ -215,7 +215,8 @@ class Roofline:
         time += 2 * llm.layers * self.link.all_reduce_s(residual, parallel.tp)
         if parallel.pp > 1:
             time += parallel.pp * self.link.send_s(residual / parallel.tp)
-        return Cost(time + self._profile.host_s, energy)
+        host = self._profile.host_s + (self._profile.host_data_parallel_s if parallel.dp > 1 else 0.0)
+        return Cost(time + host, energy)
 
     def _product_cost(self, product: Product, tokens: float) -> Cost:
         arithmetic = self._chip.accelerator.arithmetic(product.dtype)
