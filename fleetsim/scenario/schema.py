@@ -16,7 +16,9 @@ Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
 Ratio = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
-Tokens = Annotated[int, Field(ge=1, strict=True)]
+MAX_TOKENS = 2**31 - 1
+"""A longer prompt, output or cache is taken for a mistake."""
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS, strict=True)]
 
 
 class Block(BaseModel):
@@ -195,7 +197,7 @@ class SharedPrefixes(Block):
     groups: Count
     """Distinct prefixes."""
     tokens: Tokens
-    """Length of each; a shorter prompt lies wholly inside its prefix."""
+    """Length of each; a shorter prompt lies wholly inside its prefix. In sessions it stands before the first turn."""
     zipf: Annotated[Number, Field(ge=0, le=10)] = 0.0
     """Exponent of the groups' popularity: the k-th is chosen with weight k^-zipf; 0 is uniform."""
 
@@ -238,6 +240,9 @@ class SyntheticWorkload(Block):
     def _complete(self) -> Self:
         if self.requests is None and self.duration is None:
             raise ValueError("give requests, duration or both: the workload must end")
+        normalise = isinstance(self.arrivals, GammaArrivals) and self.arrivals.normalise
+        if normalise and (self.requests is None or self.sessions):
+            raise ValueError("arrivals.normalise needs the number of arrivals: give requests, and no sessions")
         if self.profile is None:
             missing = [k for k in ("arrivals", "prompt_tokens", "output_tokens") if getattr(self, k) is None]
             if missing:
@@ -275,7 +280,7 @@ class TraceWorkload(Block):
     rate_scale: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
     """Replay this many times as fast as recorded (below 1: slower)."""
     rate_scaling: Literal["time", "thin"] = "time"
-    """How: squeeze the time between arrivals, or keep each request with probability rate_scale (at most 1)."""
+    """How: squeeze the time between arrivals, or keep each request (each session) with probability rate_scale, at most 1."""
     slice: TimeSlice = TimeSlice()
     """Part of the trace to replay."""
     limit: Count | None = None

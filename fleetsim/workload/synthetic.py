@@ -12,7 +12,7 @@ import numpy as np
 from fleetsim.errors import DataError, Finding
 from fleetsim.scenario import schema
 from fleetsim.workload.arrivals import CHUNK, Arrivals, Floats, arrival_process
-from fleetsim.workload.lengths import Ints, Lengths, length_source
+from fleetsim.workload.lengths import Lengths, length_source
 from fleetsim.workload.prefixes import OPEN_END, Content
 from fleetsim.workload.profiles import Profile, load_profile
 from fleetsim.workload.request import REJECTED, Request
@@ -165,6 +165,7 @@ class Conversations:
         self._parts = _Parts(config, streams)
         self._arrivals = self._parts.arrivals()
         self._turns = length_source(config.sessions.turns, self._parts.rng("turns"))
+        self._think = self._parts.rng("think")
         self._live: dict[int, deque[tuple[int, int, float]]] = {}
 
     def requests(self) -> Iterator[Request]:
@@ -172,10 +173,9 @@ class Conversations:
         session = next_id = 0
         cap = self._config.requests
         for times in _limited(self._arrivals.chunks(self._chunk), cap, self._config.duration):
-            for time_s, group, drawn in zip(
-                times.tolist(), self._groups(len(times)), self._drawn(len(times)), strict=True
-            ):
-                plan = self._plan(drawn, 0 if group is None else group[1])
+            groups, turns = self._groups(len(times)), self._turns(len(times)).tolist()
+            for time_s, group, count in zip(times.tolist(), groups, turns, strict=True):
+                plan = self._plan(count, 0 if group is None else group[1])
                 if cap is not None:
                     plan = plan[: cap - next_id]
                 runs = ((session_stream(session), OPEN_END),)
@@ -220,22 +220,16 @@ class Conversations:
             return repeat(None, count)
         return [(group_stream(group), groups.tokens) for group in groups.draw(count)]
 
-    def _drawn(self, count: int) -> Iterator[tuple[Ints, Ints, Floats]]:
-        """New tokens, output tokens and pauses of every turn, session by session."""
-        turns = self._turns(count)
-        ends = np.cumsum(turns)
-        total = int(ends[-1])
-        prompts, outputs = self._parts.prompts(total), self._parts.outputs(total)
-        pauses = self._parts.rng("think").standard_exponential(total) * self._sessions.think_time
-        for start, end in zip((ends - turns).tolist(), ends.tolist(), strict=True):
-            yield prompts[start:end], outputs[start:end], pauses[start:end]
-
-    def _plan(self, drawn: tuple[Ints, Ints, Floats], prefix_tokens: int) -> list[tuple[int, int, float]]:
-        """Prompt, output and pause before it of each turn that fits the context."""
-        new, outputs, pauses = drawn
-        total = prefix_tokens + np.cumsum(new + outputs)
-        fit = max(1, int(np.searchsorted(total, self._sessions.max_context_tokens, side="right")))
-        return list(zip((total - outputs)[:fit].tolist(), outputs[:fit].tolist(), pauses[:fit].tolist(), strict=True))
+    def _plan(self, turns: int, prefix_tokens: int) -> list[tuple[int, int, float]]:
+        """Prompt, output and pause before it of each turn that fits the context; always one."""
+        room = max(1, self._sessions.max_context_tokens - prefix_tokens)
+        count = min(turns, 1 + room // 2)  # a turn adds two tokens or more, so further ones cannot fit
+        new, outputs = self._parts.prompts(count), self._parts.outputs(count)
+        pauses = self._think.standard_exponential(count) * self._sessions.think_time
+        total = np.cumsum(new + outputs)
+        fit = max(1, int(np.searchsorted(total, room, side="right")))
+        prompts = prefix_tokens + total - outputs
+        return list(zip(prompts[:fit].tolist(), outputs[:fit].tolist(), pauses[:fit].tolist(), strict=True))
 
 
 class ClosedLoop:
