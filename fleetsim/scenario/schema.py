@@ -21,6 +21,11 @@ MAX_TOKENS = 2**31 - 1
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS, strict=True)]
 
 
+_ROUTER = PolicyField("routers", default="least-outstanding")
+_SCHEDULER = PolicyField("schedulers", default="vllm-v1")
+_STEP_TIME = PolicyField("step_time_models", key="model", default="roofline")
+
+
 class Block(BaseModel):
     """Base of every part of a scenario."""
 
@@ -280,7 +285,7 @@ class TraceWorkload(Block):
     rate_scale: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
     """Replay this many times as fast as recorded (below 1: slower)."""
     rate_scaling: Literal["time", "thin"] = "time"
-    """How: squeeze the time between arrivals, or keep each request (each session) with probability rate_scale, at most 1."""
+    """Squeeze the time between arrivals, or keep each request (each session) with probability rate_scale, at most 1."""
     slice: TimeSlice = TimeSlice()
     """Part of the trace to replay."""
     limit: Count | None = None
@@ -365,9 +370,7 @@ class Engine(Block):
 
     kind: Literal["vllm", "sglang", "trtllm", "generic"] = "vllm"
     """Whose host overheads to charge."""
-    scheduler: Annotated[Choice, PolicyField("schedulers")] = Field(
-        default_factory=lambda: _default("schedulers", "vllm-v1")
-    )
+    scheduler: Annotated[Choice, _SCHEDULER] = Field(default_factory=lambda: _default(_SCHEDULER))
     """Which requests run in each step."""
     kv: KvCache = KvCache()
     """Memory for keys and values."""
@@ -375,16 +378,14 @@ class Engine(Block):
     """Reuse blocks of earlier requests with the same start."""
     weights: Literal["auto", "bf16", "fp16", "fp8", "fp4", "int8", "int4"] = "auto"
     """Precision of the weights; auto is the checkpoint's own."""
-    step_time: Annotated[Choice, PolicyField("step_time_models", key="model")] = Field(
-        default_factory=lambda: _default("step_time_models", "roofline", "model")
-    )
+    step_time: Annotated[Choice, _STEP_TIME] = Field(default_factory=lambda: _default(_STEP_TIME))
     """Physics of a step."""
     step_by_step: Flag = False
     """Simulate every step by itself instead of leaping: the slow reference path, same results."""
 
 
-def _default(kind: str, name: str, key: str = "policy") -> Choice:
-    return PolicyField(kind, key)._validate(name)
+def _default(field: PolicyField) -> Choice:
+    return field._validate({})
 
 
 class Pool(Block):
@@ -411,9 +412,7 @@ class Pool(Block):
 class Gateway(Block):
     """Where requests enter the fleet."""
 
-    router: Annotated[Choice, PolicyField("routers")] = Field(
-        default_factory=lambda: _default("routers", "least-outstanding")
-    )
+    router: Annotated[Choice, _ROUTER] = Field(default_factory=lambda: _default(_ROUTER))
     """Chooses the replica."""
 
 
