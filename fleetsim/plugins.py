@@ -86,7 +86,7 @@ def load(kind: str, name: str) -> Any:
         module, _, attribute = name.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
             raise LookupError(f'cannot import "{name}": {error}') from error
     raise LookupError(f'unknown policy "{name}". {nearest(name, _entries(kind), kind)}')
 
@@ -135,6 +135,8 @@ class PolicyField:
 
     kind: str
     key: str = "policy"
+    default: str | None = None
+    """Whose parameters a block without a name holds."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
@@ -155,7 +157,7 @@ class PolicyField:
                 "const": name,
                 "description": (policy.__doc__ or "").strip(),
             }
-            option["required"] = [self.key, *option.get("required", [])]
+            option["required"] = [*([] if name == self.default else [self.key]), *option.get("required", [])]
             option["title"] = name
             options.append(option)
         return {"oneOf": options}
@@ -165,6 +167,8 @@ class PolicyField:
             return value
         if isinstance(value, str):
             value = {self.key: value}
+        if isinstance(value, dict) and self.default is not None:
+            value = {self.key: self.default, **value}
         if not isinstance(value, dict) or not isinstance(value.get(self.key), str):
             raise PydanticCustomError(
                 "policy_block",
@@ -176,4 +180,8 @@ class PolicyField:
             policy = load(self.kind, name)
         except LookupError as error:
             raise PydanticCustomError("unknown_policy", "{reason}", {"reason": str(error), "key": self.key}) from None
-        return Choice(self.kind, name, policy.Config.model_validate({k: v for k, v in value.items() if k != self.key}))
+        config = getattr(policy, "Config", None)
+        if not (isinstance(config, type) and issubclass(config, BaseModel)):
+            reason = f'"{name}" is no policy: a class with a `Config` model is'
+            raise PydanticCustomError("unknown_policy", "{reason}", {"reason": reason, "key": self.key})
+        return Choice(self.kind, name, config.model_validate({k: v for k, v in value.items() if k != self.key}))

@@ -71,7 +71,7 @@ def _links() -> Rows:
             "name": name,
             "title": link.title,
             "bandwidth": show(link.bandwidth_bytes_per_s / 1e9, "GB/s"),
-            "reached": show(link.effective_bytes_per_s / 1e9, "GB/s"),
+            "reached": show(link.effective_bytes_per_s(2) / 1e9, "GB/s"),
             "latency": show(link.start_s(2) * 1e6, "µs"),
         }
 

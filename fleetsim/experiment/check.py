@@ -370,7 +370,7 @@ def _limits_above_floors(
                 f"{show(limit * 1e3)} ms is below what physics allows in {whose}, {name}, needs {show(bound * 1e3)} ms"
             )
             hint = (
-                "a step reads the weights once, a prompt needs its arithmetic: more tp, faster chips, narrower weights"
+                "more tp, faster memory or narrower weights would help; --force runs anyway"
             )
             yield loaded.finding((*path, key), message, hint, "error" if every else "warning")
 

@@ -107,10 +107,7 @@ def shape_at(path: Path, tree: Located) -> Shape | None:
 
 
 def _chosen(shape: Shape, node: Located | None) -> Shape:
-    if shape.discriminator is None or node is None:
-        return shape
-    named = node.child(shape.discriminator)
-    return shape.chosen(named.value if named else node.value)
+    return shape if node is None else shape.chosen(shape.variant_of(node))
 
 
 def _without_variants(loc: Path, tree: Located) -> Path:

@@ -29,11 +29,9 @@ def overlay(base: Located, over: Located, shape: Shape | None) -> Located:
     ``policy``, ``kind``, ``process`` …), replaces what was there.
     """
     if isinstance(base.value, dict) and isinstance(over.value, dict):
-        key = shape.discriminator if shape else None
-        tag = _tag(over, key)
-        if tag is not None and tag != _tag(base, key):
+        chosen = shape.chosen(shape.variant_of(base)) if shape else None
+        if shape and shape.discriminator in over.value and shape.variant_of(over) != shape.variant_of(base):
             return over
-        chosen = shape.chosen(_tag(base, key)) if shape else None
         merged = dict(base.value)
         for name, child in over.value.items():
             before = merged.get(name)
@@ -47,18 +45,18 @@ def overlay(base: Located, over: Located, shape: Shape | None) -> Located:
     return over
 
 
-def _tag(node: Located, key: str | None) -> object:
-    child = node.child(key) if key else None
+def _name(pool: Located) -> object:
+    child = pool.child("name")
     return child.value if child else None
 
 
 def _pools(base: list[Located], over: list[Located]) -> list[Located]:
     merged = list(base)
-    places = {_tag(pool, "name"): i for i, pool in enumerate(base)}
+    places = {_name(pool): i for i, pool in enumerate(base)}
     shape = ROOT.below("pools")
     for pool in over:
-        place = places.get(_tag(pool, "name"))
-        if place is None or _tag(pool, "name") is None:
+        place = places.get(_name(pool))
+        if place is None or _name(pool) is None:
             merged.append(pool)
         else:
             merged[place] = overlay(merged[place], pool, shape.below(0) if shape else None)
@@ -190,7 +188,7 @@ def _assign(
     if isinstance(step, int):
         raise ScenarioError(Finding(f"{path_text(done) or 'the scenario'} is not a list", file=value.file))
     if isinstance(node.value, dict) and step in node.value and not _chooses_variant(step, shape):
-        chosen = shape.chosen(_tag(node, shape.discriminator)) if shape else None
+        chosen = shape.chosen(shape.variant_of(node)) if shape else None
         below = _assign(node.value[step], rest, value, chosen.below(step) if chosen else None, (*done, step))
         return replace(node, value={**node.value, step: below})
     return overlay(node, _nested(steps, value), shape)
@@ -213,7 +211,7 @@ def _index(node: Located, step: str | int, shown: str, done: tuple[str | int, ..
         if step < len(node.value):
             return step
         raise ScenarioError(Finding(f"{where} has {len(node.value)} items, counted from 0", file=shown))
-    named = {str(_tag(item, "name")): i for i, item in enumerate(node.value) if _tag(item, "name") is not None}
+    named = {str(_name(item)): i for i, item in enumerate(node.value) if _name(item) is not None}
     if step not in named:
         raise ScenarioError(
             Finding(f'{where} has no item named "{step}"', file=shown, hint=nearest(step, named, where))

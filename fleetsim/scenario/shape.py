@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from fleetsim import plugins
 from fleetsim.plugins import PolicyField
 from fleetsim.scenario.schema import Scenario
+from fleetsim.scenario.source import Located
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,13 @@ class Shape:
     def model(self) -> type[BaseModel] | None:
         """The block's model, if there is just one."""
         return self.annotation if isinstance(self.annotation, type) and issubclass(self.annotation, BaseModel) else None
+
+    def variant_of(self, block: Located) -> object:
+        """Name of the variant that a block in the file chooses."""
+        if isinstance(block.value, str) and self.policy is not None:
+            return block.value
+        named = block.child(self.discriminator) if self.discriminator else None
+        return named.value if named else self.policy.default if self.policy else None
 
     def variants(self) -> dict[str, type[BaseModel]]:
         """Models by the value of the discriminator; empty where there is no choice. Plug-ins are not imported here."""

@@ -125,18 +125,15 @@ def parse_tree(text: str, shown: str) -> tuple[Located, list[Finding]]:
 
 def parse_value(text: str, shown: str) -> Located:
     """Value of an override: the right-hand side of ``--set path=value``, read as YAML."""
-    root = _compose(text, shown)
-    if root is None:
-        return Located(None, shown)
     builder = _Builder(shown)
-    tree = builder.build(root)
-    if builder.findings:
-        raise ScenarioError([replace(finding, line=None, column=None) for finding in builder.findings])
-    return _everywhere(tree, shown)
-
-
-def _everywhere(tree: Located, file: str) -> Located:
-    return located(tree.plain(), file)
+    try:
+        root = _compose(text, shown)
+        tree = Located(None) if root is None else builder.build(root)
+        if builder.findings:
+            raise ScenarioError(builder.findings)
+    except ScenarioError as error:
+        raise ScenarioError([replace(finding, line=None, column=None) for finding in error.findings]) from None
+    return located(tree.plain(), shown)
 
 
 def _kind(value: object) -> str:
@@ -251,7 +248,7 @@ class _Builder:
                 message = f'the key "{key}" is given twice (first in line {first})'
                 self.findings.append(self._finding(message, key_node, (*path, key), "keep one of the two"))
                 continue
-            own[key] = replace(child, key_line=key_node.start_mark.line + 1, key_column=key_node.start_mark.column + 1)
+            own[key] = _with_key(child, key_node.start_mark.line + 1, key_node.start_mark.column + 1)
         return {**merged, **own}
 
     def _merged(self, node: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, Located]]:
@@ -270,6 +267,13 @@ class _Builder:
         if not isinstance(node, ScalarNode):
             self.findings.append(self._finding("a key must be plain text", node, path))
         return None
+
+
+def _with_key(value: Located, line: int, column: int) -> Located:
+    """The value under a key in that place; a value that starts on a later line is found where its key is."""
+    keyed = replace(value, key_line=line, key_column=column)
+    below = value.line is not None and value.line > line and not isinstance(value.value, str)
+    return replace(keyed, line=line, column=column) if below else keyed
 
 
 def _scalar(node: Any) -> str | int | float | None:

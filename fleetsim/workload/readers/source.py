@@ -92,8 +92,12 @@ def lines(path: Path) -> Iterator[str]:
     packed = start.startswith(_GZIP)
     if path.suffix == ".gz" and not packed:
         raise failure(path, "is not a gzip file, although its name ends with .gz", "drop the .gz if it is plain text")
-    with _reading(path), gzip.open(path) if packed else path.open("rb") as raw:
-        yield from io.TextIOWrapper(raw, encoding="utf-8-sig")
+    with (
+        _reading(path),
+        gzip.open(path) if packed else path.open("rb") as raw,
+        io.TextIOWrapper(raw, encoding="utf-8-sig") as text,
+    ):
+        yield from text
 
 
 def fields(line: str) -> list[str]:

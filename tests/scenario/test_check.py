@@ -1,0 +1,131 @@
+"""Checks of several fields together, against the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fleetsim.errors import Finding, ScenarioError
+from fleetsim.experiment.check import check_scenario, check_workload, require_valid
+from fleetsim.scenario.load import load_scenario
+
+from .conftest import SMALL
+
+Check = Callable[..., list[Finding]]
+
+
+@pytest.fixture
+def check(write: Callable[..., Path]) -> Check:
+    def found(*overrides: str, text: str = SMALL) -> list[Finding]:
+        return check_scenario(load_scenario(write(text), overrides))
+
+    return found
+
+
+def test_small_scenario_is_clean(check: Check) -> None:
+    assert check() == []
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "message", "hint"),
+    [
+        ("pools[0].llm=lama-3.1-8b", "pools[0].llm", 'unknown llm "lama-3.1-8b"', "llama-3.1-8b"),
+        ("pools[0].llm=no/such/config.json", "pools[0].llm", "cannot be read", ""),
+        ("pools[0].accelerator=h20O", "pools[0].accelerator", 'unknown accelerator "h20O"', "h200-sxm"),
+        ("pools[0].link=nvlink9", "pools[0].link", 'unknown link "nvlink9"', "nvlink"),
+        (
+            "pools[0].llm=llama-3.1-70b",
+            "pools[0].parallelism",
+            "weights need 131.4 GiB",
+            "would fit: parallelism {tp: 2}",
+        ),
+        ("pools[0].llm=llama-3.1-405b", "pools[0].parallelism", "does not fit", "{tp: 8, pp: 2}"),
+        ("pools[0].parallelism.tp=3", "pools[0].parallelism.tp", "does not divide the 32 attention heads", ""),
+        ("pools[0].parallelism.pp=64", "pools[0].parallelism.pp", "has 32 layers", ""),
+        ("pools[0].parallelism.ep=2", "pools[0].parallelism.ep", "no experts", ""),
+        ("pools[0].engine.kv.capacity_tokens=8", "pools[0].engine.kv.capacity_tokens", "below one block", ""),
+        (
+            "pools[0].engine.scheduler.max_batched_tokens=64",
+            "pools[0].engine.scheduler.max_batched_tokens",
+            "below max_seqs 256",
+            "",
+        ),
+        ("slo.tpot=1 ms", "slo.tpot", "below what physics allows in every pool", ""),
+        ("slo.ttft=1 ms", "slo.ttft", "below what physics allows in every pool", ""),
+        ("slo.classes={fast: {e2el: 1 ms}}", "slo.classes.fast.e2el", "below what physics allows", ""),
+        ("workload.model=qwen3-8b", "workload.model", 'no pool serves "qwen3-8b"', "llama-3.1-8b"),
+        ("workload.profile=azure2023", "workload.profile", "unknown trace profile", "azure2023-code"),
+        (
+            "workload={kind: trace, format: azure, path: nothing.csv}",
+            "workload.path",
+            "no such file: nothing.csv",
+            "scenario.yaml",
+        ),
+        ("workload={kind: trace, format: azure, path: a/b.csv}", "workload.path", "no such file", "there is no folder"),
+        ("workload={kind: trace, format: azure, path: .}", "workload.path", "is a folder", ""),
+        ("workload={kind: trace, format: azure, path: 'embedded:none'}", "workload.path", "no embedded trace", ""),
+    ],
+)
+def test_errors(check: Check, override: str, path: str, message: str, hint: str) -> None:
+    found = [f for f in check(override) if f.severity == "error"]
+    assert [f.path for f in found][:1] == [path], [str(f) for f in found]
+    assert message in found[0].message
+    assert hint in found[0].hint
+    assert found[0].file
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "message"),
+    [
+        ("pools[0]={accelerator: a100-80, engine: {weights: fp8}}", "pools[0].engine.weights", "no fp8 arithmetic"),
+        ("pools[0].parallelism.tp=16", "pools[0].parallelism.tp", "spans nodes of 8"),
+        ("workload.prompt_tokens.value=150000", "pools[0].llm", "was made for 131,072"),
+        ("pools[0].engine.kv.capacity_tokens=64", "pools[0]", "longer ones fail"),
+    ],
+)
+def test_warnings(check: Check, override: str, path: str, message: str) -> None:
+    found = [f for f in check(override) if f.severity == "warning" and f.path == path]
+    assert any(message in f.message for f in found)
+
+
+def test_moe_parallelism(check: Check) -> None:
+    base = "pools[0]={llm: qwen3-30b-a3b, parallelism: {dp: 2, ep: %d}}"
+    assert [f for f in check(base % 2) if f.severity == "error"] == []
+    assert "does not divide tp x dp = 2" in check(base % 3)[0].message
+
+
+def test_pool_names_are_unique(check: Check) -> None:
+    twice = SMALL + "  - {name: main, llm: qwen3-8b, accelerator: h100-sxm}\n"
+    found = check(text=twice)
+    assert [(f.path, f.line) for f in found] == [("pools[1].name", 15)]
+
+
+def test_an_slo_that_only_some_pools_miss_is_a_warning(check: Check) -> None:
+    second = SMALL + "  - {name: slow, llm: llama-3.1-8b, accelerator: a10g}\n"
+    found = check("slo.tpot=15 ms", text=second)
+    assert [(f.path, f.severity) for f in found] == [("slo.tpot", "warning")]
+
+
+def test_all_at_once_errors_first(check: Check) -> None:
+    found = check("pools[0].accelerator=h20O", "workload.model=x", "pools[0].link=y")
+    assert {f.path for f in found} == {"pools[0].accelerator", "workload.model", "pools[0].link"}
+
+
+def test_force_turns_physics_into_a_warning(write: Callable[..., Path]) -> None:
+    loaded = load_scenario(write(), ["slo.tpot=1 ms"])
+    with pytest.raises(ScenarioError):
+        require_valid(loaded)
+    assert [f.severity for f in require_valid(loaded, force=True)] == ["warning"]
+    with pytest.raises(ScenarioError):
+        require_valid(load_scenario(write(), ["pools[0].accelerator=x"]), force=True)
+
+
+def test_workload_is_read_to_its_end(write: Callable[..., Path]) -> None:
+    write("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:47,x,1\n", "t.csv")
+    loaded = load_scenario(write(), ["workload={kind: trace, format: azure, path: t.csv}"])
+    assert check_scenario(loaded) == []
+    found = check_workload(loaded)
+    assert found[0].line == 3
+    assert "'x'" in found[0].message
