@@ -93,11 +93,11 @@ class Scheduler(Protocol):
     """
 
     def schedule(self, batch: Batch) -> None:
-        """Plan the next step; afterwards `batch.decode_blocks()` must not exceed the blocks that are available."""
+        """Plan the next step; afterwards `batch.spare_blocks()` must not be below zero."""
         ...
 
     def admits(self, batch: Batch) -> bool:
-        """Whether the request that has just joined the end of `batch.waiting` could run from the next boundary on.
+        """Whether a request that joins the end of `batch.waiting` now could run from the next boundary on.
 
         False lets the engine leap on; it must then stay false until a request finishes.
         """

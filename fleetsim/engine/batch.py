@@ -10,16 +10,16 @@ from collections import deque
 from heapq import heappop, heappush
 
 
-from fleetsim.engine.prefix_cache import Node, PrefixCache
+from fleetsim.engine.prefix_cache import PrefixCache
 from fleetsim.errors import LawError, PolicyError
-from fleetsim.workload.prefixes import Path, private_path
+from fleetsim.workload.prefixes import Content, Path, private_path
 from fleetsim.workload.request import RUNNING, WAITING, Request
 
 
 class Batch:
     """State of one attention data-parallel rank between two steps, and the verbs by which a scheduler changes it.
 
-    A scheduler reads `waiting`, `prefilling`, `running`, `decoding` and `available_blocks`, and acts by `extend`, `admit` and
+    A scheduler reads `waiting`, `prefilling`, `running`, `decoding` and `spare_blocks`, and acts by `extend`, `admit` and
     `preempt`. Each verb checks that it can be done, so that no policy can break the books.
 
     Parameters
@@ -36,7 +36,6 @@ class Batch:
         "block_tokens",
         "by_finish",
         "cache",
-        "cached_hits",
         "chunks",
         "ctx_tokens",
         "decoding",
@@ -83,18 +82,13 @@ class Batch:
         self.preempted: list[Request] = []
         """Requests preempted while planning this step."""
         self.preemptions = 0
-        self.cached_hits = 0
 
     # --- what a scheduler may ask ---------------------------------------------------------------------------------
 
-    @property
-    def available_blocks(self) -> int:
-        """Blocks that may be allocated in this step beside those that the decoding requests need."""
-        return self.cache.available - self.decode_blocks()
-
-    def decode_blocks(self) -> int:
-        """New blocks that the decoding requests need for their next token."""
-        return self.phases[-self.step % self.block_tokens]
+    def spare_blocks(self) -> int:
+        """Blocks that may be allocated in this step beside those that the decoding requests need; below zero if they lack some."""
+        cache = self.cache
+        return cache.capacity - cache.used - self.phases[-self.step % self.block_tokens]
 
     def newest(self) -> Request:
         """The running request that was admitted last."""
@@ -135,34 +129,36 @@ class Batch:
             Tokens planned for this step; 0 if blocks are lacking, and then nothing has changed.
         """
         cache, block_tokens = self.cache, self.block_tokens
-        target = request.prompt_tokens + request.generated
-        hits = idle = 0
-        path: Path = ()
-        if cache.enabled and (request.content is not None or request.preemptions):
-            path = self._path(request) if request.preemptions else request.content.path(block_tokens)  # type: ignore[union-attr]
-            hits, idle = cache.lookup(path, (target - 1) // block_tokens)
-        computed = hits * block_tokens
+        preempted = request.preemptions
+        target = request.prompt_tokens + request.generated if preempted else request.prompt_tokens
+        computed = hits = idle = 0
+        content = request.content
+        if cache.enabled and (content is not None or preempted):
+            path = self._path(request) if preempted or content is None else content.path(block_tokens)
+            hits = cache.lookup(path, (target - 1) // block_tokens)
+            idle = cache.hit_idle
+            computed = hits * block_tokens
         tokens = target - computed
         if tokens > max_tokens:
             tokens = max_tokens
-        planned = -(-(computed + tokens) // block_tokens)
-        needed = (-(-target // block_tokens) if whole else planned) - hits + idle
-        if needed + keep_free > cache.capacity - cache.used - self.phases[-self.step % block_tokens]:
+            planned = -(-(computed + tokens) // block_tokens)
+            needed = -(-target // block_tokens) if whole else planned
+        else:
+            planned = needed = -(-target // block_tokens)
+        if needed - hits + idle + keep_free > cache.capacity - cache.used - self.phases[-self.step % block_tokens]:
             return 0
         self.waiting.popleft()
-        node = cache.acquire(path, hits) if hits else cache.root
+        request.node = cache.acquire_hit() if hits else cache.root
         if planned > hits:
             cache.allocate(planned - hits)
-        request.node = node
         request.shared_blocks = hits
         request.blocks = planned
         request.computed = computed
         request.target = target
         request.status = RUNNING
-        if not request.preemptions:
+        if not preempted:
             request.first_scheduled_s = self.now_s
             request.cached_tokens = computed
-            self.cached_hits += computed
         self.running[request] = None
         self.prefilling.append(request)
         self._plan_chunk(request, tokens)
@@ -238,11 +234,12 @@ class Batch:
                 self.decoding -= 1
                 covered = request.prompt_tokens + request.output_tokens - 1
                 self.ctx_tokens -= covered
-                self.phases[(covered - step) % self.block_tokens] -= 1
+                block_tokens = self.block_tokens
+                self.phases[(covered - step) % block_tokens] -= 1
                 request.computed = covered
-                request.blocks = -(-covered // self.block_tokens)
+                request.blocks = -(-covered // block_tokens)
                 del self.running[request]
-                self._release(request, finished=True)
+                self._release(request, True)
                 return request
         return None
 
@@ -304,23 +301,26 @@ class Batch:
         self.prefill_ctx_tokens += upto
         if upto >= request.target:
             self.sampled += 1
-        if request.content is not None and self.cache.enabled:
+        content = request.content
+        if content is not None and self.cache.enabled:
             # published when scheduled, as vLLM does: a later step of another request may read what this step writes
-            content = request.content
-            whole = upto // self.block_tokens
-            if not content.open_ended:
-                whole = min(whole, request.prompt_tokens // self.block_tokens)
-            self._publish(request, content.path(self.block_tokens), whole)
+            self._publish(request, content, upto)
 
-    def _publish(self, request: Request, path: Path, whole: int) -> None:
-        shared = request.shared_blocks
+    def _publish(self, request: Request, content: Content, covered: int) -> None:
+        """Let others find the whole blocks of `request`'s first `covered` tokens whose content is known."""
+        block_tokens = self.block_tokens
+        if not content.open_ended and covered > request.prompt_tokens:
+            covered = request.prompt_tokens
+        whole, shared = covered // block_tokens, request.shared_blocks
+        if whole <= shared:
+            return
+        path = content.path(block_tokens)
+        known = len(path[0]) if len(path) == 1 else sum([len(segment) for segment in path])
+        if whole > known:
+            whole = known
         if whole > shared:
-            node: Node = request.node
-            request.node = self.cache.extend(node, path, shared, whole)
-            known = 0
-            for segment in path:
-                known += len(segment)
-            request.shared_blocks = whole if known >= whole else max(known, shared)
+            request.node = self.cache.extend(request.node, path, shared, whole)
+            request.shared_blocks = whole
 
     def _leave_decode(self, request: Request) -> None:
         step = self.step
@@ -336,24 +336,26 @@ class Batch:
     def _release(self, request: Request, finished: bool) -> None:
         """Give back a request's blocks; whole ones stay cached where the cache is on."""
         cache = self.cache
-        own = request.blocks - request.shared_blocks
         if cache.enabled:
-            whole = request.computed // self.block_tokens
             content = request.content
             if content is not None and content.open_ended:
-                self._publish(request, content.path(self.block_tokens), whole)
-                own = request.blocks - request.shared_blocks
-            kept = whole - request.shared_blocks
-            if kept > 0:
+                self._publish(request, content, request.computed)
+            shared = request.shared_blocks
+            whole = request.computed // self.block_tokens
+            own = request.blocks - shared
+            if whole > shared:
                 if finished:
-                    cache.leave(kept)
+                    cache.leave(whole - shared)
                 else:
                     # a preempted request may find its own blocks again
-                    request.node = cache.extend(request.node, self._path(request), request.shared_blocks, whole)
-                own -= kept
+                    request.node = cache.extend(request.node, self._path(request), shared, whole)
+                own -= whole - shared
+        else:
+            own = request.blocks
         if own:
-            cache.drop(own)
-        cache.release(request.node)
+            cache.used -= own
+        if request.node is not cache.root:
+            cache.release(request.node)
         request.blocks = request.shared_blocks = 0
 
     # --- laws -------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class PrefixCache:
         Whether blocks outlive the requests that made them.
     """
 
-    __slots__ = ("cached", "capacity", "enabled", "evicted", "idle", "root", "used")
+    __slots__ = ("cached", "capacity", "enabled", "evicted", "hit_idle", "hit_node", "hit_same", "idle", "root", "used")
 
     def __init__(self, capacity: int, enabled: bool = True) -> None:
         self.capacity = capacity
@@ -53,56 +53,66 @@ class PrefixCache:
         self.root = Node(None, (), 0, 1)
         self.idle: OrderedDict[Node, None] = OrderedDict()
         """Nodes without users, least recently released first."""
-
-    @property
-    def available(self) -> int:
-        """Blocks that could be allocated now: free ones and cached ones that may be evicted."""
-        return self.capacity - self.used
+        self.hit_node = self.root
+        self.hit_same = 0
+        self.hit_idle = 0
 
     @property
     def free(self) -> int:
         """Blocks that hold nothing."""
         return self.capacity - self.used - self.cached
 
-    def lookup(self, path: Path, limit: int) -> tuple[int, int]:
-        """Blocks of `path` that are held, and how many of these nobody uses now; at most `limit` blocks are looked at."""
-        node, held, idle = self.root, 0, 0
+    def lookup(self, path: Path, limit: int) -> int:
+        """How many of the first `limit` blocks of `path` are held; `hit_idle` of these nobody uses now.
+
+        Where the walk ended is remembered for an `acquire_hit` that follows before anything else changes.
+        """
+        node, held, idle, same = self.root, 0, 0, 0
         for segment in path:
-            position, end = 0, min(len(segment), limit - held)
+            position, end = 0, len(segment)
+            if end > limit - held:
+                end = limit - held
             while position < end:
                 child = node.children.get(segment[position])
                 if child is None:
-                    return held, idle
-                same = _same(child, segment, position, end)
+                    limit = held  # ends the outer loop too
+                    break
+                same = child.length
+                if same > end - position or type(segment) is not range or type(child.keys) is not range:
+                    same = _same(child, segment, position, end)
                 held += same
                 if not child.users:
                     idle += same
-                if same < child.length:
-                    return held, idle
-                position += same
                 node = child
+                if same < child.length:
+                    limit = held
+                    break
+                position += same
             if held >= limit:
                 break
-        return held, idle
+        self.hit_node = node
+        self.hit_same = same
+        self.hit_idle = idle
+        return held
 
-    def acquire(self, path: Path, blocks: int) -> Node:
-        """Use the first `blocks` blocks of `path`, all of which are held; returns the node they end with."""
-        node, taken = self.root, 0
-        if not blocks:
+    def acquire_hit(self) -> Node:
+        """Use the blocks that the last look-up found; returns the node they end with."""
+        node = self.hit_node
+        if node is self.root:
             return node
-        for segment in path:
-            position, end = 0, min(len(segment), blocks - taken)
-            while position < end:
-                child = node.children[segment[position]]
-                wanted = end - position
-                if child.length > wanted:
-                    child = self._split(child, wanted)
-                self._use(child)
-                position += child.length
-                taken += child.length
-                node = child
-            if taken >= blocks:
-                break
+        if self.hit_same < node.length:
+            node = self._split(node, self.hit_same)
+        self._use(node)
+        current = node
+        parent = current.parent
+        while parent is not None and parent.length:
+            self._use(parent)
+            if parent.users == current.users and len(parent.children) == 1 and type(current.keys) is type(parent.keys):
+                # both have the same users from now on, so they are one run again
+                self._join(parent, current)
+            else:
+                current = parent
+            parent = current.parent
         return node
 
     def extend(self, node: Node, path: Path, first: int, blocks: int) -> Node:
@@ -155,15 +165,11 @@ class PrefixCache:
             current = current.parent
 
     def allocate(self, blocks: int) -> None:
-        """Take blocks for a request's own use, evicting cached ones where nothing is free; `blocks` ≤ `available`."""
+        """Take blocks for a request's own use, evicting cached ones where nothing is free; at most ``capacity - used``."""
         self.used += blocks
         over = self.used + self.cached - self.capacity
         if over > 0:
             self._evict(over)
-
-    def drop(self, blocks: int) -> None:
-        """Give back blocks of a request's own use without caching them."""
-        self.used -= blocks
 
     def nodes(self) -> Iterator[Node]:
         """All findable nodes, parents first (for checks)."""
@@ -195,6 +201,23 @@ class PrefixCache:
             # the caller uses the upper part at once, so its place in the queue does not matter
             self.idle[upper] = None
         return upper
+
+    def _join(self, upper: Node, lower: Node) -> None:
+        """Make `upper` and its only child one run; the lower part keeps its identity for those that hold it."""
+        keys = upper.keys
+        if type(keys) is range:
+            below = lower.keys
+            assert type(below) is range
+            if below.start != keys.stop or below.step != keys.step:
+                return
+            lower.keys = range(keys.start, below.stop, keys.step)
+        else:
+            lower.keys = (*keys, *lower.keys)
+        lower.first = upper.first
+        lower.length += upper.length
+        lower.parent = upper.parent
+        assert upper.parent is not None
+        upper.parent.children[lower.first] = lower
 
     def _evict(self, blocks: int) -> None:
         """Forget the `blocks` least recently used cached blocks."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from math import ceil, inf, sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fleetsim.engine.api import Scheduler, StepTimeModel
 from fleetsim.engine.batch import Batch
@@ -79,6 +80,8 @@ class Replica:
         self.verify_every = verify_every
         self.boundaries = 0
         # the leap under way: step k (from 0) takes first_s + k * slope_s
+        self.inbox: deque[Request] = deque()
+        """Requests that will join the queue when their `queued_s` comes."""
         self.timer: Timer | None = None
         self.leap_steps = 0
         self.leap_start_s = 0.0
@@ -99,22 +102,20 @@ class Replica:
         self.energy_per_token_j = 0.0
         self.time_per_token_s = 0.0
         self.longest = RunningMaximum()
+        self.prune_at = _PRUNE_AT
 
     # --- from outside ------------------------------------------------------------------------------------------------
 
-    def enqueue(self, request: Request) -> None:
-        """Let a request join the queue now."""
-        clock = self.clock
-        now_s = clock._now
-        request.queued_s = now_s
-        batches = self.batches
-        batch = batches[0] if len(batches) == 1 else self._least_loaded()
-        batch.waiting.append(request)
+    def enqueue(self, request: Request, ready_s: float) -> None:
+        """Let a request join the queue at `ready_s` (not before now, not before any earlier one's)."""
+        request.queued_s = ready_s
+        inbox = self.inbox
         if self.timer is None:
             self.leap_steps = 0
-            self.timer = clock.at(now_s, self._boundary, BOUNDARY)
-        elif self.leap_steps > 1 and self.scheduler.admits(batch):
-            self._cut(now_s)
+            self.timer = self.clock.at(ready_s, self._boundary, BOUNDARY)
+        elif self.leap_steps > 1 and not inbox and self._admits():
+            self._cut(ready_s)
+        inbox.append(request)
 
     def meter(self, now_s: float) -> Meter:
         """Totals up to `now_s`, a step under way counted by its elapsed share; changes nothing."""
@@ -168,7 +169,7 @@ class Replica:
             self.energy_j, self.busy_s = total_j, total_s
             self.timer.cancel()
         self.timer = None
-        left = [r for batch in self.batches for r in (*batch.running, *batch.waiting)]
+        left = [r for batch in self.batches for r in (*batch.running, *batch.waiting)] + list(self.inbox)
         for batch in self.batches:
             for request in batch.running:
                 if request.segment_mark >= 0:
@@ -178,7 +179,7 @@ class Replica:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def _boundary(self, _: Any) -> None:
+    def _boundary(self, _: object) -> None:
         """A leap is over: do its steps, then begin the next."""
         if self.leap_steps:
             if self.has_chunks:
@@ -189,15 +190,19 @@ class Replica:
 
     def _begin(self) -> None:
         now_s = self.clock._now
-        batches = self.batches
+        inbox = self.inbox
+        while inbox and inbox[0].queued_s <= now_s:
+            batch = self.batches[0] if len(self.batches) == 1 else self._least_loaded()
+            batch.waiting.append(inbox.popleft())
         has_chunks = False
         tokens = 0
-        for batch in batches:
-            if batch.waiting or batch.prefilling or batch.available_blocks < 0:
+        for batch in self.batches:
+            if batch.waiting or batch.prefilling or batch.spare_blocks() < 0:
                 self._schedule(batch, now_s)
                 if batch.chunks:
                     has_chunks = True
-            tokens += batch.decoding + batch.prefill_tokens
+                    tokens += batch.prefill_tokens
+            tokens += batch.decoding
         if self.verify_every:
             self._verify()
         self.has_chunks = has_chunks
@@ -208,10 +213,19 @@ class Replica:
             self.timer = self.clock.at(now_s + self.first_s, self._boundary, BOUNDARY)
         elif tokens:
             self._plan_leap(tokens)
+            if inbox and self.leap_steps > 1 and self._admits():
+                self.leap_steps = min(self.leap_steps, self._steps_to_reach(inbox[0].queued_s - now_s))
             self.timer = self.clock.at(now_s + self._leap_s(self.leap_steps), self._boundary, BOUNDARY)
         else:
-            self.timer = None
             self.leap_steps = 0
+            self.timer = self.clock.at(inbox[0].queued_s, self._boundary, BOUNDARY) if inbox else None
+
+    def _admits(self) -> bool:
+        """Whether a request that joins the queue could run next."""
+        for batch in self.batches:
+            if self.scheduler.admits(batch):
+                return True
+        return False
 
     def _schedule(self, batch: Batch, now_s: float) -> None:
         batch.now_s = now_s
@@ -222,7 +236,7 @@ class Replica:
                     self._settle(request)
                     request.last_token_s = now_s
             batch.preempted = []
-        if batch.available_blocks < 0:
+        if batch.spare_blocks() < 0:
             raise PolicyError(f"scheduler {type(self.scheduler).__name__} left decoding requests without KV blocks")
         if batch.waiting and not batch.running:
             raise PolicyError(
@@ -293,9 +307,10 @@ class Replica:
 
     def _finish_leap(self) -> None:
         steps, size = self.leap_steps, self.tokens_per_step
-        duration_s, energy_j = self._leap_s(steps), self._leap_j(steps)
         first_s, slope_s = self.first_s, self.slope_s
-        self.ctx_tokens_read += steps * self._ctx_first() + size * steps * (steps - 1) // 2
+        pairs = steps * (steps - 1) // 2
+        duration_s, energy_j = steps * first_s + slope_s * pairs, self._leap_j(steps)
+        self.ctx_tokens_read += steps * self._ctx_first() + size * pairs
         self.busy_s += duration_s
         self.energy_j += energy_j
         self.steps += steps
@@ -306,12 +321,7 @@ class Replica:
         self.longest.push(first_s + slope_s * (steps - 1))
         for batch in self.batches:
             batch.decode(steps)
-            heap = batch.by_finish
-            while heap and heap[0][0] <= batch.step:
-                request = batch.pop_finished()
-                if request is None:
-                    break
-                self._finish(request)
+            self._pop_all(batch)
 
     def _finish_mixed(self) -> None:
         step_s, tokens = self.first_s, self.tokens_per_step
@@ -330,10 +340,17 @@ class Replica:
                 self.output_tokens += decoding
                 self.ctx_tokens_read += batch.ctx_tokens + decoding
             batch.decode(1)
-            while (request := batch.pop_finished()) is not None:
-                self._finish(request)
+            self._pop_all(batch)
             if batch.chunks:
                 self._finish_chunks(batch, per_token_j, per_token_s)
+
+    def _pop_all(self, batch: Batch) -> None:
+        """End the requests of a rank that have their last token."""
+        heap = batch.by_finish
+        while heap and heap[0][0] <= batch.step:
+            request = batch.pop_finished()
+            if request is not None:
+                self._finish(request)
 
     def _finish_chunks(self, batch: Batch, per_token_j: float, per_token_s: float) -> None:
         now_s = self.clock._now
@@ -377,9 +394,10 @@ class Replica:
         if gap_s > request.itl_max_s:
             request.itl_max_s = gap_s
         request.segment_mark = -1
-        if len(longest.numbers) > _PRUNE_AT:
+        if len(longest.numbers) > self.prune_at:
             marks = [r.segment_mark for batch in self.batches for r in batch.running if r.segment_mark >= 0]
             longest.forget_before(min(marks, default=longest.number))
+            self.prune_at = max(_PRUNE_AT, 2 * len(longest.numbers))
 
     # --- leap arithmetic ---------------------------------------------------------------------------------------------
 
@@ -431,7 +449,10 @@ class Replica:
 
     def _ctx_first(self) -> int:
         """Context tokens that the first step of the leap reads."""
-        return sum(batch.ctx_tokens for batch in self.batches) + self.tokens_per_step
+        tokens = self.tokens_per_step
+        for batch in self.batches:
+            tokens += batch.ctx_tokens
+        return tokens
 
     def _least_loaded(self) -> Batch:
         """Rank for a new request: fewest requests, waiting ones counting four times, as vLLM's front end does."""

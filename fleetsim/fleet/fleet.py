@@ -76,6 +76,7 @@ class Fleet:
         self._verify_every = verify_every
         for pool in self.pools:
             self._build(pool)
+        self._pool_index = [pool.index for pool in self.pool_of]
         self._groups: dict[str | None, Group] = {}
         self._views: list[list[tuple[FleetView, int]]] = [[] for _ in self.replicas]
         """The views in which each replica counts, and its number there."""
@@ -169,14 +170,10 @@ class Fleet:
             self._reject(request, "longer than the KV cache")
             return
         request.replica = replica.index
-        self.sent[self.pool_of[replica.index].index] += 1
+        self.sent[self._pool_index[replica.index]] += 1
         for seen, position in self._views[replica.index]:
             seen.sent(position, request.prompt_tokens)
-        frontend_s = replica.model.frontend_s
-        if frontend_s:
-            self.clock.at(self.clock._now + frontend_s, lambda _: replica.enqueue(request))
-        else:
-            replica.enqueue(request)
+        replica.enqueue(request, view.now_s + replica.model.frontend_s)
 
     # --- what happens to requests --------------------------------------------------------------------------------------
 
@@ -187,7 +184,7 @@ class Fleet:
     def _finished(self, request: Request) -> None:
         for view, position in self._views[request.replica]:
             view.ended(position)
-        self.finished[self.pool_of[request.replica].index] += 1
+        self.finished[self._pool_index[request.replica]] += 1
         self._end(request)
 
     def _reject(self, request: Request, reason: str) -> None:

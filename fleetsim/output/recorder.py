@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,10 +73,10 @@ class RequestLog:
 
     def _batch(self, rows: Sequence[Request]) -> pa.RecordBatch:
         def floats(name: str) -> np.ndarray[Any, Any]:
-            return np.array([getattr(r, name) for r in rows], dtype=np.float64)
+            return np.fromiter(map(attrgetter(name), rows), np.float64, len(rows))
 
         def ints(name: str) -> np.ndarray[Any, Any]:
-            return np.array([getattr(r, name) for r in rows], dtype=np.int64)
+            return np.fromiter(map(attrgetter(name), rows), np.int64, len(rows))
 
         arrival, end, first = floats("arrival_s"), floats("end_s"), floats("first_token_s")
         queued, scheduled = floats("queued_s"), floats("first_scheduled_s")
@@ -93,7 +94,7 @@ class RequestLog:
         cost = floats("cost_share_s") * np.where(served, self._usd_per_s[replica], 0.0)
         columns: dict[str, Any] = {
             "request_id": ints("id"),
-            "session_id": _ints_or_null([r.session for r in rows]),
+            "session_id": _ints_or_null(ints("session")),
             "turn": pa.array(ints("turn").astype(np.int32)),
             "tenant": _names([r.tenant for r in rows]),
             "class": _names(classes),
@@ -260,6 +261,5 @@ def _float_or_null(values: np.ndarray[Any, Any]) -> pa.Array:
     return pa.array(values, mask=np.isnan(values))
 
 
-def _ints_or_null(values: Sequence[int]) -> pa.Array:
-    array = np.array(values, dtype=np.int64)
-    return pa.array(array, mask=array < 0)
+def _ints_or_null(values: np.ndarray[Any, Any]) -> pa.Array:
+    return pa.array(values, mask=values < 0)

@@ -20,6 +20,8 @@ _STREAM_SPACE = 1 << 64
 """Where keys of streams begin: above every 64-bit hash of a trace."""
 _PRIVATE_SPACE = 1 << 110
 """Where keys that belong to one request alone begin."""
+_HASH_SPACE = 1 << 150
+"""Where keys of parts of a trace's blocks begin."""
 OPEN_END = _STREAM - 1
 """Length of a run that goes on for as long as the sequence does."""
 
@@ -32,7 +34,7 @@ class Content:
     before them (the last may name a partial block).
     """
 
-    __slots__ = ("_paths", "hash_tokens", "hashes", "runs")
+    __slots__ = ("_paths", "hash_tokens", "hashes", "open_ended", "runs")
 
     def __init__(
         self, runs: tuple[tuple[int, int], ...] = (), hashes: tuple[int, ...] = (), hash_tokens: int = 0
@@ -40,6 +42,8 @@ class Content:
         self.runs = runs
         self.hashes = hashes
         self.hash_tokens = hash_tokens
+        self.open_ended = bool(runs) and runs[-1][1] == OPEN_END
+        """Whether the output's tokens are known too."""
         self._paths: dict[int, Path] | None = None
 
     def path(self, block_tokens: int) -> Path:
@@ -79,7 +83,7 @@ def _hash_path(hashes: tuple[int, ...], hash_tokens: int, block_tokens: int) -> 
     if hash_tokens % block_tokens:
         raise ValueError(f"the trace's blocks of {hash_tokens} tokens do not fit engine blocks of {block_tokens}")
     per = hash_tokens // block_tokens
-    return (tuple(_STREAM_SPACE - 1 - (h * per + i) if h < 0 else _STREAM_SPACE + h * per + i for h in hashes for i in range(per)),)
+    return (tuple(_HASH_SPACE + (h % _STREAM_SPACE) * per + i for h in hashes for i in range(per)),)
 
 
 def _run_path(runs: tuple[tuple[int, int], ...], block_tokens: int) -> Path:

@@ -47,7 +47,7 @@ class VllmV1:
 
     def schedule(self, batch: Batch) -> None:
         """Plan the next step of `batch`."""
-        while batch.available_blocks < 0:
+        while batch.spare_blocks() < 0:
             batch.preempt(batch.newest())
         budget = self.max_batched_tokens - batch.decoding
         if batch.prefilling:
@@ -57,7 +57,7 @@ class VllmV1:
 
     def admits(self, batch: Batch) -> bool:
         """A new request can run next only if nobody waits before it and there is a seat."""
-        return len(batch.waiting) == 1 and len(batch.running) < self.max_seqs
+        return not batch.waiting and len(batch.running) < self.max_seqs
 
     def _continue(self, batch: Batch, budget: int) -> int:
         """Give chunks to prompts under way; returns what is left of the budget."""
@@ -78,11 +78,12 @@ class VllmV1:
 
     def _admit(self, batch: Batch, budget: int) -> None:
         """Admit from the head of the queue while seats, tokens and blocks last."""
-        waiting, keep_free = batch.waiting, int(self.watermark_ratio * batch.cache.capacity)
-        while waiting and budget > 0 and len(batch.running) < self.max_seqs:
-            if not batch.running:
-                keep_free = 0  # an empty rank admits whatever fits
-            tokens = batch.admit(waiting[0], min(budget, self.chunk_limit), self.reserve_whole_prompt, keep_free)
+        waiting, running = batch.waiting, batch.running
+        keep_free = int(self.watermark_ratio * batch.cache.capacity)
+        while waiting and budget > 0 and len(running) < self.max_seqs:
+            limit = budget if budget < self.chunk_limit else self.chunk_limit
+            # an empty rank admits whatever fits
+            tokens = batch.admit(waiting[0], limit, self.reserve_whole_prompt, keep_free if running else 0)
             if not tokens:
                 return
             budget -= tokens
