@@ -25,7 +25,6 @@ COMMANDS = {
     "list": "What can be named in a scenario.",
     "trace": "Describe, convert, generate and fetch request traces.",
     "schema": "JSON Schema of scenario files, for editors.",
-    "bench": "Measure the speed of the simulator on this machine.",
     "version": "Versions of fleetsim and of what it stands on.",
 }
 """Commands in the order of use, each a module of this package with a click command `command`, and their help."""
