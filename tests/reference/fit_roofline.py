@@ -1,7 +1,7 @@
 """Fits the constants in ``models/calibration`` and ``models/link`` to published kernel measurements.
 
-``python -m tests.reference.fit_roofline`` rewrites one calibration file per accelerator. Half of the rows are fitted (log
-residuals, soft L1), the other half gives the error that the file states.
+``python -m tests.reference.fit_roofline`` rewrites one calibration file per accelerator and prints constants of links.
+Half of the rows are fitted (log residuals, soft L1), the other half gives the error that the file states.
 """
 
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
+from fleetsim.catalog.link import load_link
 from tests.reference import measurements as m
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -116,11 +117,15 @@ def calibration(name: str) -> str:
     aic, lss = "aiconfigurator", "llmservingsim"
     bf16 = entry(m.profiled_gemm(name), GEMM, lss) if profiled else entry(m.gemm(name, "bf16"), GEMM, aic)
     quantised = [d for d in ("fp8", "fp4") if d in chip.peak_flop_per_s] if measured else []
-    add("gemm", ("bf16", bf16), *((d, entry(m.gemm(name, d), GEMM, aic)) for d in quantised))
+    add(
+        "gemm",
+        ("bf16", bf16),
+        *((d, entry(m.gemm(name, d, CLEANER.get(("gemm", name, d), "vllm")), GEMM, aic)) for d in quantised),
+    )
     if measured:
         experts = m.profiled_moe(name) if profiled else m.moe(name, "bf16")
         bodies = [("bf16", entry(experts, GEMM, lss if profiled else aic))]
-        bodies += [(d, entry(m.moe(name, d, *EAGER.get((name, d), ())), GEMM, aic)) for d in quantised]
+        bodies += [(d, entry(m.moe(name, d, CLEANER.get(("moe", name, d), "vllm")), GEMM, aic)) for d in quantised]
         add("moe", *((d, [*body, "    imbalance: 1.1"]) for d, body in bodies))
     if profiled:
         prefill = entry(m.profiled_attention(name, True), MIXED, lss)
@@ -136,7 +141,11 @@ def calibration(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-EAGER = {("h100-sxm", "fp8"): ("trtllm",), ("h200-sxm", "fp8"): ("trtllm",)}
+CLEANER = {
+    ("gemm", "b200-sxm", "fp8"): "trtllm",
+    ("moe", "h100-sxm", "fp8"): "trtllm",
+    ("moe", "h200-sxm", "fp8"): "trtllm",
+}
 """Where vLLM's rows were timed without graphs and show the host instead."""
 FLASH_2 = ["    per_sequence: 700 ns", "    serial_per_token: 21 ns", "    decode_rows: 60"]
 FLASH_3 = ["    per_sequence: 100 ns", "    serial_per_token: 15 ns", "    decode_rows: 16"]
@@ -157,7 +166,7 @@ def main(names: list[str]) -> None:
 def link(name: str) -> str:
     """Constants of a link: latency, added latency per rank, share of the bandwidth."""
     rows = m.collectives(name)
-    bandwidth = m.load_link(m.load_accelerator(name).link).bandwidth_bytes_per_s
+    bandwidth = load_link(m.load_accelerator(name).link).bandwidth_bytes_per_s
     n, size, time = rows.num_gpus.to_numpy(), rows.message_bytes.to_numpy(float), rows.latency_ms.to_numpy() * 1e-3
 
     def predicted(x: np.ndarray) -> np.ndarray:
@@ -168,7 +177,8 @@ def link(name: str) -> str:
     solved = least_squares(lambda x: np.log(predicted(x) / time), start, loss="soft_l1", f_scale=0.1)
     latency, per_rank, ratio = np.exp(solved.x)
     median = np.median(np.abs(predicted(solved.x) / time - 1))
-    return f"latency {latency * 1e6:.2f} us, per rank {per_rank * 1e6:.2f} us, ratio {ratio:.3f}, median error {median:.3f}"
+    times = f"latency {latency * 1e6:.2f} us, per rank {per_rank * 1e6:.2f} us"
+    return f"{times}, ratio {ratio:.3f}, median error {median:.3f}"
 
 
 if __name__ == "__main__":

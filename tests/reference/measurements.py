@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
-from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import BYTES_PER_VALUE, load_llm
 
 DATA = Path(os.environ.get("FLEETSIM_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -97,7 +96,7 @@ def gemm(name: str, dtype: str, framework: str = "vllm") -> Kernels:
     width = BYTES_PER_VALUE[dtype]
     rows = rows[(rows.n * rows.k * width > 2 * L2_BYTES[name]) & (rows.m <= 16384)]
     kernels = _products(load_accelerator(name), dtype, rows.m, rows.n, rows.k, rows.latency_ms * 1e-3)
-    return replace(kernels, launch_bound=kernels.arithmetic == "bf16")
+    return replace(kernels, launch_bound=True)
 
 
 def _products(chip: Accelerator, dtype: str, m: pd.Series, n: pd.Series, k: pd.Series, time_s: pd.Series) -> Kernels:
