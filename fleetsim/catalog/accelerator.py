@@ -41,6 +41,8 @@ class Accelerator:
     """``gpu`` or ``npu``."""
     status: str
     """``measured`` where calibrated step times exist, else ``projected`` from the data sheet."""
+    calibration: str
+    """Name of the accelerator whose measured efficiencies it shares: itself, or one of its generation."""
     memory_bytes: float
     """Memory that the driver reports to programs [B]."""
     bandwidth_bytes_per_s: float
@@ -85,6 +87,7 @@ def load_accelerator(name: str) -> Accelerator:
         vendor=record.text("vendor"),
         kind=record.text("kind", "gpu", "npu"),
         status=record.text("status", "measured", "projected"),
+        calibration=record.text("calibration", default=name),
         memory_bytes=record.quantity("memory", "bytes"),
         bandwidth_bytes_per_s=record.quantity("bandwidth", "bytes/s"),
         peak_flop_per_s={dtype: peak.quantity(dtype, "flop/s") for dtype in peak.content},

@@ -77,7 +77,7 @@ def load_calibration(accelerator: str, vendor: str) -> Calibration:
 
 def calibration_of(accelerator: Accelerator) -> Calibration:
     """Calibration of a loaded accelerator."""
-    return load_calibration(accelerator.name, accelerator.vendor)
+    return load_calibration(accelerator.calibration, accelerator.vendor)
 
 
 def _load(path: Path) -> Calibration:
