@@ -28,7 +28,7 @@ def length_source(config: schema.Lengths, rng: Generator) -> Lengths:
             return _lognormal(config, rng)
         case schema.QuantileTokens():
             levels = np.linspace(0.0, 1.0, len(config.values))
-            values = np.asarray(config.values, dtype=np.float64)
+            values = np.minimum(np.asarray(config.values, dtype=np.float64), schema.MAX_TOKENS)
             return lambda count: np.rint(np.interp(rng.random(count), levels, values)).astype(np.int64)
 
 

@@ -80,6 +80,14 @@ class Replay:
         self._made = 0
 
     @property
+    def total(self) -> int | None:
+        """How many requests there will be, if thinning does not decide."""
+        if self._rng is not None:
+            return None
+        total = self._scan.rows * self._config.loop
+        return total if self._config.limit is None else min(total, self._config.limit)
+
+    @property
     def block_tokens(self) -> frozenset[int]:
         """Block sizes of the trace's hashes."""
         return frozenset(self._scan.block_tokens)
@@ -95,12 +103,11 @@ class Replay:
 
     def _nothing_left(self) -> Finding:
         bad = self._scan.bad
-        if self._config.slice.start or self._config.slice.end is not None:
+        if not bad.count or self._config.slice.start or self._config.slice.end is not None:
             return Finding("no row of the trace lies in workload.slice", file=str(self._trace.path))
         number, message = bad.first[0]
-        return Finding(
-            f"none of {bad.count} rows can be read; the first: {message}", file=str(self._trace.path), line=number
-        )
+        what = f"none of the {bad.count} rows can be read; the first is row {number}: {message}"
+        return Finding(what, file=str(self._trace.path))
 
     def _request(self, time_s: float, loop: int, row: Row) -> Request:
         number, content = -1, None
@@ -145,11 +152,11 @@ class Replay:
                     return
 
     def _slice(self) -> Iterator[Row]:
-        start_s = self._scan.origin_s + self._config.slice.start
+        first_s, last_s = self._scan.first_s, self._scan.last_s
         for row in self._trace.rows():
-            if row.time_s > self._scan.last_s:
+            if row.time_s > last_s:
                 return
-            if row.time_s - self._scan.origin_s >= self._config.slice.start and row.time_s >= start_s:
+            if row.time_s >= first_s:
                 yield row
 
     def _thinned(self) -> Iterator[Row]:

@@ -102,6 +102,7 @@ class OpenLoop:
     def __init__(self, config: schema.SyntheticWorkload, streams: Streams, chunk: int = CHUNK) -> None:
         self._parts = _Parts(config, streams)
         self._config = config
+        self.total = config.requests
         self._chunk = chunk
         self._arrivals = self._parts.arrivals()
 
@@ -161,6 +162,7 @@ class Conversations:
         assert config.sessions is not None
         self._sessions = config.sessions
         self._config = config
+        self.total = config.requests
         self._chunk = chunk
         self._parts = _Parts(config, streams)
         self._arrivals = self._parts.arrivals()
@@ -241,6 +243,7 @@ class ClosedLoop:
         assert isinstance(config.arrivals, schema.ClosedLoopArrivals)
         self._loop = config.arrivals
         self._config = config
+        self.total = config.requests
         self._parts = _Parts(config, streams)
         self._sent = 0
         self._drawn = self._draws()

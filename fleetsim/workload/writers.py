@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
@@ -43,7 +43,8 @@ def _complete(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(Finding(f"cannot be written: {error.strerror or error}", file=str(path))) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fleetsim.workload.readers.rows import BadRows, Row, whole
-from fleetsim.workload.readers.source import fields, header, lines
-from fleetsim.workload.readers.table import width_complaint
+from fleetsim.workload.readers.table import Table
 
 COLUMNS = frozenset({"timestamp", "contexttokens", "generatedtokens"})
 _NS = 10**9
+_EXAMPLE = "2023-11-16 18:15:46.6805900"
 _SECOND = len("2023-11-16 18:15:46")
 _MINUTE_NS = 60 * _NS
 _PLACES = (_NS, 100_000_000, 10_000_000, 1_000_000, 100_000, 10_000, 1000, 100, 10, 1)
@@ -36,14 +36,18 @@ class Clock:
         ValueError
             If `stamp` is not a date and time.
         """
-        second = stamp[:_SECOND]
-        if second != self._second:
-            self._ns = int(datetime.fromisoformat(second).replace(tzinfo=UTC).timestamp()) * _NS
-            self._second = second
-        digits = stamp[_SECOND + 1 :]
-        if digits.isdecimal() and stamp[_SECOND] == "." and len(digits) <= 9:
-            return self._ns + int(digits) * _PLACES[len(digits)]
-        return self._ns + _rest_ns(stamp[_SECOND:])
+        try:
+            second = stamp[:_SECOND]
+            if second != self._second:
+                self._ns = int(datetime.fromisoformat(second).replace(tzinfo=UTC).timestamp()) * _NS
+                self._second = second
+            digits = stamp[_SECOND + 1 :]
+            if digits.isdecimal() and stamp[_SECOND] == "." and len(digits) <= 9:
+                return self._ns + int(digits) * _PLACES[len(digits)]
+            return self._ns + _rest_ns(stamp[_SECOND:])
+        except ValueError:
+            shown = repr(stamp[:60])
+            raise ValueError(f"timestamp: {shown} is not a date and time such as {_EXAMPLE}") from None
 
 
 def _rest_ns(rest: str) -> int:
@@ -68,43 +72,18 @@ def _rest_ns(rest: str) -> int:
 
 def read(path: Path, bad: BadRows) -> Iterator[Row]:
     """Rows with times from the first one that can be read."""
-    source = lines(path)
-    columns = header(next(source))
-    when, prompt, output = (columns[name] for name in ("timestamp", "contexttokens", "generatedtokens"))
-    width = len(columns)
+    table = Table(path, bad)
+    when, prompt, output = (table.columns[name] for name in ("timestamp", "contexttokens", "generatedtokens"))
     clock_ns = Clock().ns
     start_ns: int | None = None
-    for number, line in enumerate(source, 2):
-        cells = fields(line)
+    for number, cells in table.rows():
         try:
-            prompt_tokens, output_tokens = int(cells[prompt]), int(cells[output])
+            prompt_tokens = whole(cells[prompt], "ContextTokens")
+            output_tokens = whole(cells[output], "GeneratedTokens")
             time_ns = clock_ns(cells[when])
-        except (ValueError, IndexError):
-            _complain(number, cells, columns, bad)
+        except ValueError as error:
+            bad.add(number, str(error))
             continue
-        if len(cells) != width:
-            _complain(number, cells, columns, bad)
-            continue
-        if start_ns is None:
-            if prompt_tokens < 1 or output_tokens < 1:
-                bad.add(number, f"{prompt_tokens} prompt and {output_tokens} output tokens: at least 1 each is needed")
-                continue
+        if start_ns is None and prompt_tokens > 0 and output_tokens > 0:
             start_ns = time_ns
-        yield Row(number, (time_ns - start_ns) / _NS, prompt_tokens, output_tokens)
-
-
-def _complain(number: int, cells: list[str], columns: dict[str, int], bad: BadRows) -> None:
-    """Say what is wrong with a row that did not parse; a blank line is nothing."""
-    if not any(cell.strip() for cell in cells) and len(cells) == 1:
-        return
-    if len(cells) != len(columns):
-        bad.add(number, width_complaint(cells, list(columns)))
-        return
-    try:
-        for name in ("contexttokens", "generatedtokens"):
-            whole(cells[columns[name]], name)
-    except ValueError as error:
-        bad.add(number, str(error))
-        return
-    stamp = cells[columns["timestamp"]]
-    bad.add(number, f"timestamp: {stamp!r} is not a date and time such as 2023-11-16 18:15:46.6805900")
+        yield Row(number, 0.0 if start_ns is None else (time_ns - start_ns) / _NS, prompt_tokens, output_tokens)

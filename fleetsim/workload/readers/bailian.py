@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fleetsim.workload.readers.rows import BadRows, Row, decimal, label, whole
+from fleetsim.workload.readers.rows import BadRows, Row, decimal, key, label, whole
 from fleetsim.workload.readers.source import integers, json_object, lines
 
 BLOCK_TOKENS = 16
@@ -19,15 +19,16 @@ _ROOT = -1
 
 def read(path: Path, bad: BadRows) -> Iterator[Row]:
     """Rows whose session is the first chat of their chain of parents, as far as the file holds it."""
-    roots: dict[int, int] = {}
+    roots: dict[int | str, int | str] = {}
     for number, line in enumerate(lines(path), 1):
         if line.isspace():
             continue
         try:
             entry = json_object(line)
-            chat = whole(entry.get("chat_id"), "chat_id")
-            parent = entry.get("parent_chat_id")
-            parent = _ROOT if parent is None else whole(parent, "parent_chat_id")
+            chat, parent = key(entry.get("chat_id")), key(entry.get("parent_chat_id"))
+            if chat is None:
+                raise ValueError("chat_id is missing")
+            root = chat if parent is None or parent == _ROOT else roots.get(parent, parent)
             row = Row(
                 number,
                 decimal(entry.get("timestamp"), "timestamp"),
@@ -35,11 +36,11 @@ def read(path: Path, bad: BadRows) -> Iterator[Row]:
                 whole(entry.get("output_length"), "output_length"),
                 integers(entry.get("hash_ids"), "hash_ids"),
                 BLOCK_TOKENS,
-                chat if parent == _ROOT else roots.get(parent, parent),
+                root,
                 klass=label(entry.get("type")),
             )
         except ValueError as error:
             bad.add(number, str(error))
             continue
-        roots[chat] = row.session  # type: ignore[assignment]
+        roots[chat] = root
         yield row

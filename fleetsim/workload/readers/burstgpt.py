@@ -12,6 +12,7 @@ from pathlib import Path
 from fleetsim.workload.readers.rows import BadRows, Row, decimal, label, whole
 from fleetsim.workload.readers.table import Table
 
+_UNKNOWN = ("", "nan", "none", "null")
 COLUMNS = frozenset({"timestamp", "request tokens", "response tokens"})
 
 
@@ -26,7 +27,7 @@ def read(path: Path, bad: BadRows) -> Iterator[Row]:
         try:
             time_s = decimal(cells[when], "Timestamp")
             session = None if session_at is None else cells[session_at].strip() or None
-            elapsed_s = None if elapsed_at is None or session is None else decimal(cells[elapsed_at], "Elapsed time")
+            elapsed_s = None if elapsed_at is None else _elapsed(cells[elapsed_at].strip())
             row = Row(
                 number,
                 time_s,
@@ -43,3 +44,8 @@ def read(path: Path, bad: BadRows) -> Iterator[Row]:
         if session is not None and elapsed_s is not None:
             ends[session] = time_s + elapsed_s
         yield row
+
+
+def _elapsed(text: str) -> float | None:
+    """Time that the service took, if it was recorded."""
+    return None if text.lower() in _UNKNOWN else decimal(text, "Elapsed time")

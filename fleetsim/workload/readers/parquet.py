@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fleetsim.workload.readers.rows import BadRows, Row, decimal, label, whole
+from fleetsim.workload.readers.rows import BadRows, Row, decimal, key, label, whole
 from fleetsim.workload.readers.source import PARQUET, failure, first_bytes, integers
 
 NEEDED = ("arrival_s", "prompt_tokens", "output_tokens")
@@ -38,18 +38,15 @@ def read(path: Path, bad: BadRows) -> Iterator[Row]:
     """Rows, numbered from 1, a batch at a time."""
     first = 0
     roots: dict[int, int] = {}
-    for batch in _batches(path):
-        columns: _Columns = {
-            name: _values(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
-        }
+    for columns, plain in _batches(path):
         if "session_id" not in columns and "parent_request" in columns:
             columns["session_id"] = _sessions(columns["parent_request"], first, roots)
-        yield from _plain(columns, first) if _is_plain(batch) else _rows(columns, batch.num_rows, first, bad)
-        first += batch.num_rows
+        yield from _plain(columns, first) if plain else _rows(columns, first, bad)
+        first += len(columns["arrival_s"])
 
 
-def _batches(path: Path) -> Iterator[Any]:
-    """Record batches of the columns that matter."""
+def _batches(path: Path) -> Iterator[tuple[_Columns, bool]]:
+    """The columns that matter, some rows at a time, and whether they are nothing but complete numbers."""
     if not first_bytes(path).startswith(PARQUET):
         raise failure(path, "is not a Parquet file", "`fleetsim trace describe` tells what a file looks like")
     try:
@@ -57,12 +54,13 @@ def _batches(path: Path) -> Iterator[Any]:
             names = file.schema_arrow.names
             missing = [name for name in NEEDED if name not in names]
             if missing:
-                raise failure(
-                    path, f"has no column {', '.join(missing)} (its columns: {', '.join(names)})", _advice(missing)
-                )
+                what = f"has no column {', '.join(missing)} (its columns: {', '.join(names)})"
+                raise failure(path, what, _advice(missing))
             wanted = [name for name in (*NEEDED, *OPTIONAL) if name in names]
-            yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted)
-    except (pa.ArrowException, OSError) as error:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
+                named = zip(batch.schema.names, batch.columns, strict=True)
+                yield {name: _values(column) for name, column in named}, _is_plain(batch)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise failure(path, f"is not a sound Parquet file: {str(error).splitlines()[0]}") from None
 
 
@@ -104,13 +102,15 @@ def _sessions(parents: Sequence[Any], first: int, roots: dict[int, int]) -> list
     """First row of the chain of parents that each row ends, kept in `roots`."""
     found = []
     for index, parent in enumerate(parents, first):
-        root = roots.get(parent, parent) if isinstance(parent, int) and 0 <= parent < index else index
+        known = isinstance(parent, int | float) and 0 <= parent < index and int(parent) == parent
+        root = roots.get(int(parent), int(parent)) if known else index
         roots[index] = root
         found.append(root)
     return found
 
 
-def _rows(columns: _Columns, count: int, first: int, bad: BadRows) -> Iterator[Row]:
+def _rows(columns: _Columns, first: int, bad: BadRows) -> Iterator[Row]:
+    count = len(columns["arrival_s"])
     optional = (columns.get(name) or repeat(None, count) for name in OPTIONAL)
     needed = (columns[name] for name in NEEDED)
     for number, cells in enumerate(zip(*needed, *optional, strict=True), first + 1):
@@ -125,7 +125,7 @@ def _row(
     arrival: object,
     prompt: object,
     output: object,
-    session: Hashable,
+    session: object,
     _parent: object,
     hashes: object,
     block: object,
@@ -143,7 +143,7 @@ def _row(
         whole(output, "output_tokens"),
         known,
         block_tokens,
-        session,
+        key(session),
         _pause(tool, think),
         label(category),
         label(tenant),

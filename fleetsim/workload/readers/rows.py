@@ -90,7 +90,7 @@ _FOREVER = 1e12
 def _complaint(row: Row, last_s: float | None) -> str:
     for name, tokens in (("prompt tokens", row.prompt_tokens), ("output tokens", row.output_tokens)):
         if not 0 < tokens <= MAX_TOKENS:
-            return f"{name}: {tokens} is not between 1 and {MAX_TOKENS}"
+            return f"{name}: {_shown(tokens)} is not between 1 and {MAX_TOKENS}"
     if not isfinite(row.time_s):
         return f"time: {row.time_s} is not a finite number"
     if row.time_s >= _FOREVER:
@@ -156,6 +156,13 @@ def label(value: object) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
+def key(value: object) -> int | str | None:
+    """What tells a session from others."""
+    return value if isinstance(value, int) else label(value)
+
+
 def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 64 bits"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -37,14 +37,15 @@ def first_bytes(path: Path) -> bytes:
     DataError
         If there is no such file, it is not a regular one, cannot be read, or is empty.
     """
-    if path.is_dir():
-        raise failure(path, "is a directory: expected a trace file")
-    if not path.exists():
-        raise failure(path, "no such file", _similar(path))
-    if not path.is_file():
-        raise failure(path, "is not a regular file: a trace is read twice, so it cannot be a pipe")
-    with _reading(path), path.open("rb") as file:
-        start = file.read(8)
+    with _reading(path):
+        if path.is_dir():
+            raise failure(path, "is a directory: expected a trace file")
+        if not path.exists():
+            raise failure(path, "no such file", _similar(path))
+        if not path.is_file():
+            raise failure(path, "is not a regular file: a trace is read twice, so it cannot be a pipe")
+        with path.open("rb") as file:
+            start = file.read(8)
     if not start:
         raise failure(path, "is empty")
     return start

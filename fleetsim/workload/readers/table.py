@@ -22,18 +22,18 @@ class Table:
         names = list(self.columns)
         width = len(names)
         for number, line in enumerate(self._lines, 2):
-            cells = fields(line)
+            cells = line.rstrip("\r\n").split(",") if '"' not in line else fields(line)
             if len(cells) == width:
                 yield number, cells
             elif len(cells) > 1 or cells[0].strip():
-                self._bad.add(number, width_complaint(cells, names))
+                self._bad.add(number, _width_complaint(cells, names))
 
     def place(self, *names: str) -> int | None:
         """Position of the first of these columns that the file has."""
         return next((self.columns[name] for name in names if name in self.columns), None)
 
 
-def width_complaint(cells: list[str], names: list[str]) -> str:
+def _width_complaint(cells: list[str], names: list[str]) -> str:
     """What to say of a row with too few or too many fields."""
     missing = f": {', '.join(names[len(cells) :])} missing" if len(cells) < len(names) else ""
     return f"{len(cells)} fields instead of {len(names)}{missing}"
