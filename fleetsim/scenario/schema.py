@@ -199,7 +199,7 @@ Arrivals = Annotated[
 class SharedPrefixes(Block):
     """Groups of requests that start with the same tokens (system prompt, few-shot examples)."""
 
-    groups: Count
+    groups: Annotated[Count, Field(le=10_000_000)]
     """Distinct prefixes."""
     tokens: Tokens
     """Length of each; a shorter prompt lies wholly inside its prefix. In sessions it stands before the first turn."""

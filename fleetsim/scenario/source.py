@@ -7,6 +7,7 @@ bytes, very deep and very large documents are findings. The tree, not plain Pyth
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import ComposerError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from fleetsim.errors import Finding, ScenarioError
@@ -165,7 +166,9 @@ def _read_text(path: Path, shown: str) -> str:
 
 def _compose(text: str, shown: str) -> Any:
     try:
-        return YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML 1.2 allows an anchor to be given anew
+            return YAML(typ="safe", pure=True).compose(text)
     except ComposerError as error:
         several = "single document" in str(error.context)
         message = "holds more than one YAML document" if several else f"not valid YAML: {error.problem}"
