@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fleetsim.catalog.accelerator import Accelerator
 from fleetsim.catalog.data import catalogue, locate, read_yaml
-from fleetsim.catalog.sourced import Record
+from fleetsim.catalog.sourced import ASSUMED, Record
 
 GROUPS = ("gemm", "moe", "prefill_attention", "decode_attention", "elementwise", "sampler")
 """Operator groups that a calibration may describe, each by data type of its arithmetic."""
@@ -83,9 +83,9 @@ def calibration_of(accelerator: Accelerator) -> Calibration:
 def _load(path: Path) -> Calibration:
     record = Record(read_yaml(path), path)
     groups: dict[str, dict[str, Efficiency]] = {}
-    for group in record.content:
-        if group not in GROUPS:
-            record.find(str(group), f"unknown operator group; known: {', '.join(GROUPS)}")
+    record.known.update(GROUPS)
+    for group in GROUPS:
+        if group not in record.content:
             continue
         part = record.part(group)
         groups[group] = {dtype: _efficiency(part.part(dtype)) for dtype in part.content}
@@ -95,7 +95,8 @@ def _load(path: Path) -> Calibration:
 
 def _efficiency(entry: Record) -> Efficiency:
     source = entry.text("source")
-    if source == "assumed" and "note" not in entry.content:
+    entry.known.update(("note", "rows"))
+    if source == ASSUMED and "note" not in entry.content:
         entry.find("note", "is missing: an assumed fit must say why")
     return Efficiency(
         compute_ratio=entry.bare("compute_ratio"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fleetsim.errors import DataError, Finding
+from fleetsim.errors import DataError, Finding, nearest
 from fleetsim.units import parse
 
 ASSUMED = "assumed"
@@ -47,6 +47,18 @@ class Record:
     path: str = ""
     findings: list[Finding] = field(default_factory=list)
     sourced: dict[str, Sourced] = field(default_factory=dict)
+    parts: list[Record] = field(default_factory=list)
+    """Every mapping read from the file, this one included."""
+    known: set[str] = field(default_factory=set)
+    """Keys that were asked for."""
+
+    def __post_init__(self) -> None:
+        self.parts.append(self)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Value of a key, which is thereby known."""
+        self.known.add(key)
+        return self.content.get(key, default)
 
     def find(self, key: str, message: str) -> None:
         """Note a mistake at `key`."""
@@ -54,15 +66,15 @@ class Record:
 
     def part(self, key: str) -> Record:
         """The mapping below `key`, sharing the findings."""
-        inner = self.content.get(key)
+        inner = self.get(key)
         if not isinstance(inner, dict):
             self.find(key, "expected a mapping" if key in self.content else "is missing: expected a mapping")
             inner = {}
-        return Record(inner, self.file, self._at(key), self.findings, self.sourced)
+        return Record(inner, self.file, self._at(key), self.findings, self.sourced, self.parts)
 
     def text(self, key: str, *allowed: str, default: str | None = None) -> str:
         """Text, one of `allowed` if any are given."""
-        value = self.content.get(key, default)
+        value = self.get(key, default)
         if not isinstance(value, str) or (allowed and value not in allowed):
             expected = " or ".join(allowed) if allowed else "text"
             self.find(key, f"expected {expected}, found {value!r}")
@@ -71,7 +83,7 @@ class Record:
 
     def quantity(self, key: str, dimension: str) -> float:
         """Sourced number in the base unit of `dimension`: a key of `fleetsim.units.UNITS`, ``ratio`` or ``count``."""
-        value = self.content.get(key)
+        value = self.get(key)
         if not isinstance(value, dict):
             self.find(key, "is missing" if value is None else f"expected {{value, unit, source}}, found {value!r}")
             return 0.0
@@ -79,7 +91,7 @@ class Record:
 
     def bare(self, key: str, dimension: str = "ratio", default: str | None = None) -> float:
         """Number (or text with a unit) whose source stands once for the whole mapping, such as a constant of a fit."""
-        value = self.content.get(key, default)
+        value = self.get(key, default)
         try:
             number = float(str(value)) if dimension in PLAIN else parse(value, dimension)
         except ValueError as error:
@@ -111,7 +123,11 @@ class Record:
         return value
 
     def finish(self) -> None:
-        """Raise DataError if anything was wrong."""
+        """Raise DataError if anything was wrong, unknown keys included."""
+        for part in self.parts:
+            for key in part.content:
+                if key not in part.known:
+                    part.find(str(key), f"unknown key. {nearest(str(key), part.known, 'keys')}")
         if self.findings:
             raise DataError(self.findings)
 

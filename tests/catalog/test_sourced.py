@@ -82,11 +82,12 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_calibration_rejects_unknown_groups_and_missing_constants(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
-    path.write_text("gem: {}\ngemm:\n  bf16: {source: assumed, overhead: 3}\n")
+    path.write_text("gem: {}\ngemm:\n  bf16: {source: assumed, overhead: 3, overheard: 3 us}\n")
     with pytest.raises(DataError) as caught:
         calibration._load(path)
     text = str(caught.value)
-    assert "unknown operator group" in text
+    assert 'gem: unknown key. did you mean "gemm"?' in text
+    assert 'gemm.bf16.overheard: unknown key. did you mean "overhead"?' in text
     assert "gemm.bf16.compute_ratio" in text
     assert "gemm.bf16.overhead" in text
     assert "gemm.bf16.note" in text

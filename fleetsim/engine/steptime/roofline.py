@@ -84,7 +84,16 @@ def smooth_max(sharpness: float, a: float, b: float) -> float:
 
 
 class Roofline:
-    """Roofline per operator group, with calibrated efficiencies and the engine's host overheads."""
+    """Roofline per operator group, with calibrated efficiencies and the engine's host overheads.
+
+    Notes
+    -----
+    Each kernel lasts ``(c^p + m^p)^(1/p) + overhead``: c its arithmetic, m its bytes, at the efficiencies of
+    ``models/calibration``. Experts read are those expected of independent even routing, E (1 - (1 - k/E)^tokens).
+    Decode attention is linear in the context sum; in a step that also has a prompt, its one query per sequence fills a
+    whole tile of the prompt kernel, so that it takes more arithmetic. Sliding windows are left out: all layers read the
+    whole context. Errors against measured kernels and served runs: tests/reference/test_roofline_vs_measured.py.
+    """
 
     class Config(PolicyConfig):
         """Options of the roofline."""
