@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from fleetsim.workload.request import Workload
 
 
-def build_workload(config: TraceWorkload | SyntheticWorkload, base_dir: Path, streams: Streams) -> Workload:
+def build_workload(
+    config: TraceWorkload | SyntheticWorkload,
+    base_dir: Path,
+    streams: Streams,
+    served: Collection[str] | None = None,
+) -> Workload:
     """The workload that `config` describes; a trace file is read once here, and checked.
 
     Parameters
@@ -26,6 +32,9 @@ def build_workload(config: TraceWorkload | SyntheticWorkload, base_dir: Path, st
         Folder that a trace's path is relative to.
     streams
         Random streams of the run; those used here are called ``workload.…``.
+    served
+        LLMs that the fleet has. A trace's requests for any other model (traces name models that nobody else can
+        serve, such as ``GPT-4``) then ask for none in particular and are counted in ``unserved``. None keeps all names.
 
     Raises
     ------
@@ -35,4 +44,4 @@ def build_workload(config: TraceWorkload | SyntheticWorkload, base_dir: Path, st
     if isinstance(config, SyntheticWorkload):
         return synthetic_workload(config, streams)
     trace = TraceFile.open(locate(config.path, base_dir), config.format)
-    return (ReleasedReplay if config.sessions == "released" else Replay)(config, trace, streams)
+    return (ReleasedReplay if config.sessions == "released" else Replay)(config, trace, streams, served)

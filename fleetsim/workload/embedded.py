@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fleetsim
 from fleetsim.errors import DataError, Finding, nearest
 
 _SUFFIXES = (".parquet", ".csv.gz", ".jsonl.gz")
@@ -15,7 +14,7 @@ _SUFFIXES = (".parquet", ".csv.gz", ".jsonl.gz")
 @cache
 def folder() -> Path:
     """Folder of the trace data: inside an installed package, or at the top of a checkout."""
-    package = Path(fleetsim.__file__).parent
+    package = Path(__file__).resolve().parent.parent
     installed = package / "_data" / "traces"
     return installed if installed.is_dir() else package.parent / "traces"
 

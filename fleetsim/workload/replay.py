@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Hashable, Iterator
+from collections import Counter, deque
+from collections.abc import Collection, Hashable, Iterator
 from typing import TYPE_CHECKING
 
 from fleetsim.errors import DataError, Finding
@@ -66,8 +66,12 @@ class Sessions:
 class Replay:
     """Requests of a trace at their recorded times."""
 
-    def __init__(self, config: TraceWorkload, trace: TraceFile, streams: Streams) -> None:
+    def __init__(
+        self, config: TraceWorkload, trace: TraceFile, streams: Streams, served: Collection[str] | None = None
+    ) -> None:
         self._config = config
+        self._served = served
+        self.unserved: Counter[str] = Counter()
         self._trace = trace
         self._rng: Generator | None = streams.get("workload.thin") if config.rate_scaling == "thin" else None
         self._scan = trace.scan(config.slice.start, config.slice.end)
@@ -120,6 +124,9 @@ class Replay:
         elif row.hashes:
             content = Content(hashes=row.hashes, hash_tokens=row.hash_tokens)
         model = self._config.model or row.model
+        if model is not None and self._served is not None and model not in self._served:
+            self.unserved[model] += 1
+            model = None
         request = Request(
             self._made,
             time_s,
@@ -185,8 +192,10 @@ class ReleasedReplay(Replay):
     Reading runs ahead of time only as far as the next turn of a session that is waiting for it.
     """
 
-    def __init__(self, config: TraceWorkload, trace: TraceFile, streams: Streams) -> None:
-        super().__init__(config, trace, streams)
+    def __init__(
+        self, config: TraceWorkload, trace: TraceFile, streams: Streams, served: Collection[str] | None = None
+    ) -> None:
+        super().__init__(config, trace, streams, served)
         self._rows = self._kept()
         self._ahead: deque[Request] = deque()
         self._later: dict[int, deque[tuple[Request, float | None]]] = {}

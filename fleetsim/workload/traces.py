@@ -20,7 +20,7 @@ class PublicTrace:
     """Trace format, or ``lengths`` for files without times."""
     licence: str
     source: str
-    """Where it is described."""
+    """Where it is described; of a trace that fleetsim carries, the command that makes it."""
     file: str = ""
     """Name to save it under, or the embedded file's."""
     url: str | None = None

@@ -6,6 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fleetsim.errors import DataError
+from fleetsim.kernel.streams import Streams
+from fleetsim.scenario.schema import TraceWorkload
+from fleetsim.workload.build import build_workload
 from fleetsim.workload.prefixes import OPEN_END
 from tests.workload.conftest import told, trace
 
@@ -67,6 +70,21 @@ def test_thinning_keeps_a_share_and_the_times(plain):
 def test_model_override(plain):
     workload = trace(plain, format="splitwise", path="t.csv", model="llama-3.1-8b")
     assert {r.model for r in workload.requests()} == {"llama-3.1-8b"}
+
+
+def test_models_that_the_fleet_lacks_are_counted_and_left_open(tmp_path):
+    columns = {
+        "arrival_s": [0.0, 1.0, 2.0],
+        "prompt_tokens": [1] * 3,
+        "output_tokens": [1] * 3,
+        "model": ["a", "b", None],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    config = TraceWorkload(kind="trace", format="parquet", path="t.parquet")
+    for served, models, unserved in ((None, ["a", "b", None], {}), ({"a"}, ["a", None, None], {"b": 1})):
+        workload = build_workload(config, tmp_path, Streams(1), served)
+        assert [r.model for r in workload.requests()] == models
+        assert workload.unserved == unserved
 
 
 SESSIONS = {

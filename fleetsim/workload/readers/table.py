@@ -14,13 +14,14 @@ class Table:
 
     def __init__(self, path: Path, bad: BadRows) -> None:
         self._lines = lines(path)
-        self.columns = header(next(self._lines, ""))
+        first = next(self._lines, "")
+        self.columns = header(first)
+        self._names = [name.strip() for name in fields(first)]
         self._bad = bad
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Rows with the right number of fields; blank lines are passed over."""
-        names = list(self.columns)
-        width = len(names)
+        names, width = self._names, len(self._names)
         for number, line in enumerate(self._lines, 2):
             cells = line.rstrip("\r\n").split(",") if '"' not in line else fields(line)
             if len(cells) == width:
