@@ -49,10 +49,10 @@ def convert_trace(
     DataError
         If the source is not sound, or the target cannot be written.
     """
-    src, dst = Path(src), Path(dst)
+    dst = Path(dst)
     trace = opened(src, from_format)
     target = writable_format(dst, to_format)
-    if dst.exists() and dst.samefile(src):
+    if dst.exists() and dst.samefile(trace.path):
         raise DataError(Finding("would be written over itself", file=str(dst), hint="choose another name"))
     scan = trace.scan()
     if scan.bad.count and not (skip_bad_rows and scan.rows):

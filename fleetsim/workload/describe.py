@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleetsim.errors import DataError, Finding
-from fleetsim.workload.formats import FORMATS, TraceFile, detect_format
+from fleetsim.workload.formats import FORMATS, TraceFile, detect_format, locate
 from fleetsim.workload.prefix_reuse import EndlessCache
 from fleetsim.workload.readers.rows import BadRows, Row
 
@@ -25,14 +25,14 @@ Numbers = npt.NDArray[Any]
 
 
 def opened(path: Path | str, name: str | None = None) -> TraceFile:
-    """A trace file of the named format, or of the one that its first lines show.
+    """A trace file (or ``embedded:NAME``) of the named format, or of the one that its first lines show.
 
     Raises
     ------
     DataError
         If it cannot be read, or no format fits.
     """
-    path = Path(path)
+    path = locate(str(path), Path())
     found = name or detect_format(path)
     if found is None:
         known = ", ".join(FORMATS)

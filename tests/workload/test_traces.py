@@ -8,6 +8,7 @@ import pytest
 
 from fleetsim.errors import DataError
 from fleetsim.workload.convert import synthesise
+from fleetsim.workload.describe import describe_trace
 from fleetsim.workload.embedded import embedded_names, embedded_trace, folder
 from fleetsim.workload.fetch import download, fetch_trace
 from fleetsim.workload.formats import FORMATS
@@ -39,6 +40,7 @@ def test_default_trace_is_what_its_command_makes(tmp_path):
     assert command in (folder() / "README.md").read_text()
     assert find_trace("default").source == command
     assert embedded_names() == ["default"]
+    assert describe_trace("embedded:default")["requests"] == 3000
 
 
 class Server(ThreadingHTTPServer):
