@@ -37,6 +37,7 @@ class Batch:
         "by_finish",
         "cache",
         "chunks",
+        "coming",
         "ctx_tokens",
         "decoding",
         "now_s",
@@ -47,6 +48,7 @@ class Batch:
         "prefill_pairs",
         "prefill_tokens",
         "prefilling",
+        "recheck",
         "running",
         "sampled",
         "step",
@@ -61,6 +63,8 @@ class Batch:
         """Steps that this rank has done."""
         self.waiting: deque[Request] = deque()
         """Requests in the queue; the head is next."""
+        self.coming = 0
+        """Requests on their way into the queue."""
         self.running: dict[Request, None] = {}
         """Requests that hold blocks, in order of admission."""
         self.prefilling: list[Request] = []
@@ -82,6 +86,8 @@ class Batch:
         self.preempted: list[Request] = []
         """Requests preempted while planning this step."""
         self.preemptions = 0
+        self.recheck = False
+        """Whether a request that was just refused may fit one step later although nothing ended."""
 
     # --- what a scheduler may ask ---------------------------------------------------------------------------------
 
@@ -146,6 +152,8 @@ class Batch:
         else:
             planned = needed = -(-target // block_tokens)
         if needed - hits + idle + keep_free > cache.capacity - cache.used - self.phases[-self.step % block_tokens]:
+            # a first chunk needs fewer blocks once cached ones before it are evicted; a whole prompt never does
+            self.recheck = idle > 0 and not whole
             return 0
         self.waiting.popleft()
         request.node = cache.acquire_hit() if hits else cache.root

@@ -107,10 +107,8 @@ class PrefixCache:
         parent = current.parent
         while parent is not None and parent.length:
             self._use(parent)
-            if parent.users == current.users and len(parent.children) == 1 and type(current.keys) is type(parent.keys):
-                # both have the same users from now on, so they are one run again
-                self._join(parent, current)
-            else:
+            # where both have the same users from now on, they are one run again
+            if parent.users != current.users or len(parent.children) != 1 or not _join(parent, current):
                 current = parent
             parent = current.parent
         return node
@@ -202,23 +200,6 @@ class PrefixCache:
             self.idle[upper] = None
         return upper
 
-    def _join(self, upper: Node, lower: Node) -> None:
-        """Make `upper` and its only child one run; the lower part keeps its identity for those that hold it."""
-        keys = upper.keys
-        if type(keys) is range:
-            below = lower.keys
-            assert type(below) is range
-            if below.start != keys.stop or below.step != keys.step:
-                return
-            lower.keys = range(keys.start, below.stop, keys.step)
-        else:
-            lower.keys = (*keys, *lower.keys)
-        lower.first = upper.first
-        lower.length += upper.length
-        lower.parent = upper.parent
-        assert upper.parent is not None
-        upper.parent.children[lower.first] = lower
-
     def _evict(self, blocks: int) -> None:
         """Forget the `blocks` least recently used cached blocks."""
         self.cached -= blocks
@@ -251,3 +232,23 @@ def _same(child: Node, segment: Segment, position: int, end: int) -> int:
     while same < length and keys[same] == segment[position + same]:
         same += 1
     return same
+
+
+def _join(upper: Node, lower: Node) -> bool:
+    """Make `upper` and its only child one run, if their keys allow; the lower part keeps its identity for those that hold it."""
+    above, below = upper.keys, lower.keys
+    if type(above) is range and type(below) is range:
+        if below.start != above.stop or below.step != above.step:
+            return False
+        lower.keys = range(above.start, below.stop, above.step)
+    elif type(above) is tuple and type(below) is tuple:
+        lower.keys = (*above, *below)
+    else:
+        return False
+    parent = upper.parent
+    assert parent is not None
+    lower.first = upper.first
+    lower.length += upper.length
+    lower.parent = parent
+    parent.children[lower.first] = lower
+    return True

@@ -109,6 +109,9 @@ class Replica:
     def enqueue(self, request: Request, ready_s: float) -> None:
         """Let a request join the queue at `ready_s` (not before now, not before any earlier one's)."""
         request.queued_s = ready_s
+        if len(self.batches) > 1:
+            self._choose_rank(request)
+        self.batches[request.rank].coming += 1
         inbox = self.inbox
         if self.timer is None:
             self.leap_steps = 0
@@ -192,13 +195,17 @@ class Replica:
         now_s = self.clock._now
         inbox = self.inbox
         while inbox and inbox[0].queued_s <= now_s:
-            batch = self.batches[0] if len(self.batches) == 1 else self._least_loaded()
-            batch.waiting.append(inbox.popleft())
+            request = inbox.popleft()
+            batch = self.batches[request.rank]
+            batch.coming -= 1
+            batch.waiting.append(request)
         has_chunks = False
         tokens = 0
+        step_limit = self.step_limit
         for batch in self.batches:
             if batch.waiting or batch.prefilling or batch.spare_blocks() < 0:
-                self._schedule(batch, now_s)
+                if self._schedule(batch, now_s):
+                    step_limit = 1
                 if batch.chunks:
                     has_chunks = True
                     tokens += batch.prefill_tokens
@@ -212,7 +219,7 @@ class Replica:
             self._plan_mixed(tokens)
             self.timer = self.clock.at(now_s + self.first_s, self._boundary, BOUNDARY)
         elif tokens:
-            self._plan_leap(tokens)
+            self._plan_leap(tokens, step_limit)
             if inbox and self.leap_steps > 1 and self._admits():
                 self.leap_steps = min(self.leap_steps, self._steps_to_reach(inbox[0].queued_s - now_s))
             self.timer = self.clock.at(now_s + self._leap_s(self.leap_steps), self._boundary, BOUNDARY)
@@ -227,10 +234,14 @@ class Replica:
                 return True
         return False
 
-    def _schedule(self, batch: Batch, now_s: float) -> None:
+    def _schedule(self, batch: Batch, now_s: float) -> bool:
+        """Let the scheduler plan the next step of a rank; whether it must be asked again one step later."""
         batch.now_s = now_s
+        batch.recheck = False
         self.scheduler.schedule(batch)
+        ask_again = batch.recheck
         if batch.preempted:
+            ask_again = True  # what was preempted may come back
             for request in batch.preempted:
                 if request.segment_mark >= 0:
                     self._settle(request)
@@ -243,6 +254,7 @@ class Replica:
                 f"scheduler {type(self.scheduler).__name__} admits nothing on an empty rank although request "
                 f"{batch.waiting[0].id} waits"
             )
+        return ask_again
 
     def _plan_mixed(self, group_tokens: int) -> None:
         """One step with prompt chunks: as long as its slowest rank's."""
@@ -271,9 +283,8 @@ class Replica:
         self.slope_s = self.slope_j = 0.0
         self.first_j = dynamic_j
 
-    def _plan_leap(self, group_tokens: int) -> None:
-        """As many decode steps as can be done before anything changes."""
-        steps = self.step_limit
+    def _plan_leap(self, group_tokens: int, steps: int) -> None:
+        """As many decode steps, up to `steps`, as can be done before anything changes."""
         model = self.model
         first_s = slope_s = first_j = slope_j = 0.0
         lines = []
@@ -454,9 +465,10 @@ class Replica:
             tokens += batch.ctx_tokens
         return tokens
 
-    def _least_loaded(self) -> Batch:
-        """Rank for a new request: fewest requests, waiting ones counting four times, as vLLM's front end does."""
-        return min(self.batches, key=lambda batch: 4 * len(batch.waiting) + len(batch.running))
+    def _choose_rank(self, request: Request) -> None:
+        """Give a new request to the rank with the fewest, waiting ones counting four times, as vLLM's front end does."""
+        loads = [4 * (len(batch.waiting) + batch.coming) + len(batch.running) for batch in self.batches]
+        request.rank = loads.index(min(loads))
 
     def _verify(self) -> None:
         self.boundaries += 1

@@ -85,6 +85,7 @@ class Request:
         self.status = WAITING
         self.reason: str | None = None
         self.replica = -1
+        self.rank = 0
         self.queued_s = _NEVER
         self.first_scheduled_s = _NEVER
         self.first_token_s = _NEVER
