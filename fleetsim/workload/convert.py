@@ -57,7 +57,7 @@ def convert_trace(
     scan = trace.scan()
     if scan.bad.count and not (skip_bad_rows and scan.rows):
         trace.refuse(scan)
-    count = _write(trace.rows(), dst, target, scan.columns, f"converted from {trace.format}")
+    count = _write(trace.ordered(scan), dst, target, scan.columns, f"converted from {trace.format}")
     return {
         "requests": count,
         "skipped_rows": scan.bad.count,

@@ -66,6 +66,7 @@ def describe_trace(path: Path | str, name: str | None = None) -> dict[str, Any]:
         "path": str(trace.path),
         "format": trace.format,
         "bad_rows": bad.count,
+        "late_rows": bad.late,
         "bad_rows_first": [{"row": number, "message": message} for number, message in bad.first],
         **figures.told(),
     }
@@ -114,7 +115,7 @@ class _Figures:
             "requests": len(prompts),
             "prompt_tokens_sum": int(prompts.sum()),
             "output_tokens_sum": int(outputs.sum()),
-            **_arrivals(np.frombuffer(self.times, np.float64)),
+            **_arrivals(np.sort(np.frombuffer(self.times, np.float64))),
             "prompt_tokens": distribution(prompts),
             "output_tokens": distribution(outputs),
         }

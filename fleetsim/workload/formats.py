@@ -10,7 +10,7 @@ from pathlib import Path
 from fleetsim.errors import DataError, Finding, nearest
 from fleetsim.workload.embedded import embedded_trace
 from fleetsim.workload.readers import azure, bailian, burstgpt, mooncake, parquet, sharegpt, splitwise
-from fleetsim.workload.readers.rows import BadRows, Row, checked
+from fleetsim.workload.readers.rows import BadRows, Row, checked, in_order
 from fleetsim.workload.readers.source import PARQUET, failure, first_bytes, header, json_object, lines
 
 
@@ -99,7 +99,10 @@ def _has_json(path: Path) -> bool:
 class Scan:
     """What one pass over a trace found between two instants of its own time."""
 
+    good: int = 0
+    """Good rows of the whole file."""
     rows: int = 0
+    """Those of them between the two instants."""
     first_s: float = 0.0
     """Arrival of the first row kept, on the trace's clock."""
     last_s: float = 0.0
@@ -160,12 +163,22 @@ class TraceFile:
         DataError
             If it cannot be read to its end or has no good row.
         """
+        bad = BadRows()
+        scan = self._scan(self.rows(bad), start_s, end_s)
+        if bad.late:
+            scan = self._scan(in_order(self.rows()), start_s, end_s)
+        scan.bad = bad
+        if not scan.good and not bad.count:
+            raise failure(self.path, "has no rows")
+        return scan
+
+    def _scan(self, rows: Iterator[Row], start_s: float, end_s: float | None) -> Scan:
         scan = Scan()
-        origin: float | None = None
-        for row in self.rows(scan.bad):
-            if origin is None:
-                origin = scan.origin_s = row.time_s
-            age = row.time_s - origin
+        for row in rows:
+            if not scan.good:
+                scan.origin_s = row.time_s
+            scan.good += 1
+            age = row.time_s - scan.origin_s
             if age < start_s or (end_s is not None and age >= end_s):
                 continue
             if not scan.rows:
@@ -174,9 +187,11 @@ class TraceFile:
             scan.last_s = row.time_s
             if len(row) > _PLAIN and row[_PLAIN:] != _NOTHING:
                 _note(scan, row)
-        if origin is None and not scan.bad.count:
-            raise failure(self.path, "has no rows")
         return scan
+
+    def ordered(self, scan: Scan) -> Iterator[Row]:
+        """Good rows by time; where `scan` found them out of order, numbered by their place in the file, from 0."""
+        return in_order(self.rows()) if scan.bad.late else self.rows()
 
     def refuse(self, scan: Scan) -> None:
         """Raise the error that shows a scan's bad rows.

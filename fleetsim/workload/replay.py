@@ -127,8 +127,10 @@ class Replay:
         if model is not None and self._served is not None and model not in self._served:
             self.unserved[model] += 1
             model = None
+        # a trace whose rows stand slightly out of order keeps their places as ids
+        number_in_file = loop * self._scan.good + row.number
         request = Request(
-            self._made,
+            number_in_file if self._scan.bad.late else self._made,
             time_s,
             row.prompt_tokens,
             row.output_tokens,
@@ -160,7 +162,7 @@ class Replay:
 
     def _slice(self) -> Iterator[Row]:
         first_s, last_s = self._scan.first_s, self._scan.last_s
-        for row in self._trace.rows():
+        for row in self._trace.ordered(self._scan):
             if row.time_s > last_s:
                 return
             if row.time_s >= first_s:

@@ -70,6 +70,16 @@ def test_real_token_ids_hash_to_the_published_reuse_pattern(data_dir):
             assert theirs.setdefault(y, x) == x
 
 
+def test_rows_of_two_recorders_are_put_in_order(data_dir):
+    path = data_dir.parent / "acceptance/data/vllm-rtxpro6000-qwen3-30b-a3b.parquet"
+    if not path.exists():
+        pytest.skip(f"no {path.name} beside the evaluation data")
+    found = list(trace(data_dir, format="parquet", path=str(path)).requests())
+    assert sorted(r.id for r in found) == list(range(300))
+    assert [r.arrival_s for r in found] == sorted(r.arrival_s for r in found)
+    assert describe_trace(path)["late_rows"] == 29
+
+
 def test_mooncake_export_is_the_original(data_dir, tmp_path):
     import gzip
 

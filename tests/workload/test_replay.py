@@ -9,6 +9,8 @@ from fleetsim.errors import DataError
 from fleetsim.kernel.streams import Streams
 from fleetsim.scenario.schema import TraceWorkload
 from fleetsim.workload.build import build_workload
+from fleetsim.workload.convert import convert_trace
+from fleetsim.workload.describe import describe_trace
 from fleetsim.workload.prefixes import OPEN_END
 from tests.workload.conftest import told, trace
 
@@ -65,6 +67,26 @@ def test_thinning_keeps_a_share_and_the_times(plain):
     assert len(found) == pytest.approx(5000, abs=4 * (20_000 * 0.25 * 0.75) ** 0.5)
     assert all(b > a and (b - a).is_integer() for (a, _), (b, _) in pairwise(found))
     assert times_and_prompts(plain, rate_scale=0.25, rate_scaling="thin") == found
+
+
+def test_rows_mixed_by_milliseconds_are_put_in_order_and_keep_their_places_as_ids(plain):
+    times = (5.0, 5.002, 5.001, 5.006, 5.004, 5.01, 9.0)
+    (plain / "t.csv").write_text(VIDUR + "".join(f"{t},{n + 1},2\n" for n, t in enumerate(times)))
+    found = list(trace(plain, format="splitwise", path="t.csv", loop=2, limit=12).requests())
+    assert [r.id for r in found] == [0, 2, 1, 4, 3, 5, 6, 7, 9, 8, 11, 10]
+    assert [r.prompt_tokens - 1 for r in found] == [r.id % 7 for r in found]
+    assert [round(r.arrival_s, 9) for r in found[:7]] == [0.0, 0.001, 0.002, 0.004, 0.006, 0.01, 4.0]
+    assert all(a.arrival_s <= b.arrival_s for a, b in pairwise(found))
+    described = describe_trace(plain / "t.csv")
+    assert (described["late_rows"], described["bad_rows"]) == (2, 0)
+    convert_trace(plain / "t.csv", plain / "sorted.csv")
+    assert describe_trace(plain / "sorted.csv")["late_rows"] == 0
+
+
+def test_the_first_row_may_be_late_too(plain):
+    (plain / "t.csv").write_text(VIDUR + "5.002,1,1\n5.0,2,1\n5.003,3,1\n")
+    found = list(trace(plain, format="splitwise", path="t.csv", slice={"end": "2500 us"}).requests())
+    assert [(r.id, round(r.arrival_s, 9)) for r in found] == [(1, 0.0), (0, 0.002)]
 
 
 def test_model_override(plain):

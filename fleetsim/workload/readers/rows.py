@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from math import isfinite
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -12,6 +13,8 @@ from fleetsim.errors import DataError, Finding
 
 MAX_TOKENS = 2**31 - 1
 """A longer prompt or output is taken for a mistake."""
+JITTER_S = 0.01
+"""Recorders with several processes mix neighbouring rows; up to this the order is put right, beyond it a row is bad."""
 SHOWN = 10
 """Bad rows told one by one; the rest are counted."""
 
@@ -43,6 +46,8 @@ class BadRows:
 
     count: int = 0
     first: list[tuple[int, str]] = field(default_factory=list)
+    late: int = 0
+    """Good rows that stand up to `JITTER_S` after one that arrived later."""
 
     def add(self, number: int, message: str) -> None:
         """Note that row `number` is bad."""
@@ -72,15 +77,38 @@ class Reader(Protocol):
 
 
 def checked(rows: Iterator[Row], bad: BadRows) -> Iterator[Row]:
-    """Rows whose numbers make sense: at least one token each way, time finite, not negative and not going back."""
+    """Rows whose numbers make sense: at least one token each way, time finite, not negative and not going back.
+
+    They come as they stand, so that where `bad` counts late rows, times may go back by up to `JITTER_S`.
+    """
     last_s, first = 0.0, True
     for row in rows:
         time_s = row[1]
-        if last_s <= time_s < _FOREVER and 0 < row[2] <= MAX_TOKENS and 0 < row[3] <= MAX_TOKENS:
+        if not (0 < row[2] <= MAX_TOKENS and 0 < row[3] <= MAX_TOKENS):
+            bad.add(row[0], _complaint(row, last_s))
+        elif last_s <= time_s < _FOREVER:
             last_s, first = time_s, False
+            yield row
+        elif max(0.0, last_s - JITTER_S) <= time_s < last_s:
+            bad.late += 1
             yield row
         else:
             bad.add(row[0], _complaint(row, None if first else last_s))
+
+
+def in_order(rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows by time, where they stand at most `JITTER_S` out of order; each is numbered by its place, from 0."""
+    held: list[tuple[float, int, Row]] = []
+    newest_s = 0.0
+    for place, row in enumerate(rows):
+        newest_s = max(newest_s, row.time_s)
+        heappush(held, (row.time_s, place, row))
+        while held[0][0] < newest_s - JITTER_S:
+            _, number, first = heappop(held)
+            yield first._replace(number=number)
+    while held:
+        _, number, first = heappop(held)
+        yield first._replace(number=number)
 
 
 _FOREVER = 1e12
