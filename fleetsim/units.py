@@ -111,7 +111,7 @@ class Quantity:
             "unit": self.unit,
             "examples": _EXAMPLES[self.dimension].split(", "),
         }
-        return field if self.gt is not None else field | {"type": ["string", "number"], "minimum": 0, "maximum": 0}
+        return field if self.ge != 0 else field | {"type": ["string", "number"], "minimum": 0, "maximum": 0}
 
 
 Seconds = Annotated[float, Quantity("time", "s", gt=0)]

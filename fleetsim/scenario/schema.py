@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetsim.plugins import Choice, PolicyField
-from fleetsim.units import PerSecond, PerSecondOrZero, Seconds, SecondsOrZero, UsdPerHour
+from fleetsim.units import PerSecond, PerSecondOrZero, Quantity, Seconds, SecondsOrZero, UsdPerHour
 
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
@@ -19,7 +19,8 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 MAX_TOKENS = 2**31 - 1
 """A longer prompt, output or cache is taken for a mistake."""
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS, strict=True)]
-
+Degree = Annotated[int, Field(ge=1, le=4096, strict=True)]
+Interval = Annotated[float, Quantity("time", "s", ge=0.001)]
 
 _ROUTER = PolicyField("routers", default="least-outstanding")
 _SCHEDULER = PolicyField("schedulers", default="vllm-v1")
@@ -337,13 +338,13 @@ class Slo(SloLimits):
 class Parallelism(Block):
     """How one replica is spread over accelerators; it uses tp x pp x dp of them."""
 
-    tp: Count = 1
+    tp: Degree = 1
     """Tensor parallel ranks: each layer is cut."""
-    pp: Count = 1
+    pp: Degree = 1
     """Pipeline stages: the layers are divided."""
-    dp: Count = 1
+    dp: Degree = 1
     """Attention data-parallel ranks in lock step, each with its own KV cache and batch."""
-    ep: Count = 1
+    ep: Degree = 1
     """Expert-parallel ranks: whole experts are spread over tp x dp accelerators."""
 
     @property
@@ -399,7 +400,7 @@ class Pool(Block):
     """Name in the catalogue (`fleetsim list accelerators`)."""
     parallelism: Parallelism = Parallelism()
     """Spread of one replica over accelerators."""
-    replicas: Count = 1
+    replicas: Annotated[Count, Field(le=100_000)] = 1
     """How many."""
     engine: Engine = Field(default_factory=Engine)
     """Inference engine."""
@@ -423,7 +424,7 @@ class Run(Block):
     """Share of the requests, by arrival, that are simulated but left out of the latency metrics."""
     horizon: Seconds | None = None
     """Stop here; requests still in flight end as `unfinished`. Default: when all are done."""
-    interval: Seconds = 10.0
+    interval: Interval = 10.0
     """Spacing of the rows of the `replicas` and `fleet` tables."""
 
 
