@@ -21,6 +21,9 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Reader = Callable[[str, list[str]], pa.Table]
 """Gives columns of a finished table."""
 
+Figures = dict[str, float | int | None]
+"""Figures by name; None where there is nothing to average."""
+
 LATENCIES = ("ttft", "tpot", "ntpot", "e2el", "queue_wait")
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 GROUPINGS = ("pool", "class", "tenant", "model")
@@ -38,7 +41,7 @@ class Totals:
 
 def summarise(
     read: Reader, pools: Sequence[Pool], scenario: Scenario, totals: Totals
-) -> tuple[dict[str, float | int | None], list[dict[str, Any]], Verdict]:
+) -> tuple[Figures, list[dict[str, Any]], Verdict]:
     """Summary of a run, the same figures by pool, class, tenant and model, and the verdict.
 
     Columns are read one at a time, so memory stays a small multiple of one column.
@@ -54,7 +57,7 @@ def summarise(
     table = read("requests", ["status", "request_id", *GROUPINGS])
     status = _texts(table["status"])
     counted = table["request_id"].to_numpy() >= scenario.run.warmup_ratio * len(table)
-    summary: dict[str, float | int | None] = _counts(status)
+    summary: Figures = _counts(status)
     summary["skipped_rows"] = totals.skipped_rows
     summary["measured_requests"] = int(counted.sum())
     summary |= _tokens(read)
@@ -84,12 +87,13 @@ def summarise(
     return summary, _groups(read, table, status, met, counted, makespan_s), word
 
 
-def _counts(status: np.ndarray[Any, Any]) -> dict[str, float | int | None]:
+def _counts(status: np.ndarray[Any, Any]) -> Figures:
     names = ("finished", "rejected", "timed_out", "failed", "unfinished")
-    return {"requests": len(status)} | {name: int((status == name).sum()) for name in names}
+    figures: Figures = {"requests": len(status)}
+    return figures | {name: int((status == name).sum()) for name in names}
 
 
-def _tokens(read: Reader) -> dict[str, float | int | None]:
+def _tokens(read: Reader) -> Figures:
     table = read("requests", ["prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "first_scheduled_s"])
     prompts = table["prompt_tokens"].to_numpy()
     scheduled = prompts[table["first_scheduled_s"].is_valid().to_numpy()].sum()
@@ -112,19 +116,19 @@ def _makespan_s(read: Reader) -> float:
     return float(ends.max() - _as_floats(table["arrival_s"]).min()) if len(ends) else 0.0
 
 
-def _latency(name: str, values: Floats) -> dict[str, float | int | None]:
-    figures: dict[str, float | int | None] = {f"{name}_mean_s": _number(values.mean()) if len(values) else None}
+def _latency(name: str, values: Floats) -> Figures:
+    figures: Figures = {f"{name}_mean_s": _number(values.mean()) if len(values) else None}
     for label, ratio in PERCENTILES.items():
         figures[f"{name}_{label}_s"] = _number(percentile(values, ratio))
     return figures
 
 
-def _gaps(pools: Sequence[Pool]) -> dict[str, float | int | None]:
+def _gaps(pools: Sequence[Pool]) -> Figures:
     counts = np.sum([pool.gaps.counts for pool in pools], axis=0)
     total = int(counts.sum())
     if not total:
-        return {"itl_mean_s": None} | {f"itl_{label}_s": None for label in PERCENTILES}
-    figures: dict[str, float | int | None] = {"itl_mean_s": sum(pool.gaps.total_s for pool in pools) / total}
+        return dict.fromkeys(("itl_mean_s", *(f"itl_{label}_s" for label in PERCENTILES)))
+    figures: Figures = {"itl_mean_s": sum(pool.gaps.total_s for pool in pools) / total}
     reached = np.cumsum(counts)
     for label, ratio in PERCENTILES.items():
         bucket = int(np.searchsorted(reached, ratio * total))
@@ -132,7 +136,7 @@ def _gaps(pools: Sequence[Pool]) -> dict[str, float | int | None]:
     return figures
 
 
-def _objective(met: np.ndarray[Any, Any], makespan_s: float, all_counted: bool, order: Any) -> dict[str, float | int | None]:
+def _objective(met: np.ndarray[Any, Any], makespan_s: float, all_counted: bool, order: Any) -> Figures:
     ratio = float(met.mean()) if len(met) else 0.0
     low, high = batch_means_interval(met[order].astype(np.float64))
     return {
@@ -143,12 +147,12 @@ def _objective(met: np.ndarray[Any, Any], makespan_s: float, all_counted: bool, 
     }
 
 
-def _rates(summary: Mapping[str, Any], makespan_s: float, accelerators: int) -> dict[str, float | int | None]:
+def _rates(summary: Mapping[str, Any], makespan_s: float, accelerators: int) -> Figures:
     if not makespan_s:
         return {"requests_per_s": None, "prompt_tokens_per_s": None, "output_tokens_per_s": None,
                 "total_tokens_per_s": None, "output_tokens_per_s_per_accelerator": None}  # fmt: skip
     prompt, output = summary["prompt_tokens"] / makespan_s, summary["output_tokens"] / makespan_s
-    figures: dict[str, float | int | None] = {
+    figures: Figures = {
         "requests_per_s": summary["finished"] / makespan_s,
         "prompt_tokens_per_s": prompt,
         "output_tokens_per_s": output,
@@ -158,7 +162,7 @@ def _rates(summary: Mapping[str, Any], makespan_s: float, accelerators: int) -> 
     return figures
 
 
-def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> dict[str, float | int | None]:
+def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figures:
     """Energy, cost and use of the machines, from their meters."""
     energy_j = idle_j = cost_usd = busy_s = flops = flop_room = read_bytes = byte_room = 0.0
     tokens = steps = replicas = 0
@@ -201,7 +205,7 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> dict[s
     }
 
 
-def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> dict[str, float | int | None]:
+def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:
     energy = _floats(read, "energy_j")
     finished = status == "finished"
     return {

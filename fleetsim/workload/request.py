@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from fleetsim.workload.prefixes import Content
 
@@ -57,6 +57,20 @@ class Request:
         "tenant",
         "turn",
     )
+
+    # what the engine fills in when the request is admitted
+    blocks: int
+    """KV blocks it holds; while it decodes, those it held when it began."""
+    shared_blocks: int
+    """Of these, how many are published in the prefix cache."""
+    node: Any
+    """Node of the prefix cache that its published blocks end with."""
+    computed: int
+    """Tokens whose keys and values are computed; while it decodes, those when it began."""
+    target: int
+    """Tokens to compute before the next token comes."""
+    energy_mark: float
+    cost_mark: float
 
     def __init__(
         self,
