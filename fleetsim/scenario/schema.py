@@ -5,6 +5,7 @@ The docstring under each field is its reference text: `fleetsim schema` exports 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -119,6 +120,13 @@ class DeterministicArrivals(Block):
     """Arrivals per second."""
 
 
+def _not_too_fine(pieces: Iterable[tuple[float, float]]) -> None:
+    """Refuse pieces of time so short that simulating arrivals would be all about passing through them."""
+    arrivals = [duration * rate for duration, rate in pieces]
+    if len(arrivals) > 10_000 * sum(arrivals):
+        raise ValueError("less than one arrival in 10,000 pieces of time: make them longer or the rates higher")
+
+
 class MmppArrivals(Block):
     """Markov-modulated Poisson process: the rate jumps between states with exponential holding times, in a cycle."""
 
@@ -134,6 +142,7 @@ class MmppArrivals(Block):
             raise ValueError(f"{len(self.rates)} rates but {len(self.holding)} holding times")
         if not any(self.rates):
             raise ValueError("at least one rate must be above zero")
+        _not_too_fine(zip(self.holding, self.rates, strict=True))
         return self
 
 
@@ -171,6 +180,7 @@ class PiecewiseArrivals(Block):
     def _not_silent(self) -> Self:
         if not any(step.rate for step in self.steps):
             raise ValueError("at least one rate must be above zero")
+        _not_too_fine((step.duration, step.rate) for step in self.steps)
         return self
 
 
