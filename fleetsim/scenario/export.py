@@ -32,24 +32,48 @@ def digest(scenario: Scenario) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 7) of a scenario file, with every policy that is installed here, third parties' included."""
-    schema = Scenario.model_json_schema(ref_template="#/definitions/{model}")
-    definitions = schema.pop("$defs", {})
-    _hoist(schema, definitions)
+    """JSON Schema (draft 7) of a scenario file, with every policy that is installed here, third parties' included.
+
+    A file that extends another may leave out what it inherits, so everything is there twice: as it must be in a file
+    that stands alone, and with nothing required.
+    """
+    root = Scenario.model_json_schema(ref_template="#/definitions/{model}")
+    definitions = root.pop("$defs", {})
+    _hoist(root, definitions)
     for definition in list(definitions.values()):
         _hoist(definition, definitions)
-    properties = {
-        "extends": {
-            "type": "string",
-            "description": "Another scenario file, relative to this one, that this one is laid over.",
-        },
-        **schema.pop("properties"),
+    whole, definitions = _draft7(root), _draft7(definitions)
+    part = _partial(whole)
+    part["properties"] = {"extends": _EXTENDS, **part["properties"]}
+    return {
+        "$schema": DIALECT,
+        "title": whole.pop("title"),
+        "description": whole.pop("description"),
+        "type": "object",
+        "if": {"required": ["extends"]},
+        "then": part,
+        "else": whole,
+        "definitions": {**definitions, **{f"{_PART}{name}": _partial(d) for name, d in definitions.items()}},
     }
-    complete = {"anyOf": [{"required": ["extends"]}, {"required": schema.pop("required")}]}
-    whole = {"$schema": DIALECT, **schema, "properties": properties, **complete, "definitions": definitions}
-    result = _draft7(whole)
-    assert isinstance(result, dict)
-    return result
+
+
+_EXTENDS = {
+    "type": "string",
+    "description": "Another scenario file, relative to this one, that this one is laid over.",
+}
+_PART = "part."
+
+
+def _partial(node: Any) -> Any:
+    """The same with nothing required and variants open."""
+    if isinstance(node, list):
+        return [_partial(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    if isinstance(node.get("$ref"), str):
+        return {"$ref": node["$ref"].replace("#/definitions/", f"#/definitions/{_PART}")}
+    open_ = {key: _partial(child) for key, child in node.items() if not (key == "required" and isinstance(child, list))}
+    return {"anyOf" if key == "oneOf" else key: child for key, child in open_.items()}
 
 
 def _hoist(node: object, definitions: dict[str, Any]) -> None:

@@ -83,3 +83,13 @@ def test_schema_patterns_accept_what_the_loader_accepts() -> None:
         assert re.match(ttft["pattern"], text)
     for text in ("500", "5 GiB", "-3 ms"):
         assert not re.match(ttft["pattern"], text)
+
+
+def test_a_file_that_extends_may_leave_everything_out() -> None:
+    schema = json_schema()
+    assert schema["if"] == {"required": ["extends"]}
+    assert "extends" in schema["then"]["properties"]
+    assert "extends" not in schema["else"]["properties"]
+    parts = {name: part for name, part in schema["definitions"].items() if name.startswith("part.")}
+    assert all("required" not in node for node in nodes({**parts, "root": schema["then"]}))
+    assert schema["else"]["required"] == ["schema", "name", "workload", "pools"]
