@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
 from fleetsim.catalog.floors import Floors, floors
 from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import Llm, load_llm
 from fleetsim.catalog.memory import memory_plan, parallelisms_that_fit
-from fleetsim.errors import DataError, Finding, ScenarioError, nearest
+from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
 from fleetsim.kernel.streams import Streams
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import (
@@ -29,7 +30,11 @@ from fleetsim.scenario.schema import (
 from fleetsim.units import show, show_bytes
 from fleetsim.workload.build import build_workload
 from fleetsim.workload.formats import locate
+from fleetsim.workload.prefixes import blocks_compatible
 from fleetsim.workload.profiles import load_profile
+
+if TYPE_CHECKING:
+    from fleetsim.workload.request import Workload
 
 Findings = Iterator[Finding]
 
@@ -111,10 +116,36 @@ def check_workload(loaded: LoadedScenario) -> list[Finding]:
         A scenario without errors of its own.
     """
     try:
-        build_workload(loaded.scenario.workload, loaded.base_dir, Streams(loaded.scenario.seed))
-    except DataError as error:
+        open_workload(loaded, Streams(loaded.scenario.seed))
+    except InputError as error:
         return list(error.findings)
     return []
+
+
+def open_workload(loaded: LoadedScenario, streams: Streams) -> Workload:
+    """The workload of a scenario, checked to its end and against the fleet.
+
+    Raises
+    ------
+    InputError
+        If a trace cannot be read, has bad rows that are not to be skipped, or blocks that an engine's do not fit.
+    """
+    scenario = loaded.scenario
+    served = {load_llm(pool.llm, loaded.base_dir).name for pool in scenario.pools}
+    workload = build_workload(scenario.workload, loaded.base_dir, streams, served)
+    findings = list(_trace_blocks_fit(loaded, getattr(workload, "block_tokens", frozenset())))
+    if findings:
+        raise ScenarioError(findings)
+    return workload
+
+
+def _trace_blocks_fit(loaded: LoadedScenario, traced: frozenset[int]) -> Findings:
+    for index, pool in enumerate(loaded.scenario.pools):
+        own = pool.engine.kv.block_tokens
+        for tokens in sorted(size for size in traced if not blocks_compatible(size, own)):
+            message = f"the trace names its prompts in blocks of {tokens} tokens: {own} neither divides that nor is a multiple"
+            hint = f"such as {tokens}, or 16" if tokens % 16 == 0 else f"such as {tokens}"
+            yield loaded.finding(("pools", index, "engine", "kv", "block_tokens"), message, hint)
 
 
 # --- the catalogue ----------------------------------------------------------------------------------------------------
@@ -369,9 +400,7 @@ def _limits_above_floors(
             message = (
                 f"{show(limit * 1e3)} ms is below what physics allows in {whose}, {name}, needs {show(bound * 1e3)} ms"
             )
-            hint = (
-                "more tp, faster memory or narrower weights would help; --force runs anyway"
-            )
+            hint = "more tp, faster memory or narrower weights would help; --force runs anyway"
             yield loaded.finding((*path, key), message, hint, "error" if every else "warning")
 
 

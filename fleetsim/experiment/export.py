@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fleetsim.errors import ScenarioError
+from fleetsim.experiment.check import open_workload
 from fleetsim.kernel.streams import Streams
 from fleetsim.scenario.load import LoadedScenario
-from fleetsim.workload.build import build_workload
 from fleetsim.workload.prefixes import Content
 from fleetsim.workload.readers.rows import Row
 from fleetsim.workload.replay import ReleasedReplay
@@ -46,7 +46,7 @@ def export_workload(loaded: LoadedScenario, dst: Path | str, to_format: str | No
     """
     dst = Path(dst)
     target = writable_format(dst, to_format)
-    workload = build_workload(loaded.scenario.workload, loaded.base_dir, Streams(loaded.scenario.seed))
+    workload = open_workload(loaded, Streams(loaded.scenario.seed))
     if isinstance(workload, ClosedLoop | Conversations | ReleasedReplay):
         hint = "run the scenario: its requests table has the arrivals that this fleet gave"
         message = "arrivals depend on when the fleet answers: there is no trace of them before a run"

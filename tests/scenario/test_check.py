@@ -129,3 +129,11 @@ def test_workload_is_read_to_its_end(write: Callable[..., Path]) -> None:
     found = check_workload(loaded)
     assert found[0].line == 3
     assert "'x'" in found[0].message
+
+
+def test_blocks_of_the_trace_and_of_the_engine(write: Callable[..., Path]) -> None:
+    write('{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}\n', "m.jsonl")
+    trace = "workload={kind: trace, format: mooncake, path: m.jsonl}"
+    for tokens, fits in ((16, True), (512, True), (1024, True), (100, False)):
+        loaded = load_scenario(write(), [trace, f"pools[0].engine.kv.block_tokens={tokens}"])
+        assert [f.path for f in check_workload(loaded)] == ([] if fits else ["pools[0].engine.kv.block_tokens"])
