@@ -175,7 +175,9 @@ class Batch:
     def preempt(self, request: Request) -> None:
         """Stop a running request now: its blocks are released and it waits, first in the queue, to be computed again."""
         if any(planned is request for planned, _ in self.chunks):
-            raise PolicyError(f"request {request.id} cannot be preempted after a chunk of it was planned for the same step")
+            raise PolicyError(
+                f"request {request.id} cannot be preempted after a chunk of it was planned for the same step"
+            )
         del self.running[request]
         if request.finish_step >= 0:
             self._leave_decode(request)
@@ -412,4 +414,3 @@ def _cut(path: Path, blocks: int) -> Path:
         parts.append(segment[:blocks])
         blocks -= len(segment)
     return tuple(parts)
-

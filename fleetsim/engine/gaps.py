@@ -13,9 +13,13 @@ BUCKETS = 2100
 """Up to FLOOR_S * e^21 = 13,000 s; longer gaps fall into the last."""
 
 
+EDGES_S = [FLOOR_S * exp(bucket / PER_E) for bucket in range(BUCKETS + 1)]
+"""Lower edge of each bucket [s], and the upper one of the last."""
+
+
 def edge_s(bucket: int) -> float:
     """Lower edge of a bucket [s]."""
-    return FLOOR_S * exp(bucket / PER_E)
+    return EDGES_S[bucket]
 
 
 class GapHistogram:
@@ -34,30 +38,33 @@ class GapHistogram:
 
     def add_run(self, first_s: float, slope_s: float, steps: int, batch: int) -> None:
         """`batch` gaps in each of `steps` steps whose durations grow linearly from `first_s` by `slope_s` (≥ 0)."""
-        low, high = _bucket(first_s), _bucket(first_s + slope_s * (steps - 1))
-        self.total_s += batch * steps * (first_s + 0.5 * slope_s * (steps - 1))
-        counts = self.counts
-        if low == high:
-            counts[low] += steps * batch
-            return
-        done = 0
-        for bucket in range(low, high):
-            # first step whose gap reaches the next bucket
-            reached = min(max(int((edge_s(bucket + 1) - first_s) / slope_s) + 1, done), steps)
-            while reached > done and _bucket(first_s + slope_s * (reached - 1)) > bucket:
-                reached -= 1
-            while reached < steps and _bucket(first_s + slope_s * reached) <= bucket:
-                reached += 1
-            counts[bucket] += (reached - done) * batch
-            done = reached
-        counts[high] += (steps - done) * batch
+        last_s = first_s + slope_s * (steps - 1)
+        self.total_s += batch * steps * 0.5 * (first_s + last_s)
+        counts, bucket, done = self.counts, _bucket(first_s), 0
+        while bucket < BUCKETS - 1 and last_s >= EDGES_S[bucket + 1]:
+            # steps whose gaps lie below the next edge
+            edge = EDGES_S[bucket + 1]
+            below = min(max(int((edge - first_s) / slope_s) + 1, done), steps)
+            while below > done and first_s + slope_s * (below - 1) >= edge:
+                below -= 1
+            while below < steps and first_s + slope_s * below < edge:
+                below += 1
+            counts[bucket] += (below - done) * batch
+            done = below
+            bucket += 1
+        counts[bucket] += (steps - done) * batch
 
 
 def _bucket(gap_s: float) -> int:
+    """Bucket whose edges enclose a gap."""
     if gap_s <= FLOOR_S:
         return 0
     bucket = int(log(gap_s / FLOOR_S) * PER_E)
-    return bucket if bucket < BUCKETS else BUCKETS - 1
+    if bucket >= BUCKETS:
+        return BUCKETS - 1
+    if gap_s < EDGES_S[bucket]:
+        return bucket - 1
+    return bucket + 1 if gap_s >= EDGES_S[bucket + 1] and bucket + 1 < BUCKETS else bucket
 
 
 class RunningMaximum:

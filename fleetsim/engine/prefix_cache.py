@@ -204,20 +204,23 @@ class PrefixCache:
         """Forget the `blocks` least recently used cached blocks."""
         self.cached -= blocks
         self.evicted += blocks
+        gone = 0
         idle = self.idle
-        while blocks > 0:
-            node, _ = idle.popitem(last=False)
-            if node.length <= blocks:
-                blocks -= node.length
-                if node.parent is not None:
-                    del node.parent.children[node.first]
-            else:
+        for node in idle:
+            parent = node.parent
+            if node.length > blocks:
                 node.length -= blocks
-                if node.parent is not None:
+                if parent is not None:
                     node.keys = node.keys[: node.length]
-                idle[node] = None
-                idle.move_to_end(node, last=False)
-                return
+                break
+            blocks -= node.length
+            gone += 1
+            if parent is not None:
+                del parent.children[node.first]
+            if not blocks:
+                break
+        for _ in range(gone):
+            idle.popitem(last=False)
 
 
 def _same(child: Node, segment: Segment, position: int, end: int) -> int:

@@ -64,7 +64,6 @@ class Replica:
         batches: Sequence[Batch],
         gaps: GapHistogram,
         on_finish: Callable[[Request], None],
-        on_first_token: Callable[[Request], None] | None = None,
         step_by_step: bool = False,
         verify_every: int = 0,
     ) -> None:
@@ -75,7 +74,8 @@ class Replica:
         self.batches = list(batches)
         self.gaps = gaps
         self.on_finish = on_finish
-        self.on_first_token = on_first_token
+        self.on_first_token: Callable[[Request], None] | None = None
+        """Called with each request that got its first token, if anybody cares."""
         self.step_limit = 1 if step_by_step else _FAR
         self.verify_every = verify_every
         self.boundaries = 0
@@ -336,7 +336,8 @@ class Replica:
 
     def _finish_mixed(self) -> None:
         step_s, tokens = self.first_s, self.tokens_per_step
-        energy_j = self._leap_j(1)
+        model = self.model
+        energy_j = min(model.static_w * step_s + self.first_j, model.limit_w * step_s)
         self.busy_s += step_s
         self.energy_j += energy_j
         self.steps += 1
@@ -475,6 +476,8 @@ class Replica:
         for batch in self.batches:
             cache = batch.cache
             if cache.free < 0 or cache.used < 0 or cache.cached < 0:
-                raise LawError(f"law 3 (KV blocks): used {cache.used}, cached {cache.cached}, capacity {cache.capacity}")
+                raise LawError(
+                    f"law 3 (KV blocks): used {cache.used}, cached {cache.cached}, capacity {cache.capacity}"
+                )
             if self.boundaries % self.verify_every == 0:
                 batch.verify()

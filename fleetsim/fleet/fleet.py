@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from fleetsim.engine.batch import Batch
 from fleetsim.engine.replica import Meter, Replica
@@ -105,7 +104,6 @@ class Fleet:
                 batches,
                 pool.gaps,
                 self._finished,
-                self._started,
                 engine.step_by_step,
                 self._verify_every,
             )
@@ -128,6 +126,8 @@ class Fleet:
             self._groups[model] = group
             for position, i in enumerate(chosen):
                 self._views[i].append((view, position))
+                if view.by_work is not None:
+                    self.replicas[i].on_first_token = self._started
         return group
 
     # --- arrivals ----------------------------------------------------------------------------------------------------
@@ -139,6 +139,7 @@ class Fleet:
         self._pull()
 
     def _pull(self) -> None:
+        """Wait for the next arrival."""
         request = next(self._source, None)
         self._next = request
         if request is None:
@@ -146,7 +147,7 @@ class Fleet:
         else:
             self.clock.at(request.arrival_s, self._arrival)
 
-    def _arrival(self, _: Any) -> None:
+    def _arrival(self, _: object) -> None:
         request = self._next
         assert request is not None
         self._admit(request)
@@ -163,16 +164,20 @@ class Fleet:
         if isinstance(decision, Reject):
             self._reject(request, decision.reason)
             return
-        if not isinstance(decision, int) or not 0 <= decision < len(group.replicas):
-            raise PolicyError(f"router answered {decision!r} for request {request.id}; there are {len(group.replicas)} replicas")
-        replica = group.replicas[decision]
-        if request.prompt_tokens + request.output_tokens > group.capacity_tokens[decision]:
+        if type(decision) is not int or not 0 <= decision < len(group.replicas):
+            raise PolicyError(
+                f"router answered {decision!r} for request {request.id}; there are {len(group.replicas)} replicas"
+            )
+        prompt_tokens = request.prompt_tokens
+        if prompt_tokens + request.output_tokens > group.capacity_tokens[decision]:
             self._reject(request, "longer than the KV cache")
             return
-        request.replica = replica.index
-        self.sent[self._pool_index[replica.index]] += 1
-        for seen, position in self._views[replica.index]:
-            seen.sent(position, request.prompt_tokens)
+        replica = group.replicas[decision]
+        index = replica.index
+        request.replica = index
+        self.sent[self._pool_index[index]] += 1
+        for seen, position in self._views[index]:
+            seen.sent(position, prompt_tokens)
         replica.enqueue(request, view.now_s + replica.model.frontend_s)
 
     # --- what happens to requests --------------------------------------------------------------------------------------
@@ -182,9 +187,10 @@ class Fleet:
             view.started(position, request.prompt_tokens)
 
     def _finished(self, request: Request) -> None:
-        for view, position in self._views[request.replica]:
+        index = request.replica
+        for view, position in self._views[index]:
             view.ended(position)
-        self.finished[self._pool_index[request.replica]] += 1
+        self.finished[self._pool_index[index]] += 1
         self._end(request)
 
     def _reject(self, request: Request, reason: str) -> None:
@@ -256,4 +262,3 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
-

@@ -55,7 +55,9 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
     accelerator = load_accelerator(config.accelerator)
     link: Link = load_link(config.link or accelerator.link)
     engine = config.engine
-    capacity_tokens = engine.kv.capacity_tokens or memory_plan(llm, accelerator, config.parallelism, engine).capacity_tokens
+    capacity_tokens = (
+        engine.kv.capacity_tokens or memory_plan(llm, accelerator, config.parallelism, engine).capacity_tokens
+    )
     price = (accelerator.price_usd_per_h or 0.0) if config.price is None else config.price
     return Pool(
         name=config.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
@@ -11,58 +11,72 @@ import simpy
 ARRIVAL, BOUNDARY = 1, 2
 """Priorities at equal times: whatever arrives at an instant is seen by the step boundary at the same instant."""
 
-_NO_CALLBACKS: Sequence[Any] = ()
-
 
 class Timer:
-    """What SimPy's queue needs of an event, and no more: it is triggered from the start and calls one function when its time comes.
+    """One call-back at one time: the cheapest thing that SimPy's queue can hold beside its own events."""
 
-    One is made for nearly every simulated event; a `simpy.Event` costs twice as much.
-    """
+    __slots__ = ("callback",)
 
-    __slots__ = ("_ok", "callbacks")
-
-    def __init__(self, callback: Callable[[Any], None]) -> None:
-        self.callbacks: Sequence[Callable[[Any], None]] | None = (callback,)
-        self._ok = True
+    def __init__(self, callback: Callable[[Timer], None] | None) -> None:
+        self.callback = callback
 
     def cancel(self) -> None:
         """Make the timer do nothing; it stays in the queue until its time comes."""
-        self.callbacks = _NO_CALLBACKS
+        self.callback = None
 
 
 class Clock(simpy.Environment):
-    """A SimPy environment whose loop counts events and which schedules call-backs at absolute times."""
+    """A SimPy environment whose loop counts events and which schedules call-backs at absolute times.
+
+    SimPy's own events and processes can be used beside timers; they share the queue and its order: time, priority, order of
+    scheduling.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.events = 0
+        """Events run so far."""
 
     @property
     def now_s(self) -> float:
         """Current time [s]."""
         return float(self._now)
 
-    def at(self, time_s: float, callback: Callable[[Any], None], priority: int = ARRIVAL) -> Timer:
+    def at(self, time_s: float, callback: Callable[[Timer], None], priority: int = ARRIVAL) -> Timer:
         """Call `callback` at `time_s` (not before now); ties run by priority, then in the order in which they were set."""
         timer = Timer(callback)
         heappush(self._queue, (time_s, priority, next(self._eid), timer))  # type: ignore[misc]
         return timer
 
+    def step(self) -> None:
+        """Run the next event."""
+        if self._queue and isinstance(self._queue[0][3], Timer):
+            self._now, _, _, timer = heappop(self._queue)  # type: ignore[assignment]
+            if timer.callback is not None:  # type: ignore[attr-defined]
+                timer.callback(timer)  # type: ignore[attr-defined]
+        else:
+            super().step()
+        self.events += 1
+
     def run_all(self, until_s: float = float("inf")) -> None:
         """Run until nothing is left to do or the next event lies after `until_s`; then the clock stands there."""
-        queue, events = self._queue, self.events
+        queue: list[Any] = self._queue
+        events = self.events
         try:
             while queue:
                 if queue[0][0] > until_s:
                     self._now = until_s
                     return
-                self._now, _, _, event = heappop(queue)
-                callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
-                events += 1
-                for callback in callbacks:
-                    callback(event)
-                if not event._ok and not getattr(event, "_defused", False):
-                    raise event._value
+                event = queue[0][3]
+                if type(event) is Timer:
+                    self._now = heappop(queue)[0]
+                    events += 1
+                    callback = event.callback
+                    if callback is not None:
+                        callback(event)
+                else:
+                    self.events = events
+                    self.step()
+                    events = self.events
         finally:
             self.events = events

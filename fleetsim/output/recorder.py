@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -16,9 +16,10 @@ from fleetsim.fleet.pool import Pool
 from fleetsim.metrics.slo import slo_met
 from fleetsim.output.tables import arrow_schema
 from fleetsim.scenario.schema import Slo
-from fleetsim.workload.request import STATUS, Request
+from fleetsim.workload.request import FINISHED, STATUS, Request
 
 FLUSH_ROWS = 32_768
+NOTICE_ROWS = 1024
 
 
 class Sink(Protocol):
@@ -38,20 +39,26 @@ class RequestLog:
         Where batches go.
     slo : Slo or None
         Limits for the column ``slo_met``.
+    on_notice : callable, optional
+        Called now and then with the number of requests that ended.
     """
 
-    def __init__(self, sink: Sink, slo: Slo | None) -> None:
+    def __init__(self, sink: Sink, slo: Slo | None, on_notice: Callable[[int], None] | None = None) -> None:
+        self.written = 0
+        """Rows written so far."""
+        self._on_notice = on_notice
+        self._notice_at = NOTICE_ROWS
         self._sink = sink
         self._slo = slo
         self._rows: list[Request] = []
-        self._pools: list[int] = []
+        self._pools: np.ndarray[Any, Any] = np.zeros(0, np.int32)
         self._pool_names: list[str] = []
         self._llm_names: list[str] = []
         self._usd_per_s: np.ndarray[Any, Any] = np.zeros(0)
 
     def bind(self, fleet: Fleet) -> None:
         """Learn which replica belongs to which pool."""
-        self._pools = [pool.index for pool in fleet.pool_of]
+        self._pools = np.array([pool.index for pool in fleet.pool_of], dtype=np.int32)
         self._pool_names = [pool.name for pool in fleet.pools]
         self._llm_names = [pool.llm.name for pool in fleet.pools]
         self._usd_per_s = np.array([pool.price_usd_per_h / 3600.0 for pool in fleet.pool_of])
@@ -60,8 +67,17 @@ class RequestLog:
         """Record a request that ended."""
         rows = self._rows
         rows.append(request)
+        if len(rows) >= self._notice_at:
+            self._notice()
+
+    def _notice(self) -> None:
+        """Tell how far the run is, and write a batch when it is full."""
+        rows = self._rows
         if len(rows) >= FLUSH_ROWS:
             self.flush()
+        self._notice_at = len(rows) + NOTICE_ROWS
+        if self._on_notice is not None:
+            self._on_notice(self.written + len(rows))
 
     def flush(self) -> None:
         """Write what is waiting."""
@@ -69,6 +85,7 @@ class RequestLog:
         if not rows:
             return
         self._sink.write("requests", self._batch(rows))
+        self.written += len(rows)
         rows.clear()
 
     def _batch(self, rows: Sequence[Request]) -> pa.RecordBatch:
@@ -81,28 +98,28 @@ class RequestLog:
         arrival, end, first = floats("arrival_s"), floats("end_s"), floats("first_token_s")
         queued, scheduled = floats("queued_s"), floats("first_scheduled_s")
         output, replica = ints("generated"), ints("replica")
-        status = [STATUS[r.status] for r in rows]
-        finished = np.array([s == "finished" for s in status])
+        status = ints("status")
+        finished = status == FINISHED
         served = replica >= 0
-        pool = np.array([self._pools[i] if i >= 0 else -1 for i in replica.tolist()], dtype=np.int32)
+        pool = np.where(served, self._pools[replica], -1)
         with np.errstate(invalid="ignore", divide="ignore"):
             ttft, e2el = first - arrival, np.where(finished, end - arrival, np.nan)
             tpot = np.where(finished & (output > 1), (end - first) / (output - 1), np.nan)
             ntpot = e2el / output
-        classes = [r.klass for r in rows]
+        classes = list(map(attrgetter("klass"), rows))
         met = slo_met(self._slo, classes, finished, ttft, tpot, e2el) if self._slo is not None else None
         cost = floats("cost_share_s") * np.where(served, self._usd_per_s[replica], 0.0)
         columns: dict[str, Any] = {
             "request_id": ints("id"),
             "session_id": _ints_or_null(ints("session")),
             "turn": pa.array(ints("turn").astype(np.int32)),
-            "tenant": _names([r.tenant for r in rows]),
+            "tenant": _names(list(map(attrgetter("tenant"), rows))),
             "class": _names(classes),
-            "model": _names([self._llm_names[i] if i >= 0 else r.model for i, r in zip(pool.tolist(), rows, strict=True)]),
-            "pool": _names([self._pool_names[i] if i >= 0 else None for i in pool.tolist()]),
+            "model": _coded(pool, self._llm_names),
+            "pool": _coded(pool, self._pool_names),
             "replica": pa.array(replica.astype(np.int32), mask=~served),
-            "status": _names(status),
-            "reason": _names([r.reason for r in rows]),
+            "status": _coded(status, STATUS),
+            "reason": _names(list(map(attrgetter("reason"), rows))),
             "arrival_s": arrival,
             "queued_s": _float_or_null(queued),
             "first_scheduled_s": _float_or_null(scheduled),
@@ -251,10 +268,19 @@ def as_batch(table: str, columns: dict[str, Any]) -> pa.RecordBatch:
 
 
 def _names(values: Sequence[str | None]) -> pa.DictionaryArray:
+    if set(values) == {None}:
+        return pa.DictionaryArray.from_arrays(pa.nulls(len(values), pa.int32()), pa.array([], pa.string()))
     known: dict[str, int] = {}
     codes = [-1 if value is None else known.setdefault(value, len(known)) for value in values]
     indices = np.array(codes, dtype=np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(indices, mask=indices < 0), pa.array(list(known), pa.string()))
+
+
+def _coded(codes: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryArray:
+    """Names by their number; below zero is null."""
+    known = list(dict.fromkeys(names))
+    place = np.array([known.index(name) for name in names], dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(place[codes], mask=codes < 0), pa.array(known, pa.string()))
 
 
 def _float_or_null(values: np.ndarray[Any, Any]) -> pa.Array:

@@ -47,13 +47,29 @@ REQUESTS = (
     Column("preemptions", "int32", "count", "Times it was preempted"),
     Column("migrations", "int32", "count", "Times it moved to another replica"),
     Column("ttft_s", _F, "s", "Time to first token", "first_token_s - arrival_s"),
-    Column("tpot_s", _F, "s", "Mean time per output token after the first; null below two tokens", "(end_s - first_token_s) / (output_tokens - 1)"),
+    Column(
+        "tpot_s",
+        _F,
+        "s",
+        "Mean time per output token after the first; null below two tokens",
+        "(end_s - first_token_s) / (output_tokens - 1)",
+    ),
     Column("ntpot_s", _F, "s", "End-to-end latency per output token", "e2el_s / output_tokens"),
     Column("e2el_s", _F, "s", "End-to-end latency", "end_s - arrival_s"),
     Column("queue_wait_s", _F, "s", "Wait in the replica's queue", "first_scheduled_s - queued_s"),
     Column("itl_max_s", _F, "s", "Largest gap between two of its tokens; null below two tokens"),
-    Column("energy_j", _F, "J", "Its share of the steps' energy: each step's energy is divided evenly over the tokens computed in it"),
-    Column("cost_usd", _F, "USD", "Its share of the busy time's price, divided like the energy; idle time is charged to nobody"),
+    Column(
+        "energy_j",
+        _F,
+        "J",
+        "Its share of the steps' energy: each step's energy is divided evenly over the tokens computed in it",
+    ),
+    Column(
+        "cost_usd",
+        _F,
+        "USD",
+        "Its share of the busy time's price, divided like the energy; idle time is charged to nobody",
+    ),
     Column("slo_met", "bool", "", "Finished within all limits of its class; null without an SLO"),
 )
 
@@ -72,7 +88,13 @@ REPLICAS = (
     Column("batch_mean", _F, "count", "Mean number of tokens per step", "(prompt_tokens + output_tokens) / steps"),
     Column("prompt_tokens", _I, "tokens", "Prompt tokens computed in the interval (by step boundary)"),
     Column("output_tokens", _I, "tokens", "Tokens produced in the interval (by step boundary)"),
-    Column("power_w", _F, "W", "Mean power in the interval", "(energy of steps + idle power x idle time) / (end_s - start_s)"),
+    Column(
+        "power_w",
+        _F,
+        "W",
+        "Mean power in the interval",
+        "(energy of steps + idle power x idle time) / (end_s - start_s)",
+    ),
 )
 
 FLEET = (

@@ -118,9 +118,9 @@ class FleetView:
         self.outstanding = [0] * len(self.pools)
         """Requests sent and not ended yet, per replica."""
         self.decoding = [0] * len(self.pools)
-        """Requests that have their first token and are not done, per replica."""
+        """Requests that have their first token and are not done, per replica; counted where a router asked for `index_work`."""
         self.pending_tokens = [0] * len(self.pools)
-        """Prompt tokens sent whose first output token has not come yet, per replica."""
+        """Prompt tokens sent whose first output token has not come yet, per replica; counted like `decoding`."""
         self.by_outstanding: MinIndex | None = None
         self.by_work: MinIndex | None = None
         self.decode_weight_tokens = 0
@@ -153,26 +153,26 @@ class FleetView:
     def sent(self, position: int, prompt_tokens: int) -> None:
         """Count a request that goes to a replica (called by the gateway)."""
         self.outstanding[position] += 1
-        self.pending_tokens[position] += prompt_tokens
         if self.by_outstanding is not None:
             self.by_outstanding.add(position, 1)
         if self.by_work is not None:
+            self.pending_tokens[position] += prompt_tokens
             self.by_work.add(position, prompt_tokens)
 
     def started(self, position: int, prompt_tokens: int) -> None:
-        """Count a first token (called by the gateway)."""
-        self.pending_tokens[position] -= prompt_tokens
-        self.decoding[position] += 1
+        """Count a first token (called by the gateway where a router asked for `index_work`)."""
         if self.by_work is not None:
+            self.pending_tokens[position] -= prompt_tokens
+            self.decoding[position] += 1
             self.by_work.add(position, self.decode_weight_tokens - prompt_tokens)
 
     def ended(self, position: int) -> None:
         """Count the end of a request that had its first token (called by the gateway)."""
         self.outstanding[position] -= 1
-        self.decoding[position] -= 1
         if self.by_outstanding is not None:
             self.by_outstanding.add(position, -1)
         if self.by_work is not None:
+            self.decoding[position] -= 1
             self.by_work.add(position, -self.decode_weight_tokens)
 
 

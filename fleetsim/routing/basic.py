@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
 
 from numpy.random import Generator
@@ -23,11 +24,11 @@ class Random:
     Config = RandomConfig
 
     def __init__(self, config: RandomConfig, rng: Generator, fleet: FleetView) -> None:
-        self._draw = Integers(rng, fleet.count)
+        self._draws = draws(rng, fleet.count, 1)
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
-        return self._draw.next()
+        return next(self._draws)[0]
 
 
 class RoundRobinConfig(PolicyConfig):
@@ -110,19 +111,18 @@ class PowerOfTwoChoices:
         self._count = fleet.count
         self._choices = min(config.choices, fleet.count)
         self._outstanding = fleet.outstanding
-        self._draws = [Integers(rng, fleet.count - i) for i in range(self._choices)]
+        self._draws = draws(rng, fleet.count, self._choices)
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
         outstanding = self._outstanding
         if self._choices == 2:
-            first, second = self._draws[0].next(), self._draws[1].next()
+            first, second = next(self._draws)
             if second >= first:
                 second += 1
             return second if outstanding[second] < outstanding[first] else first
         drawn: list[int] = []
-        for draw in self._draws:
-            position = draw.next()
+        for position in next(self._draws):
             for earlier in sorted(drawn):
                 position += position >= earlier
             drawn.append(position)
@@ -165,22 +165,7 @@ def _weight(session: int, position: int) -> bytes:
     return blake2b(f"{session}/{position}".encode(), digest_size=8).digest()
 
 
-class Integers:
-    """Uniform integers below `below`, drawn from a generator in chunks."""
-
-    __slots__ = ("_at", "_below", "_drawn", "_rng")
-
-    def __init__(self, rng: Generator, below: int) -> None:
-        self._rng = rng
-        self._below = below
-        self._drawn: list[int] = []
-        self._at = 0
-
-    def next(self) -> int:
-        """The next integer."""
-        if self._at == len(self._drawn):
-            self._drawn = self._rng.integers(0, self._below, _CHUNK).tolist() if self._below > 1 else [0] * _CHUNK
-            self._at = 0
-        value = self._drawn[self._at]
-        self._at += 1
-        return value
+def draws(rng: Generator, below: int, count: int) -> Iterator[tuple[int, ...]]:
+    """Tuples of uniform integers below `below`, `below` - 1, … (`count` of them), drawn in chunks."""
+    while True:
+        yield from zip(*(rng.integers(0, below - i, _CHUNK).tolist() for i in range(count)), strict=True)

@@ -59,7 +59,11 @@ class Content:
             paths = self._paths = {}
         path = paths.get(block_tokens)
         if path is None:
-            path = _hash_path(self.hashes, self.hash_tokens, block_tokens) if self.hashes else _run_path(self.runs, block_tokens)
+            path = (
+                _hash_path(self.hashes, self.hash_tokens, block_tokens)
+                if self.hashes
+                else _run_path(self.runs, block_tokens)
+            )
             paths[block_tokens] = path
         return path
 
