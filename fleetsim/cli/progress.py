@@ -52,10 +52,12 @@ class _Display:
 
 def _line(done: int, total: int | None, now_s: float, rate: float) -> Table:
     grid = Table.grid(padding=(0, 2))
+    for _ in range(5):
+        grid.add_column(no_wrap=True)
     of = f" of {total:,}" if total else ""
     left = f"{_clock((total - done) / rate)} left" if total and rate > 0 else ""
-    cells = [f"simulated {_clock(now_s)}", f"{done:,}{of} requests", f"{rate:,.0f} requests/s", left]
-    grid.add_row(ProgressBar(total=total, completed=done, width=20), *(Text(cell) for cell in cells))
+    cells = [f"simulated {_clock(now_s)}", f"{done:,}{of} requests", f"{rate:,.0f}/s", left]
+    grid.add_row(ProgressBar(total=total, completed=done, width=14), *(Text(cell) for cell in cells))
     return grid
 
 

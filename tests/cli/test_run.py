@@ -168,5 +168,5 @@ def test_progress_is_off_without_a_terminal() -> None:
 
 def test_progress_line() -> None:
     cells = [str(c) for column in _line(50, 200, 3725.0, 10.0).columns[1:] for c in column.cells]
-    assert cells == ["simulated 1:02:05", "50 of 200 requests", "10 requests/s", "0:15 left"]
+    assert cells == ["simulated 1:02:05", "50 of 200 requests", "10/s", "0:15 left"]
     assert _clock(59.9) == "0:59"
