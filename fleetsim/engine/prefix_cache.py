@@ -25,7 +25,7 @@ class Node:
         self.first = keys[0] if keys else 0
         self.length = length
         self.users = users
-        self.children: dict[int, Node] = {}
+        self.children: dict[int, Node] | None = None  # most nodes never have any
 
 
 class PrefixCache:
@@ -73,7 +73,8 @@ class PrefixCache:
             if end > limit - held:
                 end = limit - held
             while position < end:
-                child = node.children.get(segment[position])
+                children = node.children
+                child = children.get(segment[position]) if children else None
                 if child is None:
                     limit = held  # ends the outer loop too
                     break
@@ -108,7 +109,7 @@ class PrefixCache:
         while parent is not None and parent.length:
             self._use(parent)
             # where both have the same users from now on, they are one run again
-            if parent.users != current.users or len(parent.children) != 1 or not _join(parent, current):
+            if parent.users != current.users or len(parent.children or ()) != 1 or not _join(parent, current):
                 current = parent
             parent = current.parent
         return node
@@ -126,11 +127,14 @@ class PrefixCache:
             end = min(size, blocks - skipped)
             skipped += size
             while position < end:
-                child = node.children.get(segment[position])
+                children = node.children
+                if children is None:
+                    children = node.children = {}
+                child = children.get(segment[position])
                 if child is None:
                     run = segment[position:end]
                     child = Node(node, run, end - position, 1)
-                    node.children[child.first] = child
+                    children[child.first] = child
                 else:
                     same = _same(child, segment, position, end)
                     if same < child.length:
@@ -171,11 +175,12 @@ class PrefixCache:
 
     def nodes(self) -> Iterator[Node]:
         """All findable nodes, parents first (for checks)."""
-        stack = list(self.root.children.values())
+        stack = list((self.root.children or {}).values())
         while stack:
             node = stack.pop()
             yield node
-            stack.extend(node.children.values())
+            if node.children:
+                stack.extend(node.children.values())
 
     def _use(self, node: Node) -> None:
         if not node.users:
@@ -189,12 +194,13 @@ class PrefixCache:
         parent = node.parent
         assert parent is not None
         upper = Node(parent, node.keys[:length], length, node.users)
+        assert parent.children is not None
         parent.children[upper.first] = upper
         node.keys = node.keys[length:]
         node.first = node.keys[0]
         node.length -= length
         node.parent = upper
-        upper.children[node.first] = node
+        upper.children = {node.first: node}
         if not node.users:
             # the caller uses the upper part at once, so its place in the queue does not matter
             self.idle[upper] = None
@@ -215,7 +221,7 @@ class PrefixCache:
                 break
             blocks -= node.length
             gone += 1
-            if parent is not None:
+            if parent is not None and parent.children is not None:
                 del parent.children[node.first]
             if not blocks:
                 break
@@ -250,6 +256,7 @@ def _join(upper: Node, lower: Node) -> bool:
         return False
     parent = upper.parent
     assert parent is not None
+    assert parent.children is not None
     lower.first = upper.first
     lower.length += upper.length
     lower.parent = parent

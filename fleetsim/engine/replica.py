@@ -182,7 +182,7 @@ class Replica:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def _boundary(self, _: object) -> None:
+    def _boundary(self) -> None:
         """A leap is over: do its steps, then begin the next."""
         if self.leap_steps:
             if self.has_chunks:
@@ -192,7 +192,7 @@ class Replica:
         self._begin()
 
     def _begin(self) -> None:
-        now_s = self.clock._now
+        now_s = self.clock.now_s
         inbox = self.inbox
         while inbox and inbox[0].queued_s <= now_s:
             request = inbox.popleft()
@@ -229,10 +229,7 @@ class Replica:
 
     def _admits(self) -> bool:
         """Whether a request that joins the queue could run next."""
-        for batch in self.batches:
-            if self.scheduler.admits(batch):
-                return True
-        return False
+        return any([self.scheduler.admits(batch) for batch in self.batches])  # noqa: C419 (a list is faster)
 
     def _schedule(self, batch: Batch, now_s: float) -> bool:
         """Let the scheduler plan the next step of a rank; whether it must be asked again one step later."""
@@ -365,7 +362,7 @@ class Replica:
                 self._finish(request)
 
     def _finish_chunks(self, batch: Batch, per_token_j: float, per_token_s: float) -> None:
-        now_s = self.clock._now
+        now_s = self.clock.now_s
         self.prompt_tokens += batch.prefill_tokens
         for request, tokens in batch.chunks:
             request.energy_j += tokens * per_token_j
@@ -393,7 +390,7 @@ class Replica:
     def _finish(self, request: Request) -> None:
         if request.segment_mark >= 0:
             self._settle(request)
-        request.end_s = self.clock._now
+        request.end_s = self.clock.now_s
         request.status = FINISHED
         self.on_finish(request)
 

@@ -141,14 +141,13 @@ class _Live:
         scenario = loaded.scenario
         self.loaded, self.scenario, self.clock, self.check = loaded, scenario, clock, check
         self.digest = digest(scenario)
-        self.log: RequestLog | None = None
         self.workload = open_workload(loaded, streams)
-        self.fleet = Fleet(scenario, loaded.base_dir, clock, streams, self._ended, VERIFY_EVERY if check else 0)
+        self.log = RequestLog(scenario.slo)
+        ended = self._verified if check else self.log.take
+        self.fleet = Fleet(scenario, loaded.base_dir, clock, streams, ended, VERIFY_EVERY if check else 0)
 
-    def _ended(self, request: Request) -> None:
-        assert self.log is not None
-        if self.check:
-            _verify_request(request)
+    def _verified(self, request: Request) -> None:
+        _verify_request(request)
         self.log.take(request)
 
 
@@ -157,14 +156,14 @@ def _simulate(
 ) -> Result:
     scenario, clock, fleet = live.scenario, live.clock, live.fleet
     total: int | None = getattr(live.workload, "total", None)
-    notice = None if progress is None else lambda ended: progress(ended, total, clock._now)
-    log = live.log = RequestLog(folder, scenario.slo, notice)
-    log.bind(fleet)
+    notice = None if progress is None else lambda ended: progress(ended, total, clock.now_s)
+    log = live.log
+    log.bind(fleet, folder, notice)
     sampler = Sampler(folder, fleet, scenario.run.interval)
     fleet.feed(live.workload)
     interrupted = _run_clock(clock, float("inf") if scenario.run.horizon is None else scenario.run.horizon)
     stopped = interrupted or bool(fleet.in_flight) or not fleet.exhausted
-    end_s = clock._now if stopped else fleet.last_end_s
+    end_s = clock.now_s if stopped else fleet.last_end_s
     if stopped:
         fleet.stop()
     sampler.sample(end_s)
@@ -220,7 +219,7 @@ def _run_clock(clock: Clock, until_s: float) -> bool:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        clock.run_all(until_s)
+        clock.run(until_s)
     except KeyboardInterrupt:
         return True
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from fleetsim.engine.batch import Batch
@@ -147,7 +148,7 @@ class Fleet:
         else:
             self.clock.at(request.arrival_s, self._arrival)
 
-    def _arrival(self, _: object) -> None:
+    def _arrival(self) -> None:
         request = self._next
         assert request is not None
         self._admit(request)
@@ -159,7 +160,7 @@ class Fleet:
         group = self._groups.get(request.model) or self._group(request.model)
         view = group.view
         self._view._request = request
-        view.now_s = self.clock._now
+        view.now_s = self.clock.now_s
         decision = group.router.route(self._view)
         if isinstance(decision, Reject):
             self._reject(request, decision.reason)
@@ -196,18 +197,18 @@ class Fleet:
     def _reject(self, request: Request, reason: str) -> None:
         request.status = REJECTED
         request.reason = reason
-        request.end_s = self.clock._now
+        request.end_s = self.clock.now_s
         self._end(request)
 
     def _end(self, request: Request) -> None:
         self.ended += 1
-        self.last_end_s = self.clock._now
+        self.last_end_s = self.clock.now_s
         self.on_end(request)
         if self._workload is not None:
-            follower = self._workload.released_by(request, self.clock._now)
+            follower = self._workload.released_by(request, self.clock.now_s)
             if follower is not None:
                 self.expected += 1
-                self.clock.at(follower.arrival_s, lambda _: self._admit_later_turn(follower))
+                self.clock.at(follower.arrival_s, partial(self._admit_later_turn, follower))
 
     def _admit_later_turn(self, request: Request) -> None:
         self.expected -= 1
@@ -223,7 +224,7 @@ class Fleet:
     def stop(self) -> None:
         """End the run here: what waits or runs is unfinished."""
         self._workload = None
-        now_s = self.clock._now
+        now_s = self.clock.now_s
         for replica in self.replicas:
             for request in replica.stop(now_s):
                 request.status = UNFINISHED

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from typing import Any
 
 import simpy
 
-ARRIVAL, BOUNDARY = 1, 2
-"""Priorities at equal times: whatever arrives at an instant is seen by the step boundary at the same instant."""
+ARRIVAL = 1
+BOUNDARY = 2
+SAMPLE = 3
+"""Priorities at equal times: what arrives at an instant is seen by a step boundary then, and both by a sample taken then."""
 
 
 class Timer:
@@ -17,7 +19,7 @@ class Timer:
 
     __slots__ = ("callback",)
 
-    def __init__(self, callback: Callable[[Timer], None] | None) -> None:
+    def __init__(self, callback: Callable[[], None] | None) -> None:
         self.callback = callback
 
     def cancel(self) -> None:
@@ -25,58 +27,47 @@ class Timer:
         self.callback = None
 
 
-class Clock(simpy.Environment):
-    """A SimPy environment whose loop counts events and which schedules call-backs at absolute times.
+class Clock:
+    """A SimPy environment run by a loop that also knows timers, and counts what it runs.
 
-    SimPy's own events and processes can be used beside timers; they share the queue and its order: time, priority, order of
-    scheduling.
+    SimPy's own events and processes (made with `environment`) share the queue and its order with timers: by time, then priority,
+    then order of scheduling.
     """
 
+    __slots__ = ("environment", "events", "ids", "now_s", "queue")
+
     def __init__(self) -> None:
-        super().__init__()
-        self.events = 0
+        environment: Any = simpy.Environment()
+        self.environment = environment
+        self.queue: list[tuple[float, int, int, Any]] = environment._queue
+        self.ids: Iterator[int] = environment._eid
+        self.now_s: float = 0.0
+        """Current time [s]."""
+        self.events: int = 0
         """Events run so far."""
 
-    @property
-    def now_s(self) -> float:
-        """Current time [s]."""
-        return float(self._now)
-
-    def at(self, time_s: float, callback: Callable[[Timer], None], priority: int = ARRIVAL) -> Timer:
+    def at(self, time_s: float, callback: Callable[[], None], priority: int = ARRIVAL) -> Timer:
         """Call `callback` at `time_s` (not before now); ties run by priority, then in the order in which they were set."""
         timer = Timer(callback)
-        heappush(self._queue, (time_s, priority, next(self._eid), timer))  # type: ignore[misc]
+        heappush(self.queue, (time_s, priority, next(self.ids), timer))
         return timer
 
-    def step(self) -> None:
-        """Run the next event."""
-        if self._queue and isinstance(self._queue[0][3], Timer):
-            self._now, _, _, timer = heappop(self._queue)  # type: ignore[assignment]
-            if timer.callback is not None:  # type: ignore[attr-defined]
-                timer.callback(timer)  # type: ignore[attr-defined]
-        else:
-            super().step()
-        self.events += 1
-
-    def run_all(self, until_s: float = float("inf")) -> None:
+    def run(self, until_s: float = float("inf")) -> None:
         """Run until nothing is left to do or the next event lies after `until_s`; then the clock stands there."""
-        queue: list[Any] = self._queue
-        events = self.events
-        try:
-            while queue:
-                if queue[0][0] > until_s:
-                    self._now = until_s
-                    return
-                event = queue[0][3]
-                if type(event) is Timer:
-                    self._now = heappop(queue)[0]
-                    events += 1
-                    callback = event.callback
-                    if callback is not None:
-                        callback(event)
-                else:
-                    self.events = events
-                    self.step()
-                    events = self.events
-        finally:
-            self.events = events
+        queue, environment = self.queue, self.environment
+        while queue:
+            time_s = queue[0][0]
+            if time_s > until_s:
+                self.now_s = until_s
+                return
+            self.now_s = time_s
+            self.events += 1
+            event = queue[0][3]
+            if isinstance(event, Timer):
+                heappop(queue)
+                environment._now = time_s
+                callback = event.callback
+                if callback is not None:
+                    callback()
+            else:
+                environment.step()

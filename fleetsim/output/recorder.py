@@ -13,6 +13,7 @@ from fleetsim.engine.gaps import BUCKETS, edge_s
 from fleetsim.engine.replica import Meter
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.fleet.pool import Pool
+from fleetsim.kernel.clock import SAMPLE
 from fleetsim.metrics.slo import slo_met
 from fleetsim.output.tables import arrow_schema
 from fleetsim.scenario.schema import Slo
@@ -35,29 +36,27 @@ class RequestLog:
 
     Parameters
     ----------
-    sink : Sink
-        Where batches go.
     slo : Slo or None
         Limits for the column ``slo_met``.
-    on_notice : callable, optional
-        Called now and then with the number of requests that ended.
     """
 
-    def __init__(self, sink: Sink, slo: Slo | None, on_notice: Callable[[int], None] | None = None) -> None:
+    def __init__(self, slo: Slo | None) -> None:
         self.written = 0
         """Rows written so far."""
-        self._on_notice = on_notice
-        self._notice_at = NOTICE_ROWS
-        self._sink = sink
         self._slo = slo
+        self._notice_at = NOTICE_ROWS
+        self._on_notice: Callable[[int], None] | None = None
+        self._sink: Sink | None = None
         self._rows: list[Request] = []
         self._pools: np.ndarray[Any, Any] = np.zeros(0, np.int32)
         self._pool_names: list[str] = []
         self._llm_names: list[str] = []
         self._usd_per_s: np.ndarray[Any, Any] = np.zeros(0)
 
-    def bind(self, fleet: Fleet) -> None:
-        """Learn which replica belongs to which pool."""
+    def bind(self, fleet: Fleet, sink: Sink, on_notice: Callable[[int], None] | None = None) -> None:
+        """Learn which replica belongs to which pool, where batches go, and whom to tell now and then how many ended."""
+        self._sink = sink
+        self._on_notice = on_notice
         self._pools = np.array([pool.index for pool in fleet.pool_of], dtype=np.int32)
         self._pool_names = [pool.name for pool in fleet.pools]
         self._llm_names = [pool.llm.name for pool in fleet.pools]
@@ -84,6 +83,7 @@ class RequestLog:
         rows = self._rows
         if not rows:
             return
+        assert self._sink is not None
         self._sink.write("requests", self._batch(rows))
         self.written += len(rows)
         rows.clear()
@@ -161,13 +161,13 @@ class Sampler:
 
     def _schedule(self) -> None:
         self._ticks += 1
-        self._fleet.clock.at(self._ticks * self._interval_s, self._tick, 3)
+        self._fleet.clock.at(self._ticks * self._interval_s, self._tick, SAMPLE)
 
-    def _tick(self, _: Any) -> None:
+    def _tick(self) -> None:
         fleet = self._fleet
         if fleet.exhausted and not fleet.in_flight and not fleet.expected:
             return
-        self.sample(fleet.clock._now)
+        self.sample(fleet.clock.now_s)
         self._schedule()
 
     def sample(self, now_s: float) -> None:

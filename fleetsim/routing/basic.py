@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import blake2b
+from typing import Annotated, ClassVar
 
 from numpy.random import Generator
 from pydantic import Field
@@ -21,7 +22,7 @@ class RandomConfig(PolicyConfig):
 class Random:
     """Any replica with equal chance."""
 
-    Config = RandomConfig
+    Config: ClassVar = RandomConfig
 
     def __init__(self, config: RandomConfig, rng: Generator, fleet: FleetView) -> None:
         self._draws = draws(rng, fleet.count, 1)
@@ -38,7 +39,7 @@ class RoundRobinConfig(PolicyConfig):
 class RoundRobin:
     """The replicas in turn."""
 
-    Config = RoundRobinConfig
+    Config: ClassVar = RoundRobinConfig
 
     def __init__(self, config: RoundRobinConfig, rng: Generator, fleet: FleetView) -> None:
         self._count = fleet.count
@@ -57,7 +58,7 @@ class LeastOutstandingConfig(PolicyConfig):
 class LeastOutstanding:
     """The replica with the fewest requests sent and not ended; ties go to the one whose count has not changed for longest."""
 
-    Config = LeastOutstandingConfig
+    Config: ClassVar = LeastOutstandingConfig
 
     def __init__(self, config: LeastOutstandingConfig, rng: Generator, fleet: FleetView) -> None:
         self._index = fleet.index_outstanding()
@@ -70,7 +71,7 @@ class LeastOutstanding:
 class JoinShortestQueueConfig(PolicyConfig):
     """Parameters of join-shortest-queue by tokens."""
 
-    decode_weight_tokens: int = Field(64, ge=0, strict=True, json_schema_extra={"unit": "tokens"})
+    decode_weight_tokens: Annotated[int, Field(ge=0, strict=True, json_schema_extra={"unit": "tokens"})] = 64
     """How many pending prompt tokens a request that already decodes counts for."""
 
 
@@ -80,7 +81,7 @@ class JoinShortestQueue:
     Requests are not equal: with heavy-tailed prompts the number of requests says little about the time to the next free slot.
     """
 
-    Config = JoinShortestQueueConfig
+    Config: ClassVar = JoinShortestQueueConfig
 
     def __init__(self, config: JoinShortestQueueConfig, rng: Generator, fleet: FleetView) -> None:
         self._index = fleet.index_work(config.decode_weight_tokens)
@@ -93,7 +94,7 @@ class JoinShortestQueue:
 class PowerOfTwoChoicesConfig(PolicyConfig):
     """Parameters of the power of d choices."""
 
-    choices: int = Field(2, ge=1, strict=True, json_schema_extra={"unit": "count"})
+    choices: Annotated[int, Field(ge=1, strict=True, json_schema_extra={"unit": "count"})] = 2
     """Replicas sampled (with equal chance, without repetition). 1 is random."""
 
 
@@ -105,7 +106,7 @@ class PowerOfTwoChoices:
     M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10), 2001, doi:10.1109/71.963420.
     """
 
-    Config = PowerOfTwoChoicesConfig
+    Config: ClassVar = PowerOfTwoChoicesConfig
 
     def __init__(self, config: PowerOfTwoChoicesConfig, rng: Generator, fleet: FleetView) -> None:
         self._count = fleet.count
@@ -141,7 +142,7 @@ class SessionAffinity:
     D. Thaler, C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 6(1), 1998, doi:10.1109/90.663936.
     """
 
-    Config = SessionAffinityConfig
+    Config: ClassVar = SessionAffinityConfig
 
     def __init__(self, config: SessionAffinityConfig, rng: Generator, fleet: FleetView) -> None:
         self._count = fleet.count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar
+
 from pydantic import Field
 
 from fleetsim.engine.batch import Batch
@@ -11,13 +13,13 @@ from fleetsim.plugins import PolicyConfig
 class VllmV1Config(PolicyConfig):
     """Parameters of vLLM V1's scheduler."""
 
-    max_batched_tokens: int = Field(2048, ge=1, strict=True, json_schema_extra={"unit": "tokens"})
+    max_batched_tokens: Annotated[int, Field(ge=1, strict=True, json_schema_extra={"unit": "tokens"})] = 2048
     """Tokens computed in one step at most (max_num_batched_tokens)."""
-    max_seqs: int = Field(256, ge=1, strict=True, json_schema_extra={"unit": "count"})
+    max_seqs: Annotated[int, Field(ge=1, strict=True, json_schema_extra={"unit": "count"})] = 256
     """Requests running at a time at most (max_num_seqs)."""
-    long_prefill_tokens: int = Field(0, ge=0, strict=True, json_schema_extra={"unit": "tokens"})
+    long_prefill_tokens: Annotated[int, Field(ge=0, strict=True, json_schema_extra={"unit": "tokens"})] = 0
     """Largest chunk of one prompt per step (long_prefill_token_threshold); 0: no limit but the budget."""
-    watermark_ratio: float = Field(0.0, ge=0, lt=1)
+    watermark_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the KV blocks kept free when a request is admitted (0 in vLLM V1, 0.01 in V0)."""
     reserve_whole_prompt: bool = True
     """Admit a request only when its whole prompt fits, not just its first chunk (vLLM from March 2026 on)."""
@@ -36,7 +38,7 @@ class VllmV1:
     for Large Language Model Serving with PagedAttention", SOSP 2023, doi:10.1145/3600006.3613165.
     """
 
-    Config = VllmV1Config
+    Config: ClassVar = VllmV1Config
 
     def __init__(self, config: VllmV1Config) -> None:
         self.max_batched_tokens = config.max_batched_tokens
