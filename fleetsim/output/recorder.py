@@ -184,7 +184,9 @@ class Sampler:
             busy_s = meter.busy_s - before.busy_s
             watts = (meter.energy_j - before.energy_j + replica.model.idle_w * (length_s - busy_s)) / length_s
             running = sum(len(batch.running) for batch in replica.batches)
+            # what came during a leap is in the queue already, although the replica looks at it at the next boundary only
             waiting = sum(len(batch.waiting) for batch in replica.batches)
+            waiting += sum(request.queued_s <= now_s for request in replica.inbox)
             steps, prompt = meter.steps - before.steps, meter.prompt_tokens - before.prompt_tokens
             output = meter.output_tokens - before.output_tokens
             capacity = pool.capacity_blocks * len(replica.batches)

@@ -151,7 +151,7 @@ class Served:
     def __init__(self, result: fleetsim.Result) -> None:
         self.result = result
         names = ["request_id", "status", "arrival_s", "first_scheduled_s", "first_token_s", "end_s", "output_tokens"]
-        names += ["queue_wait_s", "replica"]
+        names.append("replica")
         table = pq.read_table(result.out / "requests.parquet", columns=names).sort_by("request_id")
         self.finished = np.asarray(table["status"].cast(pa.string()).to_numpy(zero_copy_only=False) == "finished")
         self.arrival_s = _floats(table["arrival_s"])
@@ -161,6 +161,17 @@ class Served:
         self.wait_s = self.start_s - self.arrival_s
         self.sojourn_s = self.end_s - self.arrival_s
         self.tokens = table["output_tokens"].to_numpy()
+        self.replica = table["replica"].fill_null(-1).to_numpy()
+
+    def in_system(self, times_s: Floats) -> Floats:
+        """Requests that were served in the end and had arrived but not ended at each of these times."""
+        arrived = np.searchsorted(self.arrival_s[self.finished], times_s, side="right")
+        ended = np.searchsorted(np.sort(self.end_s[self.finished]), times_s, side="right")
+        return np.asarray(arrived - ended, dtype=np.float64)
+
+    def most_in_system(self) -> int:
+        """Largest number in the system at any time."""
+        return int(self.in_system(self.arrival_s).max())
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:
