@@ -33,6 +33,8 @@ class Efficiency:
     """Attention over several new tokens: time to walk one cached token, which no parallelism hides [s]."""
     decode_rows: float
     """Attention over several new tokens: rows that a decoding sequence's one query takes in the kernel's tile."""
+    mixed_memory_ratio: float
+    """Attention over several new tokens: share of the bandwidth at which decoding sequences' cached tokens are read."""
     imbalance: float
     """Mixture of experts: load of the busiest rank over the mean."""
     source: str
@@ -106,6 +108,7 @@ def _efficiency(entry: Record) -> Efficiency:
         sequence_s=entry.bare("per_sequence", "time", "0"),
         serial_s=entry.bare("serial_per_token", "time", "0"),
         decode_rows=entry.bare("decode_rows", default="1"),
+        mixed_memory_ratio=entry.bare("mixed_memory_ratio", default="0") or entry.bare("memory_ratio"),
         imbalance=entry.bare("imbalance", default="1"),
         source=source,
         median_error=entry.bare("median_error", default="0"),

@@ -7,7 +7,7 @@ in the simulation's inner loop is a few look-ups and multiplications.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, ClassVar, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -83,6 +83,13 @@ def smooth_max(sharpness: float, a: float, b: float) -> float:
     return float(high * (1 + (low / high) ** sharpness) ** (1 / sharpness))
 
 
+class RooflineConfig(PolicyConfig):
+    """Options of the roofline."""
+
+    scale: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Factor on the accelerators' time, beside the engine's own."""
+
+
 class Roofline:
     """Roofline per operator group, with calibrated efficiencies and the engine's host overheads.
 
@@ -95,14 +102,10 @@ class Roofline:
     whole context. Errors against measured kernels and served runs: tests/reference/test_roofline_vs_measured.py.
     """
 
-    class Config(PolicyConfig):
-        """Options of the roofline."""
-
-        scale: Annotated[float, Field(gt=0, le=100)] = 1.0
-        """Factor on the accelerators' time, beside the engine's own."""
+    Config: ClassVar = RooflineConfig
 
     def __init__(
-        self, config: Config, llm: Llm, accelerator: Accelerator, link: Link, parallelism: Parallelism, engine: Engine
+        self, config: RooflineConfig, llm: Llm, accelerator: Accelerator, link: Link, parallelism: Parallelism, engine: Engine
     ) -> None:
         self.llm, self.link, self.parallelism = llm, link, parallelism
         profile = load_engine(engine.kind)
@@ -309,10 +312,10 @@ class Roofline:
         self._pair_s = share * pair * chip.flop_s(prefill, ACTIVATIONS)
         self._pair_j = layers * tp * pair * operation_j
         self._padded_ctx_s = share * flops * prefill.decode_rows * chip.flop_s(prefill, ACTIVATIONS)
-        self._mixed_ctx_s = share * cached * chip.byte_s(prefill)
+        self._mixed_ctx_s = share * cached * chip.byte_s(prefill) * prefill.memory_ratio / prefill.mixed_memory_ratio
         self._mixed_sequence_s = share * prefill.sequence_s * chip.scale
         expansion = self._expansion_flops()
-        self._prefill_ctx_s = self._mixed_ctx_s + share * expansion * chip.flop_s(prefill, ACTIVATIONS)
+        self._prefill_ctx_s = share * cached * chip.byte_s(prefill) + share * expansion * chip.flop_s(prefill, ACTIVATIONS)
         self._prefill_ctx_j = layers * tp * (cached * chip.joule_per_byte + expansion * operation_j)
         self._prefill_token_s = share * (llm.query_dim + llm.value_dim) * heads * VALUE * chip.byte_s(prefill)
         self._prefill_start_s = layers * prefill.overhead_s * chip.scale

@@ -1,0 +1,82 @@
+"""Compiles the hot modules into the wheel where that is possible; elsewhere the wheel holds the same modules as plain Python.
+
+The modules are compiled as they stand (mypyc), so both give the same tables; `.ci/run` compares them. Without a C compiler, or
+with FLEETSIM_COMPILE=0, or in an editable install, nothing is compiled. FLEETSIM_COMPILE=1 makes a failure to compile an error.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+HOT_MODULES = (
+    "fleetsim/kernel/clock.py",
+    "fleetsim/workload/prefixes.py",
+    "fleetsim/workload/request.py",
+    "fleetsim/engine/gaps.py",
+    "fleetsim/engine/prefix_cache.py",
+    "fleetsim/engine/batch.py",
+    "fleetsim/engine/replica.py",
+    "fleetsim/engine/schedulers/vllm_v1.py",
+    "fleetsim/engine/steptime/roofline.py",
+    "fleetsim/routing/api.py",
+    "fleetsim/routing/basic.py",
+    "fleetsim/fleet/fleet.py",
+)
+
+SETUP = """
+from setuptools import setup
+from mypyc.build import mypycify
+setup(name="fleetsim-hot", packages=[], ext_modules=mypycify(
+    ["--config-file=", "--ignore-missing-imports", *{modules!r}], opt_level="3", group_name="fleetsim"))
+"""
+
+
+class CustomBuildHook(BuildHookInterface[Any]):
+    """Adds compiled twins of the hot modules to a wheel."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, if this is a wheel that is not editable, and list the results for inclusion."""
+        wish = os.environ.get("FLEETSIM_COMPILE", "auto")
+        if version == "editable" or self.target_name != "wheel" or wish == "0":
+            return
+        self._scratch = tempfile.mkdtemp(prefix="fleetsim-build-")
+        try:
+            built = compile_hot_modules(Path(self.root), Path(self._scratch))
+        except (OSError, subprocess.SubprocessError) as error:
+            if wish == "1":
+                raise
+            output = getattr(error, "stdout", None) or ""
+            self.app.display_warning(f"hot modules are not compiled, plain Python is used: {error}\n{output[-2000:]}")
+            return
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+        for path in built:
+            build_data["force_include"][str(path)] = str(path.relative_to(self._scratch))
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
+        """Remove what was compiled."""
+        shutil.rmtree(getattr(self, "_scratch", ""), ignore_errors=True)
+
+
+def compile_hot_modules(root: Path, scratch: Path) -> list[Path]:
+    """Copy the package to `scratch`, compile the hot modules in place there, and return the extension modules."""
+    shutil.copytree(root / "fleetsim", scratch / "fleetsim", ignore=shutil.ignore_patterns("__pycache__", "*.so", "_data"))
+    (scratch / "setup.py").write_text(SETUP.format(modules=list(HOT_MODULES)), encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=scratch,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    return [path for path in scratch.rglob("*") if path.suffix in (".so", ".pyd") and "build" not in path.parts]
