@@ -30,6 +30,8 @@ class Batch:
         Tokens per block. ≥ 1.
     prefix_cache : bool
         Whether blocks outlive their request.
+    retain_unmatched : bool
+        Whether that holds for blocks too that no other request can ever match.
     """
 
     __slots__ = (
@@ -49,13 +51,17 @@ class Batch:
         "prefill_tokens",
         "prefilling",
         "recheck",
+        "retain_unmatched",
         "running",
         "sampled",
         "step",
         "waiting",
     )
 
-    def __init__(self, capacity_blocks: int, block_tokens: int, prefix_cache: bool) -> None:
+    def __init__(
+        self, capacity_blocks: int, block_tokens: int, prefix_cache: bool, retain_unmatched: bool = False
+    ) -> None:
+        self.retain_unmatched = retain_unmatched
         self.cache = PrefixCache(capacity_blocks, prefix_cache)
         self.block_tokens = block_tokens
         self.now_s = 0.0
@@ -354,12 +360,13 @@ class Batch:
             whole = request.computed // self.block_tokens
             own = request.blocks - shared
             if whole > shared:
-                if finished:
-                    cache.leave(whole - shared)
-                else:
+                if not finished:
                     # a preempted request may find its own blocks again
                     request.node = cache.extend(request.node, self._path(request), shared, whole)
-                own -= whole - shared
+                    own -= whole - shared
+                elif self.retain_unmatched:
+                    cache.leave(whole - shared)
+                    own -= whole - shared
         else:
             own = request.blocks
         if own:

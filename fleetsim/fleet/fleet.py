@@ -94,7 +94,7 @@ class Fleet:
         scheduler = engine.scheduler.create()
         for _ in range(config.replicas):
             batches = [
-                Batch(pool.capacity_blocks, engine.kv.block_tokens, engine.prefix_cache)
+                Batch(pool.capacity_blocks, engine.kv.block_tokens, engine.prefix_cache, engine.kv.retain_unmatched)
                 for _ in range(config.parallelism.dp)
             ]
             replica = Replica(

@@ -81,7 +81,11 @@ def pools(draw: st.DrawFn, name: str) -> dict[str, Any]:
                 "watermark_ratio": draw(st.sampled_from([0.0, 0.05])),
                 "reserve_whole_prompt": draw(st.booleans()),
             },
-            "kv": {"block_tokens": block, "capacity_tokens": draw(st.sampled_from([1600, 2560, 6400, 100_000]))},
+            "kv": {
+                "retain_unmatched": draw(st.booleans()),
+                "block_tokens": block,
+                "capacity_tokens": draw(st.sampled_from([1600, 2560, 6400, 100_000])),
+            },
             "prefix_cache": draw(st.integers(0, 3)) > 0,
         },
     }

@@ -105,7 +105,13 @@ class Roofline:
     Config: ClassVar = RooflineConfig
 
     def __init__(
-        self, config: RooflineConfig, llm: Llm, accelerator: Accelerator, link: Link, parallelism: Parallelism, engine: Engine
+        self,
+        config: RooflineConfig,
+        llm: Llm,
+        accelerator: Accelerator,
+        link: Link,
+        parallelism: Parallelism,
+        engine: Engine,
     ) -> None:
         self.llm, self.link, self.parallelism = llm, link, parallelism
         profile = load_engine(engine.kind)
@@ -315,7 +321,9 @@ class Roofline:
         self._mixed_ctx_s = share * cached * chip.byte_s(prefill) * prefill.memory_ratio / prefill.mixed_memory_ratio
         self._mixed_sequence_s = share * prefill.sequence_s * chip.scale
         expansion = self._expansion_flops()
-        self._prefill_ctx_s = share * cached * chip.byte_s(prefill) + share * expansion * chip.flop_s(prefill, ACTIVATIONS)
+        self._prefill_ctx_s = share * cached * chip.byte_s(prefill) + share * expansion * chip.flop_s(
+            prefill, ACTIVATIONS
+        )
         self._prefill_ctx_j = layers * tp * (cached * chip.joule_per_byte + expansion * operation_j)
         self._prefill_token_s = share * (llm.query_dim + llm.value_dim) * heads * VALUE * chip.byte_s(prefill)
         self._prefill_start_s = layers * prefill.overhead_s * chip.scale
