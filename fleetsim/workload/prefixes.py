@@ -103,7 +103,11 @@ def _run_path(runs: tuple[tuple[int, int], ...], block_tokens: int) -> Path:
             missing -= offset
             if missing:
                 continue
-            segments.append((-(1 << 64) - (hash(mixed) & 0xFFFFFFFFFFFFFFFF),))
+            key = -(1 << 64) - (hash(mixed) & 0xFFFFFFFFFFFFFFFF)
+            if segments and isinstance(segments[-1], tuple):
+                segments[-1] = (*segments[-1], key)  # the cache joins tuples in a row, so a path must have none
+            else:
+                segments.append((key,))
             mixed = ()
         whole = (tokens - offset) // block_tokens
         if whole:
