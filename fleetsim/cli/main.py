@@ -24,6 +24,7 @@ COMMANDS = {
     "show": "Memory, limits and physical floors of a model, a chip or a pool.",
     "list": "What can be named in a scenario.",
     "trace": "Describe, convert, generate and fetch request traces.",
+    "bench": "Speed of the simulator on this machine.",
     "schema": "JSON Schema of scenario files, for editors.",
     "version": "Versions of fleetsim and of what it stands on.",
 }

@@ -1,0 +1,69 @@
+"""``fleetsim bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from fleetsim.cli.console import json_option, print_json, print_table
+from fleetsim.experiment.bench import GROUPS, bench, cases
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A tenth of the requests.")
+@json_option
+@click.option("--only", multiple=True, type=click.Choice(GROUPS), help="These cases only; repeatable.")
+@click.option(
+    "--repeat", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs of each case; the median counts."
+)
+def command(quick: bool, as_json: bool, only: tuple[str, ...], repeat: int) -> None:
+    """Time the simulator on this machine, each case in a fresh process, and beside it what bare events cost.
+
+    \b
+    trace     a public trace (in the folder FLEETSIM_DATA, else the embedded one) on 4 replicas of a 70 B model
+    million   1 M requests on 64 replicas
+    requests  10 k, 100 k and 1 M requests on 64 replicas
+    replicas  100 k requests on 10, 100 and 1,000 replicas, each as busy as in the million
+    floor     as many events as the million has, in which nothing happens: bare SimPy, and fleetsim's clock
+
+    Events and requests depend on the scenario alone; times depend on the machine and on what else it does.
+    """  # noqa: D301 - click's mark for lines that stay as they are
+    report = bench(cases(quick, only), repeat, lambda line: click.echo(line, err=True))
+    if as_json:
+        print_json(report)
+        return
+    print_table(list(_COLUMNS), [_cells(row) for row in report["cases"]], right=range(1, len(_COLUMNS)))
+    click.echo()
+    click.echo(_conditions(report))
+
+
+_COLUMNS = {
+    "case": ("case", "{}"),
+    "requests": ("requests", "{:,}"),
+    "replicas": ("replicas", "{:,}"),
+    "wall s": ("wall_s", "{:.2f}"),
+    "CPU s": ("cpu_s", "{:.2f}"),
+    "requests/s": ("requests_per_wall_s", "{:,.0f}"),
+    "output tokens/s": ("output_tokens_per_wall_s", "{:,.0f}"),
+    "events": ("events", "{:,}"),
+    "events/s": ("events_per_wall_s", "{:,.0f}"),
+    "events per request": ("events_per_request", "{:.2f}"),
+    "peak RSS MB": ("peak_rss_bytes", "{:,.0f}"),
+}
+"""Key and format of each column by its title."""
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    scaled = {**row, "peak_rss_bytes": None if row["peak_rss_bytes"] is None else row["peak_rss_bytes"] / 1e6}
+    return ["" if scaled[key] is None else form.format(scaled[key]) for key, form in _COLUMNS.values()]
+
+
+def _conditions(report: Mapping[str, Any]) -> str:
+    modules = "compiled" if report["compiled"] else "not compiled"
+    load = report["load_average"]
+    busy = "" if load is None else f", load average {load:.1f} at the start"
+    runs = f"; median of {report['repeat']} runs" if report["repeat"] > 1 else ""
+    machine = f"{report['machine']}, {report['processors']} processors{busy}"
+    return f"hot modules {modules}; {report['python']} on one core; {machine}{runs}"
