@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappop, heappush
 
-
 from fleetsim.engine.prefix_cache import PrefixCache
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.workload.prefixes import Content, Path, private_path
@@ -201,8 +200,9 @@ class Batch:
     def steps_until_change(self, limit: int) -> int:
         """Decode steps that can be done before a request finishes or blocks run out, at most `limit`."""
         heap = self.by_finish
-        while heap and heap[0][2].finish_step != heap[0][0]:
-            heappop(heap)
+        if self.preemptions:
+            while heap and heap[0][2].finish_step != heap[0][0]:
+                heappop(heap)
         if heap:
             limit = min(limit, heap[0][0] - self.step)
         batch, block_tokens = self.decoding, self.block_tokens
@@ -320,7 +320,8 @@ class Batch:
         content = request.content
         if content is not None and self.cache.enabled:
             # published when scheduled, as vLLM does: a later step of another request may read what this step writes
-            self._publish(request, content, upto)
+            if upto // self.block_tokens > request.shared_blocks:
+                self._publish(request, content, upto)
 
     def _publish(self, request: Request, content: Content, covered: int) -> None:
         """Let others find the whole blocks of `request`'s first `covered` tokens whose content is known."""

@@ -89,6 +89,10 @@ class Replica:
         self.slope_s = 0.0
         self.first_j = 0.0
         self.slope_j = 0.0
+        self.leap_s = 0.0
+        """Duration of the whole leap."""
+        self.ctx_first = 0
+        """Context tokens that decode attention reads in the first step."""
         self.tokens_per_step = 0
         self.has_chunks = False
         # meters
@@ -135,7 +139,7 @@ class Replica:
             if not self.has_chunks:
                 batch = self.tokens_per_step
                 output += done * batch
-                ctx += done * self._ctx_first() + batch * done * (done - 1) // 2
+                ctx += done * self.ctx_first + batch * done * (done - 1) // 2
         return Meter(busy, energy, steps, prompt, output, ctx)
 
     def steps_done(self, now_s: float) -> int:
@@ -159,6 +163,7 @@ class Replica:
         done = self.steps_done(now_s)
         if done:
             self.leap_steps = done
+            self.leap_s = self._leap_s(done)
             self._finish_leap()
         size = self.tokens_per_step
         if self.timer is not None and size:
@@ -203,7 +208,9 @@ class Replica:
         tokens = 0
         step_limit = self.step_limit
         for batch in self.batches:
-            if batch.waiting or batch.prefilling or batch.spare_blocks() < 0:
+            cache = batch.cache
+            needed = batch.phases[-batch.step % batch.block_tokens]  # blocks for the decoding requests' next tokens
+            if batch.waiting or batch.prefilling or needed > cache.capacity - cache.used:
                 if self._schedule(batch, now_s):
                     step_limit = 1
                 if batch.chunks:
@@ -222,14 +229,15 @@ class Replica:
             self._plan_leap(tokens, step_limit)
             if inbox and self.leap_steps > 1 and self._admits():
                 self.leap_steps = min(self.leap_steps, self._steps_to_reach(inbox[0].queued_s - now_s))
-            self.timer = self.clock.at(now_s + self._leap_s(self.leap_steps), self._boundary, BOUNDARY)
+            self.leap_s = self._leap_s(self.leap_steps)
+            self.timer = self.clock.at(now_s + self.leap_s, self._boundary, BOUNDARY)
         else:
             self.leap_steps = 0
             self.timer = self.clock.at(inbox[0].queued_s, self._boundary, BOUNDARY) if inbox else None
 
     def _admits(self) -> bool:
         """Whether a request that joins the queue could run next."""
-        return any([self.scheduler.admits(batch) for batch in self.batches])  # noqa: C419 (a list is faster)
+        return any([self.scheduler.admits(batch) for batch in self.batches])  # a list is faster
 
     def _schedule(self, batch: Batch, now_s: float) -> bool:
         """Let the scheduler plan the next step of a rank; whether it must be asked again one step later."""
@@ -282,24 +290,24 @@ class Replica:
 
     def _plan_leap(self, group_tokens: int, steps: int) -> None:
         """As many decode steps, up to `steps`, as can be done before anything changes."""
-        model = self.model
         first_s = slope_s = first_j = slope_j = 0.0
+        ctx_first = 0
         lines = []
         for batch in self.batches:
             steps = batch.steps_until_change(steps)
             size = batch.decoding
-            if not size:
-                continue
-            ctx = batch.ctx_tokens + size
-            time_s, time_per_ctx_s, energy_j, energy_per_ctx_j, ctx_end = model.decode(size, ctx, group_tokens)
-            if ctx_end != inf:
-                steps = min(steps, max(1, ceil((ctx_end - ctx) / size)))
-            first, slope = time_s + time_per_ctx_s * ctx, time_per_ctx_s * size
-            first_j += energy_j + energy_per_ctx_j * ctx
-            slope_j += energy_per_ctx_j * size
-            if (first, slope) > (first_s, slope_s):
-                first_s, slope_s = first, slope
-            lines.append((first, slope))
+            if size:
+                ctx = batch.ctx_tokens + size
+                time_s, time_per_ctx_s, energy_j, energy_per_ctx_j, ctx_end = self.model.decode(size, ctx, group_tokens)
+                if ctx_end != inf:
+                    steps = min(steps, max(1, ceil((ctx_end - ctx) / size)))
+                first, slope = time_s + time_per_ctx_s * ctx, time_per_ctx_s * size
+                if first > first_s or (first == first_s and slope > slope_s):
+                    first_s, slope_s = first, slope
+                first_j += energy_j + energy_per_ctx_j * ctx
+                slope_j += energy_per_ctx_j * size
+                ctx_first += ctx
+                lines.append((first, slope))
         if len(lines) > 1:
             # another rank becomes the slowest one where its line crosses: the leap ends there
             for first, slope in lines:
@@ -308,6 +316,7 @@ class Replica:
         if steps < 1:
             raise LawError("a leap without steps")
         self.leap_steps = steps
+        self.ctx_first = ctx_first
         self.first_s = first_s
         self.slope_s = slope_s
         self.first_j = first_j
@@ -317,8 +326,8 @@ class Replica:
         steps, size = self.leap_steps, self.tokens_per_step
         first_s, slope_s = self.first_s, self.slope_s
         pairs = steps * (steps - 1) // 2
-        duration_s, energy_j = steps * first_s + slope_s * pairs, self._leap_j(steps)
-        self.ctx_tokens_read += steps * self._ctx_first() + size * pairs
+        duration_s, energy_j = self.leap_s, self._leap_j(steps)
+        self.ctx_tokens_read += steps * self.ctx_first + size * pairs
         self.busy_s += duration_s
         self.energy_j += energy_j
         self.steps += steps
@@ -417,7 +426,8 @@ class Replica:
             assert self.timer is not None
             self.timer.cancel()
             self.leap_steps = steps
-            self.timer = self.clock.at(self.leap_start_s + self._leap_s(steps), self._boundary, BOUNDARY)
+            self.leap_s = self._leap_s(steps)
+            self.timer = self.clock.at(self.leap_start_s + self.leap_s, self._boundary, BOUNDARY)
 
     def _leap_s(self, steps: int) -> float:
         """Duration of the first `steps` steps [s]."""
@@ -455,13 +465,6 @@ class Replica:
         while self._leap_s(steps) < elapsed_s:
             steps += 1
         return max(steps, 1)
-
-    def _ctx_first(self) -> int:
-        """Context tokens that the first step of the leap reads."""
-        tokens = self.tokens_per_step
-        for batch in self.batches:
-            tokens += batch.ctx_tokens
-        return tokens
 
     def _choose_rank(self, request: Request) -> None:
         """Give a new request to the rank with the fewest, waiting ones counting four times, as vLLM's front end does."""

@@ -17,13 +17,15 @@ from fleetsim.errors import Finding, InputError
 from fleetsim.output.tables import TABLES, arrow_schema
 
 MANIFEST = "manifest.json"
+GROUP_ROWS = 1 << 16
+"""Rows of a Parquet row group."""
 
 
 class ResultFolder:
     """A folder of tables that appears under its name only when it is complete.
 
-    Tables are written into a sibling folder with a temporary name; `publish` writes the manifest and renames it. A folder that holds
-    an earlier result (a manifest) is replaced; anything else that is not empty is refused.
+    Tables are written into a sibling folder with a temporary name; `publish` writes the manifest and renames it. A folder that
+    holds an earlier result (a manifest) is replaced; anything else that is not empty is refused.
 
     Raises
     ------
@@ -35,6 +37,7 @@ class ResultFolder:
         self.out = out
         self._metadata = {key.encode(): value.encode() for key, value in metadata.items()}
         self._writers: dict[str, pq.ParquetWriter] = {}
+        self._waiting: dict[str, list[pa.RecordBatch]] = {}
         _refuse_unusable(out)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -43,8 +46,17 @@ class ResultFolder:
             raise InputError(Finding(f"cannot write there: {error.strerror}", file=str(out))) from error
 
     def write(self, table: str, batch: pa.RecordBatch) -> None:
-        """Append rows to a table."""
-        self._writer(table).write_batch(batch, row_group_size=1 << 17)
+        """Append rows to a table; they reach the file in groups of at least `GROUP_ROWS`."""
+        waiting = self._waiting.setdefault(table, [])
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= GROUP_ROWS:
+            self._write_out(table)
+
+    def _write_out(self, table: str) -> None:
+        waiting = self._waiting.pop(table, [])
+        if waiting:
+            rows = pa.Table.from_batches(waiting).unify_dictionaries().combine_chunks()
+            self._writer(table).write_table(rows.cast(self._writer(table).schema), row_group_size=1 << 20)
 
     def _writer(self, table: str) -> pq.ParquetWriter:
         writer = self._writers.get(table)
@@ -59,6 +71,7 @@ class ResultFolder:
         """Finish all tables, empty ones included; they can be read from now on."""
         for table in TABLES:
             self._writer(table)
+            self._write_out(table)
         for writer in self._writers.values():
             writer.close()
 

@@ -19,8 +19,8 @@ from fleetsim.output.tables import arrow_schema
 from fleetsim.scenario.schema import Slo
 from fleetsim.workload.request import FINISHED, STATUS, Request
 
-FLUSH_ROWS = 32_768
-NOTICE_ROWS = 1024
+FLUSH_ROWS = 2048
+"""Few enough that ended requests are still in the processor's cache when their columns are made."""
 
 
 class Sink(Protocol):
@@ -44,7 +44,6 @@ class RequestLog:
         self.written = 0
         """Rows written so far."""
         self._slo = slo
-        self._notice_at = NOTICE_ROWS
         self._on_notice: Callable[[int], None] | None = None
         self._sink: Sink | None = None
         self._rows: list[Request] = []
@@ -66,17 +65,10 @@ class RequestLog:
         """Record a request that ended."""
         rows = self._rows
         rows.append(request)
-        if len(rows) >= self._notice_at:
-            self._notice()
-
-    def _notice(self) -> None:
-        """Tell how far the run is, and write a batch when it is full."""
-        rows = self._rows
         if len(rows) >= FLUSH_ROWS:
             self.flush()
-        self._notice_at = len(rows) + NOTICE_ROWS
-        if self._on_notice is not None:
-            self._on_notice(self.written + len(rows))
+            if self._on_notice is not None:
+                self._on_notice(self.written)
 
     def flush(self) -> None:
         """Write what is waiting."""
