@@ -68,7 +68,9 @@ class CustomBuildHook(BuildHookInterface[Any]):
 
 def compile_hot_modules(root: Path, scratch: Path) -> list[Path]:
     """Copy the package to `scratch`, compile the hot modules in place there, and return the extension modules."""
-    shutil.copytree(root / "fleetsim", scratch / "fleetsim", ignore=shutil.ignore_patterns("__pycache__", "*.so", "_data"))
+    shutil.copytree(
+        root / "fleetsim", scratch / "fleetsim", ignore=shutil.ignore_patterns("__pycache__", "*.so", "_data")
+    )
     (scratch / "setup.py").write_text(SETUP.format(modules=list(HOT_MODULES)), encoding="utf-8")
     subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],

@@ -318,10 +318,9 @@ class Batch:
         if upto >= request.target:
             self.sampled += 1
         content = request.content
-        if content is not None and self.cache.enabled:
+        if content is not None and self.cache.enabled and upto // self.block_tokens > request.shared_blocks:
             # published when scheduled, as vLLM does: a later step of another request may read what this step writes
-            if upto // self.block_tokens > request.shared_blocks:
-                self._publish(request, content, upto)
+            self._publish(request, content, upto)
 
     def _publish(self, request: Request, content: Content, covered: int) -> None:
         """Let others find the whole blocks of `request`'s first `covered` tokens whose content is known."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ def _verify_request(request: Request) -> None:
     if request.status != FINISHED:
         return
     times = (request.arrival_s, request.queued_s, request.first_scheduled_s, request.first_token_s, request.end_s)
-    if any(later < earlier for earlier, later in zip(times, times[1:], strict=False)):
+    if any(later < earlier for earlier, later in pairwise(times)):
         raise LawError(f"law 2 (order of times): request {request.id} has {times}")
     if request.generated != request.output_tokens:
         raise LawError(

@@ -1,4 +1,4 @@
-"""One word for a run: does the fleet keep up?"""
+"""One word for a run, by a rule that is told with it: whether the fleet keeps up."""
 
 from __future__ import annotations
 

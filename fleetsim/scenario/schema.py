@@ -375,8 +375,8 @@ class KvCache(Block):
     dtype: Literal["auto", "bf16", "fp16", "fp8", "int8"] = "auto"
     """Precision of keys and values; auto is that of the activations."""
     retain_unmatched: Flag = False
-    """Keep a finished request's blocks that no other request of the workload can match (its own text and its answer), until they are
-    evicted. A real engine does, since it cannot know; off, they are free at once, which is faster and finds more prefixes."""
+    """Keep a finished request's blocks that no other request of the workload can match (its own text and its answer), until they
+    are evicted. A real engine does, since it cannot know; off, they are free at once, which is faster and finds more prefixes."""
 
 
 class Engine(Block):
