@@ -82,13 +82,13 @@ class RunningMaximum:
 
     def push(self, value: float) -> None:
         """Take the next value."""
-        maxima = self.maxima
+        maxima, numbers, number = self.maxima, self.numbers, self.number
         while maxima and maxima[-1] <= value:
             maxima.pop()
-            self.numbers.pop()
+            numbers.pop()
         maxima.append(value)
-        self.numbers.append(self.number)
-        self.number += 1
+        numbers.append(number)
+        self.number = number + 1
 
     def since(self, mark: int) -> float:
         """Largest value pushed since `number` was `mark`; 0 if there is none."""

@@ -252,7 +252,8 @@ class Replica:
                     self._settle(request)
                     request.last_token_s = now_s
             batch.preempted = []
-        if batch.spare_blocks() < 0:
+        cache = batch.cache
+        if batch.phases[-batch.step % batch.block_tokens] > cache.capacity - cache.used:
             raise PolicyError(f"scheduler {type(self.scheduler).__name__} left decoding requests without KV blocks")
         if batch.waiting and not batch.running:
             raise PolicyError(
@@ -338,7 +339,11 @@ class Replica:
         self.longest.push(first_s + slope_s * (steps - 1))
         for batch in self.batches:
             batch.decode(steps)
-            self._pop_all(batch)
+            heap = batch.by_finish
+            while heap and heap[0][0] <= batch.step:
+                request = batch.pop_finished()
+                if request is not None:
+                    self._finish(request)
 
     def _finish_mixed(self) -> None:
         step_s, tokens = self.first_s, self.tokens_per_step
@@ -358,17 +363,13 @@ class Replica:
                 self.output_tokens += decoding
                 self.ctx_tokens_read += batch.ctx_tokens + decoding
             batch.decode(1)
-            self._pop_all(batch)
+            heap = batch.by_finish
+            while heap and heap[0][0] <= batch.step:
+                request = batch.pop_finished()
+                if request is not None:
+                    self._finish(request)
             if batch.chunks:
                 self._finish_chunks(batch, per_token_j, per_token_s)
-
-    def _pop_all(self, batch: Batch) -> None:
-        """End the requests of a rank that have their last token."""
-        heap = batch.by_finish
-        while heap and heap[0][0] <= batch.step:
-            request = batch.pop_finished()
-            if request is not None:
-                self._finish(request)
 
     def _finish_chunks(self, batch: Batch, per_token_j: float, per_token_s: float) -> None:
         now_s = self.clock.now_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from fleetsim.engine.batch import Batch
@@ -137,6 +138,7 @@ class Fleet:
         """Begin to take requests from `workload`: one pending arrival at a time."""
         self._workload = workload
         self._source = workload.requests()
+        self.clock.on_arrival = self._arrival
         self._pull()
 
     def _pull(self) -> None:
@@ -145,8 +147,9 @@ class Fleet:
         self._next = request
         if request is None:
             self.exhausted = True
+            self.clock.arrival_s = inf
         else:
-            self.clock.at(request.arrival_s, self._arrival)
+            self.clock.arrival_s = request.arrival_s
 
     def _arrival(self) -> None:
         request = self._next

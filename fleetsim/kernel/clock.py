@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
+from math import inf
 from typing import Any
 
 import simpy
@@ -34,7 +35,7 @@ class Clock:
     then order of scheduling.
     """
 
-    __slots__ = ("environment", "events", "ids", "now_s", "queue")
+    __slots__ = ("arrival_s", "environment", "events", "ids", "now_s", "on_arrival", "queue")
 
     def __init__(self) -> None:
         environment: Any = simpy.Environment()
@@ -45,6 +46,10 @@ class Clock:
         """Current time [s]."""
         self.events: int = 0
         """Events run so far."""
+        self.arrival_s: float = inf
+        """When the next arrival of the one stream that is held beside the queue is due; `inf` if none."""
+        self.on_arrival: Callable[[], None] | None = None
+        """Takes that arrival and sets `arrival_s` to the next one's time."""
 
     def at(self, time_s: float, callback: Callable[[], None], priority: int = ARRIVAL) -> Timer:
         """Call `callback` at `time_s` (not before now); ties run by priority, then in the order in which they were set."""
@@ -52,14 +57,28 @@ class Clock:
         heappush(self.queue, (time_s, priority, next(self.ids), timer))
         return timer
 
-    def run(self, until_s: float = float("inf")) -> None:
-        """Run until nothing is left to do or the next event lies after `until_s`; then the clock stands there."""
-        queue, environment = self.queue, self.environment
-        while queue:
-            time_s = queue[0][0]
+    def run(self, until_s: float = inf) -> None:
+        """Run until nothing is left to do or the next event lies after `until_s`; then the clock stands there.
+
+        Arrivals come before everything else at the same instant.
+        """
+        queue, environment, on_arrival = self.queue, self.environment, self.on_arrival
+        while True:
+            time_s = queue[0][0] if queue else inf
+            if self.arrival_s <= time_s:
+                time_s = self.arrival_s
+                if time_s == inf:
+                    return
+                if time_s > until_s:
+                    break
+                self.now_s = time_s
+                self.events += 1
+                environment._now = time_s
+                assert on_arrival is not None
+                on_arrival()
+                continue
             if time_s > until_s:
-                self.now_s = until_s
-                return
+                break
             self.now_s = time_s
             self.events += 1
             event = queue[0][3]
@@ -71,3 +90,4 @@ class Clock:
                     callback()
             else:
                 environment.step()
+        self.now_s = until_s
