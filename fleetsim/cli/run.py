@@ -101,8 +101,16 @@ def _tell(result: Result, quiet: bool) -> None:
         word = "met" if result.slo_met else "missed"
         click.echo(f"SLO {word}: {summary['slo_attainment_ratio']:.2%} of requests within all limits")
     click.echo()
-    print_table(("latency", "mean", "p50", "p90", "p95", "p99"), _latencies(summary), right=range(1, 6))
+    print_table(("latency", "mean", "± 95 %", "p50", "p90", "p95", "p99"), _latencies(summary), right=range(1, 7))
     click.echo()
+    by_pool = [group for group in result.groups if group["by"] == "pool"]
+    if len(by_pool) > 1:
+        print_table(
+            ("pool", "finished", "ttft p50", "ttft p99", "tpot p50", "within SLO"),
+            map(_pool, by_pool),
+            right=range(1, 6),
+        )
+        click.echo()
     print_table(("figure", "value"), _figures(summary), right=(1,))
     if quiet:
         return
@@ -126,10 +134,19 @@ _LATENCIES = {
 def _latencies(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for title, name in _LATENCIES.items():
-        cells = [_seconds(summary.get(f"{name}_{stat}_s")) for stat in ("mean", "p50", "p90", "p95", "p99")]
-        if any(cells):
-            rows.append([title, *cells])
+        mean, *quantiles = (_seconds(summary.get(f"{name}_{stat}_s")) for stat in ("mean", "p50", "p90", "p95", "p99"))
+        low, high = summary.get(f"{name}_mean_ci_low_s"), summary.get(f"{name}_mean_ci_high_s")
+        half = "" if low is None or high is None else _seconds((high - low) / 2)
+        if mean:
+            rows.append([title, mean, half, *quantiles])
     return rows
+
+
+def _pool(group: Mapping[str, Any]) -> list[str]:
+    """A pool's row in the table of pools."""
+    times = [_seconds(group[key]) for key in ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s")]
+    met = group["slo_attainment_ratio"]
+    return [group["value"], f"{group['finished']:,}", *times, "" if met is None else f"{met:.2%}"]
 
 
 def _seconds(value: float | None) -> str:

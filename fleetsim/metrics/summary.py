@@ -72,7 +72,7 @@ def summarise(
         summary[f"{name}_mean_ci_low_s"], summary[f"{name}_mean_ci_high_s"] = _number(low), _number(high)
     summary |= _gaps(pools)
     met = _met(read) if scenario.slo is not None else status == "finished"
-    summary |= _objective(met[counted], makespan_s, bool(counted.all()), order)
+    summary |= _objective(met[counted], _window_s(read, counted), order)
     summary |= _rates(summary, makespan_s, sum(pool.accelerators for pool in pools))
     summary |= _machines(pools, totals.end_s, int(summary["output_tokens"] or 0))
     summary |= _energy_of_requests(read, status)
@@ -114,6 +114,14 @@ def _makespan_s(read: Reader) -> float:
     return float(ends.max() - _as_floats(table["arrival_s"]).min()) if len(ends) else 0.0
 
 
+def _window_s(read: Reader, counted: np.ndarray[Any, Any]) -> float:
+    """Time from the first measured arrival to the end of the last request."""
+    if not counted.any():
+        return 0.0
+    ends = _floats(read, "end_s")
+    return float(np.nanmax(ends) - _floats(read, "arrival_s")[counted].min())
+
+
 def _latency(name: str, values: Floats) -> Figures:
     figures: Figures = {f"{name}_mean_s": _number(values.mean()) if len(values) else None}
     for label, ratio in PERCENTILES.items():
@@ -134,14 +142,14 @@ def _gaps(pools: Sequence[Pool]) -> Figures:
     return figures
 
 
-def _objective(met: np.ndarray[Any, Any], makespan_s: float, all_counted: bool, order: Any) -> Figures:
+def _objective(met: np.ndarray[Any, Any], window_s: float, order: Any) -> Figures:
     ratio = float(met.mean()) if len(met) else 0.0
     low, high = batch_means_interval(met[order].astype(np.float64))
     return {
         "slo_attainment_ratio": ratio,
-        "slo_attainment_ci_low_ratio": _number(low),
-        "slo_attainment_ci_high_ratio": _number(high),
-        "goodput_requests_per_s": float(met.sum()) / makespan_s if makespan_s and all_counted else None,
+        "slo_attainment_ci_low_ratio": _number(max(low, 0.0)),
+        "slo_attainment_ci_high_ratio": _number(min(high, 1.0)),
+        "goodput_requests_per_s": float(met.sum()) / window_s if window_s else None,
     }
 
 

@@ -57,7 +57,7 @@ def test_answer_first_then_tables_then_files(tiny: str, call: Call) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].startswith("STABLE: ")
     assert lines[1] == "SLO met: 100.00% of requests within all limits"
-    assert lines[3].split() == ["latency", "mean", "p50", "p90", "p95", "p99"]
+    assert lines[3].split() == ["latency", "mean", "±", "95", "%", "p50", "p90", "p95", "p99"]
     assert lines[-1].startswith("o: ")
     assert "requests.parquet" in lines[-1]
     assert "events in" in result.stderr
