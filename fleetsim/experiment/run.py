@@ -280,7 +280,7 @@ def _verify_request(request: Request) -> None:
     if request.status != FINISHED:
         return
     times = (request.arrival_s, request.queued_s, request.first_scheduled_s, request.first_token_s, request.end_s)
-    if any(later < earlier for earlier, later in pairwise(times)):
+    if not all(earlier <= later for earlier, later in pairwise(times)):  # NaN is out of order too
         raise LawError(f"law 2 (order of times): request {request.id} has {times}")
     if request.generated != request.output_tokens:
         raise LawError(

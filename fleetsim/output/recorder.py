@@ -160,7 +160,8 @@ class Sampler:
         if fleet.exhausted and not fleet.in_flight and not fleet.expected:
             return
         self.sample(fleet.clock.now_s)
-        self._schedule()
+        if fleet.clock.queue:  # otherwise a request was lost, and sampling would go on for ever
+            self._schedule()
 
     def sample(self, now_s: float) -> None:
         """Close the interval that ends now."""

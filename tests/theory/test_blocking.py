@@ -1,6 +1,6 @@
 """M/M/c/K: a router turns requests away while K are in the system; M/M/c/c is Erlang's loss system.
 
-16 replications of 4,000 requests (40 of 40,000 in the long version), t-interval at 99.9 %, the first tenth as warm-up.
+16 replications of 4,000 requests (24 of 20,000 in the long version), t-interval at 99.9 %, the first tenth as warm-up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CASES = {"M/M/1/5": (1, 5, 0.9), "M/M/4/8": (4, 8, 4.0), "M/M/10/10": (10, 10, 8
     ("case", "replications", "requests"),
     [
         *(pytest.param(case, 16, 4000, id=case) for case in ("M/M/1/5", "M/M/10/10")),
-        *(pytest.param(case, 40, 40_000, id=f"{case}-long", marks=pytest.mark.slow) for case in CASES),
+        *(pytest.param(case, 24, 20_000, id=f"{case}-long", marks=pytest.mark.slow) for case in CASES),
     ],
 )
 def test_blocking_and_wait_of_a_loss_station(case: str, replications: int, requests: int, tmp_path: Path) -> None:

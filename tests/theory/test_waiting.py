@@ -3,7 +3,7 @@
 Every figure is the mean over independent replications of a whole run of the real engine, and must lie within Student's t-interval
 at 99.9 %. The same replications with service 3 % slower must not: in the long versions by every mean wait, in the short ones by the
 share of requests that wait. The first tenth of each run's requests is warm-up. Short versions are 16 replications of 4,000 requests
-(M/M/100: 6,000), long ones 40 of 40,000.
+(M/M/100: 6,000), long ones 24 of 20,000.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.theory.stations import (
     written,
 )
 
-SHORT, LONG = (16, 4000), (40, 40_000)
+SHORT, LONG = (16, 4000), (24, 20_000)
 """Replications and requests of each."""
 SIZES = [pytest.param(*SHORT, id="short"), pytest.param(*LONG, id="long", marks=pytest.mark.slow)]
 
