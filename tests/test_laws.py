@@ -108,8 +108,9 @@ def _charge_twice(batch: Batch) -> bool:
 
 def _give_tokens_away(batch: Batch) -> bool:
     for request in batch.prefilling:
-        request.generated += request.output_tokens
-        return True
+        if request.generated:  # it was preempted
+            request.generated += request.output_tokens
+            return True
     return False
 
 
