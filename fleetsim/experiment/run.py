@@ -25,7 +25,7 @@ from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.metrics.summary import Totals, summarise, too_short
 from fleetsim.output.parquet import MANIFEST, ResultFolder
-from fleetsim.output.recorder import RequestLog, Sampler, write_events, write_gaps
+from fleetsim.output.recorder import RequestLog, Sampler, table_of, write_events, write_gaps
 from fleetsim.output.tables import SCHEMA_VERSION
 from fleetsim.plugins import allowing_imports
 from fleetsim.scenario.export import digest
@@ -189,8 +189,8 @@ def _simulate(
         warnings.append("interrupted: what had not ended is counted as unfinished")
     wall_s = time.perf_counter() - started
     row = {"run": live.digest[:12], "name": scenario.name, "seed": scenario.seed, "verdict": word.word, **summary}
-    folder.add_table("summary", pa.Table.from_pylist([row]))
-    folder.add_table("groups", pa.Table.from_pylist(groups or [{"by": "", "value": ""}]))
+    folder.add_table("summary", table_of([row]))
+    folder.add_table("groups", table_of(groups or [{"by": "", "value": ""}]))
     assumptions = _assumptions(fleet)
     manifest = _manifest(live, row, wall_s, warnings, assumptions, interrupted, word.reason)
     files = folder.publish(manifest)

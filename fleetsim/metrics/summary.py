@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fleetsim.catalog.llm import BYTES_PER_VALUE
 from fleetsim.engine.gaps import edge_s
 from fleetsim.fleet.pool import Pool
-from fleetsim.metrics.statistics import batch_means_interval, percentile
+from fleetsim.metrics.statistics import batch_means_interval, percentiles
 from fleetsim.metrics.verdict import Verdict, verdict
 from fleetsim.scenario.schema import Scenario
 
@@ -26,6 +25,9 @@ Figures = dict[str, float | int | None]
 
 LATENCIES = ("ttft", "tpot", "ntpot", "e2el", "queue_wait")
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+STATES = ("finished", "rejected", "timed_out", "failed", "unfinished")
+"""Terminal states, in the order in which they are reported."""
+FINISHED, REJECTED = 0, 1
 GROUPINGS = ("pool", "class", "tenant", "model")
 
 
@@ -55,7 +57,7 @@ def summarise(
     verdict : Verdict
     """
     table = read("requests", ["status", "request_id", *GROUPINGS])
-    status = _texts(table["status"])
+    status = _status(table["status"])
     counted = table["request_id"].to_numpy() >= scenario.run.warmup_ratio * len(table)
     summary: Figures = _counts(status)
     summary["skipped_rows"] = totals.skipped_rows
@@ -71,7 +73,7 @@ def summarise(
         low, high = batch_means_interval(ordered[~np.isnan(ordered)])
         summary[f"{name}_mean_ci_low_s"], summary[f"{name}_mean_ci_high_s"] = _number(low), _number(high)
     summary |= _gaps(pools)
-    met = _met(read) if scenario.slo is not None else status == "finished"
+    met = _met(read) if scenario.slo is not None else status == FINISHED
     summary |= _objective(met[counted], _window_s(read, counted), order)
     summary |= _rates(summary, makespan_s, sum(pool.accelerators for pool in pools))
     summary |= _machines(pools, totals.end_s, int(summary["output_tokens"] or 0))
@@ -80,21 +82,20 @@ def summarise(
     used = read("replicas", ["kv_used_ratio"])["kv_used_ratio"].to_numpy()
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
     summary["kv_used_max_ratio"] = float(used.max()) if len(used) else 0.0
-    served = status != "rejected"
+    served = status != REJECTED
     word = verdict(_floats(read, "arrival_s")[served], _floats(read, "first_scheduled_s")[served], int((~served).sum()))
     return summary, _groups(read, table, status, met, counted, makespan_s), word
 
 
 def _counts(status: np.ndarray[Any, Any]) -> Figures:
-    names = ("finished", "rejected", "timed_out", "failed", "unfinished")
     figures: Figures = {"requests": len(status)}
-    return figures | {name: int((status == name).sum()) for name in names}
+    return figures | {name: int((status == code).sum()) for code, name in enumerate(STATES)}
 
 
 def _tokens(read: Reader) -> Figures:
     table = read("requests", ["prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "first_scheduled_s"])
     prompts = table["prompt_tokens"].to_numpy()
-    scheduled = prompts[table["first_scheduled_s"].is_valid().to_numpy()].sum()
+    scheduled = prompts[~np.isnan(_as_floats(table["first_scheduled_s"]))].sum()
     cached = int(table["cached_tokens"].to_numpy().sum())
     return {
         "prompt_tokens": int(prompts.sum()),
@@ -124,8 +125,8 @@ def _window_s(read: Reader, counted: np.ndarray[Any, Any]) -> float:
 
 def _latency(name: str, values: Floats) -> Figures:
     figures: Figures = {f"{name}_mean_s": _number(values.mean()) if len(values) else None}
-    for label, ratio in PERCENTILES.items():
-        figures[f"{name}_{label}_s"] = _number(percentile(values, ratio))
+    for label, value in zip(PERCENTILES, percentiles(values, list(PERCENTILES.values())), strict=True):
+        figures[f"{name}_{label}_s"] = _number(value)
     return figures
 
 
@@ -213,7 +214,7 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
 
 def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:
     energy = _floats(read, "energy_j")
-    finished = status == "finished"
+    finished = status == FINISHED
     return {
         "energy_requests_j": float(energy.sum()),
         "energy_per_request_mean_j": _number(energy[finished].mean()) if finished.any() else None,
@@ -234,9 +235,11 @@ def _groups(
     tokens = read("requests", ["output_tokens"])["output_tokens"].to_numpy()
     rows = []
     for by in GROUPINGS:
-        names = _texts(table[by])
-        for value in sorted(set(names.tolist()) - {""}):
-            members = names == value
+        codes, names = _codes(table[by])
+        for value in sorted(names):
+            members = codes == names.index(value)
+            if not members.any():
+                continue
             if by != "pool" and members.all() and by != "class":
                 continue  # one tenant or model only: the summary says the same
             measured = members & counted
@@ -270,7 +273,7 @@ def too_short(summary: Mapping[str, Any], attainment: float) -> str | None:
 
 
 def _met(read: Reader) -> np.ndarray[Any, Any]:
-    return np.asarray(read("requests", ["slo_met"])["slo_met"].fill_null(False).to_numpy(), dtype=bool)
+    return np.asarray(read("requests", ["slo_met"])["slo_met"].to_numpy(), dtype=bool)
 
 
 def _floats(read: Reader, column: str) -> Floats:
@@ -278,12 +281,24 @@ def _floats(read: Reader, column: str) -> Floats:
 
 
 def _as_floats(column: pa.ChunkedArray) -> Floats:
-    return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
+    return np.asarray(column.to_numpy(), dtype=np.float64)  # nulls become NaN
 
 
-def _texts(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    text = column.cast(pa.string())
-    return np.asarray(pc.fill_null(text, "").to_numpy(zero_copy_only=False), dtype=str)
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """A dictionary-encoded column as numbers into a list of names; null is -1."""
+    if not column.num_chunks:
+        return np.zeros(0, np.int32), []
+    encoded = column.unify_dictionaries().combine_chunks()
+    encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
+    codes = np.nan_to_num(np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.float64), nan=-1.0)
+    return codes.astype(np.int32), encoded.dictionary.to_pylist()
+
+
+def _status(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """Terminal states as places in STATES."""
+    codes, names = _codes(column)
+    places: np.ndarray[Any, Any] = np.array([STATES.index(name) for name in names] or [0], dtype=np.int32)
+    return places[codes]
 
 
 def _number(value: float) -> float | None:

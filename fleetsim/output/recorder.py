@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -258,24 +258,38 @@ def as_batch(table: str, columns: dict[str, Any]) -> pa.RecordBatch:
         elif pa.types.is_dictionary(field.type):
             arrays.append(_names(list(values)))
         else:
-            arrays.append(pa.array(values, type=field.type))
+            arrays.append(array_of(values, field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def array_of(values: Any, kind: pa.DataType | None = None) -> pa.Array:
+    """Arrow array of any values. By way of NumPy: pyarrow imports pandas, where it is installed, to look at a list."""
+    return pa.array(values if isinstance(values, np.ndarray) else np.array(values, dtype=object), type=kind)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A small table of rows that have the same keys; a column of None alone is of floats."""
+    columns = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        columns[name] = array_of(values, pa.float64() if set(values) == {None} else None)
+    return pa.table(columns)
 
 
 def _names(values: Sequence[str | None]) -> pa.DictionaryArray:
     if set(values) == {None}:
-        return pa.DictionaryArray.from_arrays(pa.nulls(len(values), pa.int32()), pa.array([], pa.string()))
+        return pa.DictionaryArray.from_arrays(pa.nulls(len(values), pa.int32()), array_of([], pa.string()))
     known: dict[str, int] = {}
     codes = [-1 if value is None else known.setdefault(value, len(known)) for value in values]
     indices = np.array(codes, dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=indices < 0), pa.array(list(known), pa.string()))
+    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=indices < 0), array_of(list(known), pa.string()))
 
 
 def _coded(codes: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryArray:
     """Names by their number; below zero is null."""
     known = list(dict.fromkeys(names))
     place = np.array([known.index(name) for name in names], dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(place[codes], mask=codes < 0), pa.array(known, pa.string()))
+    return pa.DictionaryArray.from_arrays(pa.array(place[codes], mask=codes < 0), array_of(known, pa.string()))
 
 
 def _float_or_null(values: np.ndarray[Any, Any]) -> pa.Array:

@@ -1,0 +1,106 @@
+"""Percentiles, intervals, trend and verdict, against definitions and known cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fleetsim.metrics.slo import slo_met
+from fleetsim.metrics.statistics import (
+    BATCHES,
+    LEVEL,
+    T_QUANTILE,
+    batch_means_interval,
+    percentiles,
+    rising,
+    student_t,
+)
+from fleetsim.metrics.summary import too_short
+from fleetsim.metrics.verdict import BACKLOGGED, OVERLOADED, STABLE, verdict
+from fleetsim.scenario.schema import Slo, SloLimits
+
+
+def test_the_stated_quantile_is_students() -> None:
+    assert pytest.approx(stats.t.ppf(0.5 + LEVEL / 2, BATCHES - 1), rel=1e-14) == T_QUANTILE
+    assert student_t(0.999, 7) == pytest.approx(stats.t.ppf(0.9995, 7), rel=1e-12)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.floats(0, 1))
+def test_percentiles_are_exact(values: list[float], ratio: float) -> None:
+    """Linear interpolation between order statistics, and never outside the values."""
+    (found,) = percentiles(np.array(values), [ratio])
+    ordered = sorted(values)
+    place = ratio * (len(values) - 1)
+    low, high = ordered[int(place)], ordered[min(int(place) + 1, len(values) - 1)]
+    assert low - 1e-9 * (1 + low) <= found <= high + 1e-9 * (1 + high)
+
+
+def test_batch_means_interval_covers_the_mean() -> None:
+    """95 % intervals of 400 independent AR(1) sequences of 4,000 values (coefficient 0.8) cover 0 in 90 to 98 % of the cases;
+    those that ignore the correlation cover far less."""
+    rng = np.random.default_rng(5)
+    noise = rng.normal(size=(400, 4000))
+    values = np.zeros_like(noise)
+    for i in range(1, 4000):
+        values[:, i] = 0.8 * values[:, i - 1] + noise[:, i]
+    intervals = [batch_means_interval(row) for row in values]
+    covered = np.mean([low <= 0 <= high for low, high in intervals])
+    assert 0.90 <= covered <= 0.98
+    naive = [1.96 * row.std(ddof=1) / 4000**0.5 for row in values]
+    assert np.mean([abs(row.mean()) <= half for row, half in zip(values, naive, strict=True)]) < 0.7
+
+
+def test_too_few_values_give_no_interval() -> None:
+    assert np.isnan(batch_means_interval(np.arange(2.0 * BATCHES - 1))).all()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_trend_equals_mann_kendall(ties: bool) -> None:
+    """The one-sided p-value agrees with Kendall's tau against time (asymptotic, continuity apart) on random sequences."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        values = rng.normal(size=30) + np.arange(30) * 0.05
+        if ties:
+            values = np.round(values)
+        reference = stats.kendalltau(np.arange(30), values, alternative="greater", method="asymptotic")
+        assert rising(values) == pytest.approx(max(reference.pvalue, 0) if reference.statistic > 0 else 1.0, abs=0.03)
+
+
+def test_a_level_queue_has_no_trend() -> None:
+    rng = np.random.default_rng(2)
+    p_values = [rising(rng.poisson(5, 20).astype(float)) for _ in range(400)]
+    assert np.mean(np.array(p_values) < 0.05) < 0.09
+
+
+def arrivals_and_waits(growth: float, wait_s: float) -> tuple[np.ndarray, np.ndarray]:
+    arrival = np.arange(1000.0)
+    return arrival, arrival + wait_s + growth * arrival
+
+
+def test_verdicts() -> None:
+    """No wait; a wait that grows by 0.2 s per second; a constant wait of 5 % of the time; a third rejected; nothing at all."""
+    assert verdict(*arrivals_and_waits(0, 0.0), rejected=0).word == STABLE
+    assert verdict(*arrivals_and_waits(0.2, 0.0), rejected=0).word == OVERLOADED
+    assert verdict(*arrivals_and_waits(0, 50.0), rejected=0).word == BACKLOGGED
+    assert verdict(*arrivals_and_waits(0, 0.0), rejected=500).word == OVERLOADED
+    assert verdict(np.zeros(0), np.zeros(0), rejected=3).word == OVERLOADED
+    assert verdict(np.zeros(0), np.zeros(0), rejected=0).word == STABLE
+
+
+def test_slo_by_class() -> None:
+    """A class has its own limits; no TPOT keeps its limit; what did not finish misses."""
+    slo = Slo(ttft="1 s", tpot="100 ms", classes={"batch": SloLimits(e2el="60 s")})  # type: ignore[arg-type]
+    finished = np.array([True, True, True, True, False])
+    ttft = np.array([0.5, 1.5, 0.5, 30.0, 0.1])
+    tpot = np.array([np.nan, 0.05, 0.2, 0.5, 0.01])
+    e2el = np.array([1.0, 2.0, 3.0, 50.0, np.nan])
+    met = slo_met(slo, ["chat", None, "chat", "batch", "batch"], finished, ttft, tpot, e2el)
+    assert met.tolist() == [True, False, False, True, False]
+
+
+def test_a_short_run_is_said_to_be_short() -> None:
+    assert too_short({"measured_requests": 300}, 0.99) is not None
+    assert too_short({"measured_requests": 30_000}, 0.99) is None
