@@ -33,7 +33,7 @@ METRICS = (
     Metric("slo_attainment_ratio", "",
            "requests that finish within all limits / all requests, rejected and unfinished ones included",
            {"inference-perf": "goodput %"}),
-    Metric("goodput_requests_per_s", "1/s", "measured requests that finish within all limits / time from the first measured arrival to the last end",
+    Metric("goodput_requests_per_s", "1/s", "good measured requests / time from their first arrival to the last end",
            {"vllm": "request_goodput", "aiperf": "goodput"}),
     Metric("requests_per_s", "1/s", "finished requests / makespan_s", {"vllm": "request_throughput"}),
     Metric("prompt_tokens_per_s", "1/s", "prompt tokens of finished requests / makespan_s"),

@@ -297,8 +297,8 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray[Any, Any], list[str]]:
 def _status(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     """Terminal states as places in STATES."""
     codes, names = _codes(column)
-    places: np.ndarray[Any, Any] = np.array([STATES.index(name) for name in names] or [0], dtype=np.int32)
-    return places[codes]
+    places = np.array([STATES.index(name) for name in names] or [0], dtype=np.int32)
+    return np.take(places, codes)
 
 
 def _number(value: float) -> float | None:
