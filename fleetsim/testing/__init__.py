@@ -1,0 +1,18 @@
+"""Checkers that any policy or model can be put through, ours and third parties' alike.
+
+Each takes a class (or its registered name, or ``module:Class``), tries it on generated cases and returns a `Report`, or raises
+`PolicyError` with what is wrong::
+
+    def test_my_router():
+        report = check_router(MyRouter)
+        assert report.us_per_decision["1000 replicas"] < 50
+"""
+
+from __future__ import annotations
+
+from fleetsim.testing.report import Report
+from fleetsim.testing.router import check_router
+from fleetsim.testing.scheduler import check_scheduler
+from fleetsim.testing.step_time_model import check_step_time_model
+
+__all__ = ["Report", "check_router", "check_scheduler", "check_step_time_model"]
