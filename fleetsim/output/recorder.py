@@ -160,7 +160,7 @@ class Sampler:
         if fleet.exhausted and not fleet.in_flight and not fleet.expected:
             return
         self.sample(fleet.clock.now_s)
-        if fleet.clock.queue:  # otherwise a request was lost, and sampling would go on for ever
+        if fleet.clock.queue or not fleet.exhausted:  # otherwise a request was lost, and sampling would go on for ever
             self._schedule()
 
     def sample(self, now_s: float) -> None:
