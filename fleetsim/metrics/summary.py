@@ -83,7 +83,8 @@ def summarise(
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
     summary["kv_used_max_ratio"] = float(used.max()) if len(used) else 0.0
     served = status != REJECTED
-    word = verdict(_floats(read, "arrival_s")[served], _floats(read, "first_scheduled_s")[served], int((~served).sum()))
+    arrival, start, end = (_floats(read, name)[served] for name in ("arrival_s", "first_scheduled_s", "end_s"))
+    word = verdict(arrival, start, end, int((~served).sum()))
     return summary, _groups(read, table, status, met, counted, makespan_s), word
 
 

@@ -16,6 +16,8 @@ POINTS = 20
 """Instants, equally spaced over the time of arrivals, at which the waiting requests are counted."""
 SIGNIFICANCE = 0.01
 """Level of the trend test."""
+FELT_RATIO = 0.1
+"""A wait below this share of the mean time in service is not felt."""
 MATERIAL_RATIO = 0.02
 """A queue below this share of all arrivals is never called a problem of capacity."""
 
@@ -27,7 +29,7 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def verdict(arrival_s: Floats, start_s: Floats, rejected: int) -> Verdict:
+def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) -> Verdict:
     """Whether the fleet keeps up with the arrivals.
 
     Parameters
@@ -36,6 +38,8 @@ def verdict(arrival_s: Floats, start_s: Floats, rejected: int) -> Verdict:
         Arrivals of the requests that were served or wait.
     start_s : float array, shape (n,)
         When each was first scheduled; NaN if never.
+    end_s : float array, shape (n,)
+        When each ended; NaN if it has not.
     rejected : int
         Requests turned away.
 
@@ -43,10 +47,11 @@ def verdict(arrival_s: Floats, start_s: Floats, rejected: int) -> Verdict:
     -----
     Let Q be the requests that wait for their first step, at 20 instants over the time in which requests arrive.
 
-    - OVERLOADED: Q rises over the second half of the instants or over all of them (Mann-Kendall, p < 0.01) and ends above 2 % of
-      all arrivals; or more than 2 % of all arrivals were turned away.
-    - BACKLOGGED: not overloaded, but Q is above 2 % of all arrivals at the end of the arrivals, or the median request waits longer
-      than 1 % of the whole time of arrivals.
+    - OVERLOADED: Q rises over the second half of the instants or over all of them (Mann-Kendall, p < 0.01), ends above 2 % of
+      all arrivals, and the last quarter of the requests waits longer than 10 % of the mean time in service (below that it is the
+      wait for a step to end, and a run of a moment would look like growth); or more than 2 % of all arrivals were turned away.
+    - BACKLOGGED: not overloaded, but waits are that long and Q is above 2 % of all arrivals at the end, or the median request waits
+      longer than 1 % of the whole time of arrivals.
     - STABLE: everything else.
     """
     total = len(arrival_s) + rejected
@@ -63,10 +68,14 @@ def verdict(arrival_s: Floats, start_s: Floats, rejected: int) -> Verdict:
     figures = f"{last:.0f} of {total} requests wait at the end of the arrivals, trend p = {p_value:.2g}"
     if rejected > material:
         return Verdict(OVERLOADED, f"{rejected} of {total} requests were rejected")
-    if p_value < SIGNIFICANCE and last > max(material, 1.0):
-        return Verdict(OVERLOADED, f"the queue grows: {figures}")
     waits = np.where(np.isnan(start_s), np.inf, start_s - arrival_s)
+    late = waits[np.argsort(arrival_s, kind="stable")[-max(len(waits) // 4, 1) :]]
+    service = end_s - start_s
+    served = service[~np.isnan(service)]
+    felt = not len(served) or float(late.mean()) > FELT_RATIO * float(served.mean())
+    if p_value < SIGNIFICANCE and last > max(material, 1.0) and felt:
+        return Verdict(OVERLOADED, f"the queue grows: {figures}")
     median = float(np.median(waits))
-    if last > max(material, 1.0) or (end > begin and median > 0.01 * (end - begin)):
+    if felt and (last > max(material, 1.0) or (end > begin and median > 0.01 * (end - begin))):
         return Verdict(BACKLOGGED, f"a queue stands without growing: {figures}, median wait {median:.3g} s")
     return Verdict(STABLE, f"the queue does not grow: {figures}")

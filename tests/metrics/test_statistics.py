@@ -75,19 +75,29 @@ def test_a_level_queue_has_no_trend() -> None:
     assert np.mean(np.array(p_values) < 0.05) < 0.09
 
 
-def arrivals_and_waits(growth: float, wait_s: float) -> tuple[np.ndarray, np.ndarray]:
+def times(growth: float, wait_s: float, service_s: float = 10.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     arrival = np.arange(1000.0)
-    return arrival, arrival + wait_s + growth * arrival
+    start = arrival + wait_s + growth * arrival
+    return arrival, start, start + service_s
 
 
 def test_verdicts() -> None:
     """No wait; a wait that grows by 0.2 s per second; a constant wait of 5 % of the time; a third rejected; nothing at all."""
-    assert verdict(*arrivals_and_waits(0, 0.0), rejected=0).word == STABLE
-    assert verdict(*arrivals_and_waits(0.2, 0.0), rejected=0).word == OVERLOADED
-    assert verdict(*arrivals_and_waits(0, 50.0), rejected=0).word == BACKLOGGED
-    assert verdict(*arrivals_and_waits(0, 0.0), rejected=500).word == OVERLOADED
-    assert verdict(np.zeros(0), np.zeros(0), rejected=3).word == OVERLOADED
-    assert verdict(np.zeros(0), np.zeros(0), rejected=0).word == STABLE
+    nothing = (np.zeros(0),) * 3
+    assert verdict(*times(0, 0.0), rejected=0).word == STABLE
+    assert verdict(*times(0.2, 0.0), rejected=0).word == OVERLOADED
+    assert verdict(*times(0, 50.0), rejected=0).word == BACKLOGGED
+    assert verdict(*times(0, 0.0), rejected=500).word == OVERLOADED
+    assert verdict(*nothing, rejected=3).word == OVERLOADED
+    assert verdict(*nothing, rejected=0).word == STABLE
+
+
+def test_a_run_of_a_moment_is_not_an_overload() -> None:
+    """A hundred requests within 70 ms, each waiting 20 ms for a step to end and served for 3 s: more and more wait, but none for
+    long. With waits as long as the service the same course is an overload."""
+    arrival = np.linspace(0, 0.07, 100)
+    assert verdict(arrival, arrival + 0.02, arrival + 3, rejected=0).word == STABLE
+    assert verdict(arrival, arrival + 2 + arrival * 30, arrival + 7, rejected=0).word == OVERLOADED
 
 
 def test_slo_by_class() -> None:
