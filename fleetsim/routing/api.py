@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import Protocol
 
+from fleetsim.routing.router import Router
 from fleetsim.workload.request import Request
+
+__all__ = ["FleetView", "MinIndex", "Reject", "RequestView", "Router"]
 
 
 class RequestView:
@@ -174,14 +176,3 @@ class FleetView:
         if self.by_work is not None:
             self.decoding[position] -= 1
             self.by_work.add(position, -self.decode_weight_tokens)
-
-
-class Router(Protocol):
-    """Chooses the replica of an admitted request.
-
-    Built as ``Policy(config, rng, fleet)``: its parameters, its own random stream, and the view of the replicas that serve one LLM.
-    """
-
-    def route(self, request: RequestView) -> int | Reject:
-        """Number of a replica in the view, or a rejection."""
-        ...

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Annotated, ClassVar
 
+from mypy_extensions import mypyc_attr
 from numpy.random import Generator
 from pydantic import Field
 
@@ -19,6 +20,7 @@ class RandomConfig(PolicyConfig):
     """Random choice has no parameters."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Random:
     """Any replica with equal chance."""
 
@@ -36,6 +38,7 @@ class RoundRobinConfig(PolicyConfig):
     """Round robin has no parameters."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RoundRobin:
     """The replicas in turn."""
 
@@ -55,6 +58,7 @@ class LeastOutstandingConfig(PolicyConfig):
     """Least outstanding has no parameters."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LeastOutstanding:
     """The replica with the fewest requests sent and not ended; ties go to the one whose count has not changed for longest."""
 
@@ -75,6 +79,7 @@ class JoinShortestQueueConfig(PolicyConfig):
     """How many pending prompt tokens a request that already decodes counts for."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class JoinShortestQueue:
     """The replica with the least work in tokens: prompts not yet answered, plus a weight for each request that decodes.
 
@@ -98,6 +103,7 @@ class PowerOfTwoChoicesConfig(PolicyConfig):
     """Replicas sampled (with equal chance, without repetition). 1 is random."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PowerOfTwoChoices:
     """Of two (or `choices`) replicas drawn at random, the one with fewer outstanding requests; the first drawn wins ties.
 
@@ -134,6 +140,7 @@ class SessionAffinityConfig(PolicyConfig):
     """Session affinity has no parameters."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class SessionAffinity:
     """All turns of a session to the same replica, by rendezvous hashing; requests without a session to the least outstanding.
 
