@@ -51,7 +51,7 @@ def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) ->
       all arrivals, and the last quarter of the requests waits longer than 10 % of the mean time in service (below that it is the
       wait for a step to end, and a run of a moment would look like growth); or more than 2 % of all arrivals were turned away.
     - BACKLOGGED: not overloaded, but waits are that long and Q is above 2 % of all arrivals at the end, or the median request waits
-      longer than 1 % of the whole time of arrivals.
+      longer than 1 % of the whole time of arrivals; or requests wait longer than they are served, in the mean.
     - STABLE: everything else.
     """
     total = len(arrival_s) + rejected
@@ -76,6 +76,10 @@ def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) ->
     if p_value < SIGNIFICANCE and last > max(material, 1.0) and felt:
         return Verdict(OVERLOADED, f"the queue grows: {figures}")
     median = float(np.median(waits))
-    if felt and (last > max(material, 1.0) or (end > begin and median > 0.01 * (end - begin))):
-        return Verdict(BACKLOGGED, f"a queue stands without growing: {figures}, median wait {median:.3g} s")
+    longer = len(served) and float(waits.mean()) > float(served.mean())
+    if longer or (felt and (last > max(material, 1.0) or (end > begin and median > 0.01 * (end - begin)))):
+        return Verdict(
+            BACKLOGGED,
+            f"a queue stands without growing: {figures}, median wait {median:.3g} s, mean {waits.mean():.3g} s",
+        )
     return Verdict(STABLE, f"the queue does not grow: {figures}")

@@ -82,11 +82,15 @@ def times(growth: float, wait_s: float, service_s: float = 10.0) -> tuple[np.nda
 
 
 def test_verdicts() -> None:
-    """No wait; a wait that grows by 0.2 s per second; a constant wait of 5 % of the time; a third rejected; nothing at all."""
+    """No wait; a wait that grows by 0.2 s per second; a constant wait of 5 % of the time; every
+    second request waits for long, in the mean for twice its service; a third rejected; nothing at all."""
     nothing = (np.zeros(0),) * 3
     assert verdict(*times(0, 0.0), rejected=0).word == STABLE
     assert verdict(*times(0.2, 0.0), rejected=0).word == OVERLOADED
     assert verdict(*times(0, 50.0), rejected=0).word == BACKLOGGED
+    half = np.arange(1000) % 2 * 40.0
+    arrival = np.arange(1000.0) * 10
+    assert verdict(arrival, arrival + half, arrival + half + 10, rejected=0).word == BACKLOGGED
     assert verdict(*times(0, 0.0), rejected=500).word == OVERLOADED
     assert verdict(*nothing, rejected=3).word == OVERLOADED
     assert verdict(*nothing, rejected=0).word == STABLE
