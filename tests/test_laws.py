@@ -129,7 +129,9 @@ FAULTS: dict[str, tuple[Callable[[Batch], bool], str]] = {
 """What a faulty scheduler does once, and the law that must object."""
 
 
-class FaultyConfig(VllmV1Config):
+class FaultyConfig(PolicyConfig):
+    max_batched_tokens: int = 2048
+    max_seqs: int = 256
     fault: str
     """Name in `FAULTS`."""
     after: int = 40
@@ -142,7 +144,8 @@ class Faulty:
     Config = FaultyConfig
 
     def __init__(self, config: FaultyConfig) -> None:
-        self._inner = VllmV1(config)
+        seats, budget = config.max_seqs, config.max_batched_tokens
+        self._inner = VllmV1(VllmV1Config(max_seqs=seats, max_batched_tokens=budget))
         self._fault, _ = FAULTS[config.fault]
         self._left = config.after
 

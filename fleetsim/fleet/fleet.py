@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from fleetsim.engine.batch import Batch
 from fleetsim.engine.replica import Meter, Replica
@@ -27,7 +28,8 @@ class Group:
         self.replicas = tuple(replicas)
         self.capacity_tokens = tuple(pool.capacity_tokens for pool in pools)
         self.view = view
-        self.router = router
+        self.router: Any = router
+        """Not trusted to keep its Protocol: where this module is compiled, a `Router` here would have its answers converted."""
 
 
 class Fleet:
