@@ -123,10 +123,13 @@ KINDS: dict[str, Callable[[], Rows]] = {
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(list(KINDS)))
+@click.argument("kind", type=click.Choice(list(KINDS)), metavar="KIND")
 @json_option
 def command(kind: str, as_json: bool) -> None:
-    """What can be named in a scenario: KIND is one of the names below."""
+    """What can be named in a scenario.
+
+    KIND is policies, accelerators, llms, links, traces, profiles, metrics or scenarios.
+    """
     rows = list(KINDS[kind]())
     if as_json:
         print_json({"kind": kind, "items": rows})

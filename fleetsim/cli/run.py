@@ -136,7 +136,7 @@ def _latencies(summary: Mapping[str, Any]) -> list[list[str]]:
     for title, name in _LATENCIES.items():
         mean, *quantiles = (_seconds(summary.get(f"{name}_{stat}_s")) for stat in ("mean", "p50", "p90", "p95", "p99"))
         low, high = summary.get(f"{name}_mean_ci_low_s"), summary.get(f"{name}_mean_ci_high_s")
-        half = "" if low is None or high is None else _seconds((high - low) / 2)
+        half = "" if low is None or high is None else _seconds((high - low) / 2, 2)
         if mean:
             rows.append([title, mean, half, *quantiles])
     return rows
@@ -149,10 +149,10 @@ def _pool(group: Mapping[str, Any]) -> list[str]:
     return [group["value"], f"{group['finished']:,}", *times, "" if met is None else f"{met:.2%}"]
 
 
-def _seconds(value: float | None) -> str:
+def _seconds(value: float | None, digits: int = 4) -> str:
     if value is None:
         return ""
-    return show(value, "s") if value >= 1 else show(value * 1e3, "ms")
+    return show(value, "s", digits) if value >= 1 else show(value * 1e3, "ms", digits)
 
 
 _FIGURES = (

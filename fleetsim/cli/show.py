@@ -30,7 +30,7 @@ def command() -> None:
     """Memory, limits and physical floors of a model, a chip or a pool."""
 
 
-@command.command("llm")
+@command.command("llm", short_help="Architecture of an LLM, its weights and KV per token.")
 @click.argument("name")
 @json_option
 def llm_command(name: str, as_json: bool) -> None:
@@ -82,7 +82,7 @@ def _kv_formula(llm: Llm) -> str:
     return f"{llm.layers} layers x {llm.kv_values_per_token:,} values x 2 B"
 
 
-@command.command("accelerator")
+@command.command("accelerator", short_help="Data sheet of a chip, every number with its source.")
 @click.argument("name")
 @json_option
 def accelerator_command(name: str, as_json: bool) -> None:
@@ -101,7 +101,7 @@ def _source(value: Sourced) -> str:
     return f"{value.source}: {value.note}" if value.note else value.source
 
 
-@command.command("pool")
+@command.command("pool", short_help="Memory, largest batch and physical floors of pools.")
 @click.argument("scenario", required=False)
 @click.option("--pool", "name", help="Only this pool of the scenario.")
 @click.option("--llm", help="Instead of a scenario: this LLM …")

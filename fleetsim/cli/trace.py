@@ -23,7 +23,7 @@ def command() -> None:
     """Describe, convert, generate and fetch request traces."""
 
 
-@command.command()
+@command.command(short_help="What is in a trace: rates, lengths, prefix reuse.")
 @click.argument("file", type=_path)
 @_from_option
 @json_option
@@ -64,7 +64,7 @@ def _shown(value: Any) -> str:
     return show(value) if isinstance(value, float) else "–" if value is None else str(value)
 
 
-@command.command()
+@command.command(short_help="Write a trace in another format.")
 @click.argument("source", type=_path)
 @click.argument("target", type=_path)
 @_from_option
@@ -88,7 +88,7 @@ def convert(
         click.echo(f"no room in {report['to_format']} for: {', '.join(report['lost'])}", err=True)
 
 
-@command.command()
+@command.command(short_help="Write the requests that a scenario would send.")
 @click.argument("scenario")
 @click.argument("target", type=_path)
 @_to_option
@@ -110,7 +110,7 @@ def export(scenario: str, target: Path, to_format: str | None, overrides: tuple[
         click.echo(f"{target}: {report['requests']:,} requests as {report['to_format']}")
 
 
-@command.command()
+@command.command(short_help="Download a public trace.")
 @click.argument("name")
 @click.option("--dest", type=_path, default=Path(), help="Folder to save it in [the current one].")
 @json_option
@@ -127,7 +127,7 @@ def fetch(name: str, dest: Path, as_json: bool) -> None:
         click.echo("its checksum is not known: what came cannot be verified", err=True)
 
 
-@command.command()
+@command.command(short_help="Draw a trace like a public one.")
 @click.argument("profile")
 @click.argument("target", type=_path)
 @click.option("--requests", type=click.IntRange(1), default=1000, show_default=True, help="How many to draw.")

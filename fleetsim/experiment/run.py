@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ from fleetsim.output.tables import SCHEMA_VERSION
 from fleetsim.plugins import allowing_imports
 from fleetsim.scenario.export import digest
 from fleetsim.scenario.load import LoadedScenario, load_mapping, load_scenario
+from fleetsim.scenario.merge import Overrides
 from fleetsim.scenario.schema import Scenario
 from fleetsim.workload.request import Request
 
@@ -40,7 +41,7 @@ VERIFY_EVERY = 256
 """With checks on: boundaries of a replica between full recounts of its books."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """A finished run."""
 
@@ -66,6 +67,10 @@ class Result:
     """Catalogue values used that are assumed, not sourced."""
     interrupted: bool = False
 
+    def __repr__(self) -> str:
+        """One line; the figures are in `summary`."""
+        return f"Result({self.name!r}, {self.verdict}, {self.summary['requests']:,} requests, out={str(self.out)!r})"
+
     def table(self, name: str) -> pa.Table:
         """A table of the run: requests, replicas, fleet, events, gaps, summary or groups."""
         return pq.read_table(self.out / f"{name}.parquet")
@@ -76,10 +81,10 @@ class Result:
 
 
 def run(
-    scenario: str | os.PathLike[str] | Scenario | LoadedScenario,
+    scenario: str | os.PathLike[str] | Mapping[str, Any] | Scenario | LoadedScenario,
     out: str | os.PathLike[str] | None = None,
     *,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     check: bool = False,
     allow_import: bool = False,
     progress: Progress | None = None,
@@ -89,12 +94,12 @@ def run(
 
     Parameters
     ----------
-    scenario : path, Scenario or LoadedScenario
-        What to simulate.
+    scenario : path, mapping, Scenario or LoadedScenario
+        What to simulate: a file, ``embedded:NAME``, what would stand in a file, or either of them loaded.
     out : path, optional
         Folder for the tables; default ``fleetsim-out/<name>``. It appears when the run is complete, not before.
-    overrides : sequence of str
-        ``path=value`` texts laid over the scenario.
+    overrides : str, sequence of str, or mapping
+        ``path=value`` texts, or values by path, laid over the scenario.
     check : bool
         Check the laws of the simulation while it runs.
     allow_import : bool
@@ -127,10 +132,14 @@ def run(
             raise
 
 
-def _load(scenario: str | os.PathLike[str] | Scenario | LoadedScenario, overrides: Sequence[str]) -> LoadedScenario:
+def _load(
+    scenario: str | os.PathLike[str] | Mapping[str, Any] | Scenario | LoadedScenario, overrides: Overrides
+) -> LoadedScenario:
     if isinstance(scenario, LoadedScenario):
-        return scenario
-    if isinstance(scenario, Scenario):
+        if not overrides:
+            return scenario
+        return replace(load_mapping(scenario.scenario, overrides, scenario.base_dir), path=scenario.path)
+    if isinstance(scenario, Scenario | Mapping):
         return load_mapping(scenario, overrides)
     return load_scenario(scenario, overrides)
 

@@ -16,6 +16,7 @@ from fleetsim.scenario.export import resolved_mapping
 from fleetsim.scenario.merge import Overrides, override, read_with_parents
 from fleetsim.scenario.schema import Scenario
 from fleetsim.scenario.source import Located, located, path_text
+from fleetsim.scenario.template import scenario_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ def load_scenario(path: str | os.PathLike[str], overrides: Overrides = ()) -> Lo
     Parameters
     ----------
     path : str or path
-        A YAML file.
-    overrides : sequence of str, or mapping
+        A YAML file, or ``embedded:NAME``.
+    overrides : str, sequence of str, or mapping
         ``path=value`` texts as ``--set`` takes them (``pools[0].replicas=3``, ``pools.main.replicas=3``), or values by
         path.
 
@@ -61,8 +62,8 @@ def load_scenario(path: str | os.PathLike[str], overrides: Overrides = ()) -> Lo
     ScenarioError
         With every finding at once.
     """
-    file = Path(path)
-    tree, findings = read_with_parents(file, os.fspath(path))
+    file = scenario_path(path)
+    tree, findings = read_with_parents(file, os.fspath(file))
     return _validated(tree, findings, overrides, file, file.absolute().parent)
 
 

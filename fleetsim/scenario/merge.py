@@ -15,8 +15,8 @@ from fleetsim.scenario.source import MAX_DEPTH, Located, located, parse_value, p
 MAX_PARENTS = 10
 """Longest chain of ``extends``."""
 
-Overrides = Sequence[str] | Mapping[str, object]
-"""Overrides as ``path=value`` texts, or as values by path."""
+Overrides = str | Sequence[str] | Mapping[str, object]
+"""Overrides as one or more ``path=value`` texts, or as values by path."""
 
 _EXPECTED = "expected path=value, such as pools[0].replicas=3"
 _STEP = re.compile(r"\.?([^.\[\]=]+)|\[(\d{1,9})\]")
@@ -142,6 +142,8 @@ def is_llm_file(llm: str) -> bool:
 def override(tree: Located, overrides: Overrides) -> tuple[Located, list[Finding]]:
     """The tree with ``--set path=value`` overrides laid over it in order, and those that could not be."""
     findings: list[Finding] = []
+    if isinstance(overrides, str):
+        overrides = (overrides,)
     for given in overrides.items() if isinstance(overrides, Mapping) else overrides:
         try:
             path, value = _split(given) if isinstance(given, str) else given
@@ -210,7 +212,9 @@ def _index(node: Located, step: str | int, shown: str, done: tuple[str | int, ..
     if isinstance(step, int):
         if step < len(node.value):
             return step
-        raise ScenarioError(Finding(f"{where} has {len(node.value)} items, counted from 0", file=shown))
+        last = len(node.value) - 1
+        message = f"there is no {where}[{step}]: the last is {where}[{last}]" if last >= 0 else f"{where} is empty"
+        raise ScenarioError(Finding(message, file=shown))
     named = {str(_name(item)): i for i, item in enumerate(node.value) if _name(item) is not None}
     if step not in named:
         raise ScenarioError(

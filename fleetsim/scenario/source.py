@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from fleetsim.errors import Finding, ScenarioError
+from fleetsim.scenario.template import embedded_scenarios
 
 MAX_BYTES = 1 << 20
 """Largest scenario file that is read."""
@@ -141,12 +143,24 @@ def _kind(value: object) -> str:
     return "nothing" if value is None else type_names[type(value)]
 
 
+def _similar(path: Path) -> str:
+    """Hint for a file that is not there: one of nearly the same name, or what there is instead."""
+    if path.name in embedded_scenarios():
+        return f"did you mean embedded:{path.name}?"
+    try:
+        names = {child.stem: child for child in sorted(path.parent.iterdir()) if child.suffix in (".yaml", ".yml")}
+    except OSError:
+        return f"there is no folder {path.parent} either"
+    close = get_close_matches(path.stem, names, n=1)
+    return f'did you mean "{names[close[0]]}"?' if close else "`fleetsim init` writes a scenario to start from"
+
+
 def _read_text(path: Path, shown: str) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ScenarioError(Finding("no such file", file=shown)) from None
+        raise ScenarioError(Finding("no such file", file=shown, hint=_similar(path))) from None
     except IsADirectoryError:
         raise ScenarioError(Finding("this is a folder, not a scenario file", file=shown)) from None
     except (OSError, ValueError) as error:

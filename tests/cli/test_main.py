@@ -148,7 +148,7 @@ def test_real_process_good_and_bad(tmp_path: Path) -> None:
     assert json.loads(good.stdout)["verdict"] == "STABLE"
     bad = process("run", "missing.yaml", "--out", "p", cwd=tmp_path)
     assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr == "missing.yaml  no such file\n"
+    assert bad.stderr == "missing.yaml  no such file\n    `fleetsim init` writes a scenario to start from\n"
     assert not (tmp_path / "p").exists()
 
 

@@ -12,7 +12,7 @@ from click.testing import Result
 
 import fleetsim
 from fleetsim.cli.progress import _clock, _line, watching
-from fleetsim.cli.run import folder_name
+from fleetsim.cli.run import _latencies, folder_name
 
 from .conftest import TINY
 
@@ -24,6 +24,7 @@ SUMMARY = """
     e2el_mean_s e2el_p50_s e2el_p99_s queue_wait_mean_s makespan_s slo_attainment_ratio goodput_requests_per_s
     output_tokens_per_s energy_j energy_per_output_token_j power_mean_w cost_usd cost_per_million_output_tokens_usd
 """
+STATS = ("mean", "mean_ci_low", "mean_ci_high", "p50", "p90", "p95", "p99")
 COLUMNS = """
     request_id arrival_s queued_s first_scheduled_s first_token_s end_s status pool replica prompt_tokens output_tokens
     cached_tokens preemptions ttft_s tpot_s e2el_s energy_j cost_usd
@@ -170,3 +171,22 @@ def test_progress_line() -> None:
     cells = [str(c) for column in _line(50, 200, 3725.0, 10.0).columns[1:] for c in column.cells]
     assert cells == ["simulated 1:02:05", "50 of 200 requests", "10/s", "0:15 left"]
     assert _clock(59.9) == "0:59"
+
+
+def test_what_python_accepts_as_a_scenario(tiny: str, folder: Path) -> None:
+    loaded = fleetsim.load_scenario(tiny)
+    for scenario in (tiny, loaded, loaded.scenario, loaded.resolved):
+        for overrides in ("workload.requests=5", ["workload.requests=5"], {"workload.requests": 5}):
+            assert fleetsim.run(scenario, "o", overrides=overrides).summary["requests"] == 5
+        assert fleetsim.run(scenario, "o").summary["requests"] == 20
+    assert fleetsim.run("embedded:quickstart", overrides="workload.requests=5").name == "quickstart"
+
+
+def test_a_result_is_one_line_in_a_session(tiny: str) -> None:
+    assert repr(fleetsim.run(tiny, "o")) == "Result('tiny', STABLE, 20 requests, out='o')"
+
+
+def test_figures_fit_a_terminal_of_80_columns(folder: Path) -> None:
+    rows = _latencies({f"{name}_{stat}_s": 0.99999 for name in ("ttft", "tpot") for stat in STATS})
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    assert sum(widths) + 2 * (len(widths) - 1) <= 80

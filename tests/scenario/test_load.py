@@ -237,3 +237,19 @@ def test_finding_names_the_place_of_any_path(write: Callable[..., Path]) -> None
     assert loaded.finding(("pools", 0, "llm"), "x").line == 14
     absent = loaded.finding(("pools", 0, "engine", "kv"), "x")
     assert (absent.path, absent.line) == ("pools[0].engine.kv", 14)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("quickstart", "did you mean embedded:quickstart?"),
+        ("smal.yaml", 'small.yaml"?'),
+        ("other.yml", "`fleetsim init` writes a scenario to start from"),
+        ("nowhere/small.yaml", "nowhere either"),
+    ],
+)
+def test_a_file_that_is_not_there(name: str, hint: str, write: Callable[..., Path]) -> None:
+    folder = write(name="small.yaml").parent
+    with pytest.raises(ScenarioError, match="no such file") as caught:
+        load_scenario(folder / name)
+    assert caught.value.findings[0].hint.endswith(hint)

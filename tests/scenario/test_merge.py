@@ -142,7 +142,7 @@ def test_overrides_as_values(write: Write) -> None:
         ("sed=9", "sed", 'unknown key "sed"'),
         ("slo.tftt=1 s", "slo.tftt", 'unknown key "tftt"'),
         ("slo.ttft=1 GiB", "slo.ttft", "expected a time"),
-        ("pools[3].replicas=1", "", "pools has 1 items"),
+        ("pools[3].replicas=1", "", "there is no pools[3]: the last is pools[0]"),
         ("pools.mian.replicas=1", "", 'no item named "mian"'),
         ("pools[0]replicas", "", "expected path=value"),
         ("seed", "", "expected path=value"),
