@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -66,7 +66,8 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: It
     aligned = set(right)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, header in enumerate(headers):
-        table.add_column(header, justify="right" if i in aligned else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if i in aligned else "left"
+        table.add_column(header, justify=justify, overflow="fold", no_wrap=header == "name")
     listed = [list(row) for row in rows]
     for row in listed:
         table.add_row(*(Text(cell) for cell in row))
