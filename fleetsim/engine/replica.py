@@ -284,6 +284,8 @@ class Replica:
             dynamic_j += energy_j
             if time_s > slowest:
                 slowest = time_s
+        if not 0.0 < slowest < inf:
+            raise PolicyError(f"step-time model {type(model).__name__} gave a step of {slowest} s")
         self.leap_steps = 1
         self.first_s = slowest
         self.slope_s = self.slope_j = 0.0
@@ -314,6 +316,8 @@ class Replica:
             for first, slope in lines:
                 if slope > slope_s:
                     steps = min(steps, max(1, int((first_s - first) / (slope - slope_s)) + 1))
+        if not (0.0 < first_s < inf and 0.0 <= slope_s < inf):
+            raise PolicyError(f"step-time model {type(self.model).__name__} gave steps of {first_s} + k * {slope_s} s")
         if steps < 1:
             raise LawError("a leap without steps")
         self.leap_steps = steps

@@ -176,6 +176,7 @@ def _simulate(
     end_s = clock.now_s if stopped else fleet.last_end_s
     if stopped:
         fleet.stop()
+    fleet.verify_conservation()
     sampler.sample(end_s)
     sampler.flush()
     log.flush()

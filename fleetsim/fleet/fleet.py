@@ -236,6 +236,17 @@ class Fleet:
                 self.ended += 1
                 self.on_end(request)
 
+    def verify_conservation(self) -> None:
+        """Check that every request that arrived has ended: always, since a row would be missing without a word.
+
+        Raises
+        ------
+        LawError
+            If a request was lost.
+        """
+        if self.in_flight:
+            raise LawError(f"law 1 (conservation): {self.arrived} requests arrived, {self.ended} ended")
+
     def verify(self, end_s: float) -> None:
         """Check the laws that hold at the end of a run.
 
@@ -244,8 +255,7 @@ class Fleet:
         LawError
             If one does not.
         """
-        if self.in_flight:
-            raise LawError(f"law 1 (conservation): {self.arrived} requests arrived, {self.ended} ended")
+        self.verify_conservation()
         for replica in self.replicas:
             meter = replica.meter(end_s)
             if not -1e-9 <= meter.busy_s <= end_s * (1 + 1e-9) + 1e-9:

@@ -18,6 +18,8 @@ SIGNIFICANCE = 0.01
 """Level of the trend test."""
 FELT_RATIO = 0.1
 """A wait below this share of the mean time in service is not felt."""
+PATIENCE = 10.0
+"""Times in service after which requests that pile up are no longer a fleet that fills."""
 MATERIAL_RATIO = 0.02
 """A queue below this share of all arrivals is never called a problem of capacity."""
 
@@ -49,7 +51,9 @@ def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) ->
 
     - OVERLOADED: Q rises over the second half of the instants or over all of them (Mann-Kendall, p < 0.01), ends above 2 % of
       all arrivals, and the last quarter of the requests waits longer than 10 % of the mean time in service (below that it is the
-      wait for a step to end, and a run of a moment would look like growth); or more than 2 % of all arrivals were turned away.
+      wait for a step to end, and a run of a moment would look like growth); or more than 2 % of all arrivals were turned away;
+      or, where arrivals go on for ten times the mean time in service, the requests in the system rise over the second half
+      (p < 0.01) while fewer than 95 % as many end as arrive (a batch with ample seats has no queue, it slows down).
     - BACKLOGGED: not overloaded, but waits are that long and Q is above 2 % of all arrivals at the end, or the median request waits
       longer than 1 % of the whole time of arrivals; or requests wait longer than they are served, in the mean.
     - STABLE: everything else.
@@ -72,6 +76,10 @@ def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) ->
     late = waits[np.argsort(arrival_s, kind="stable")[-max(len(waits) // 4, 1) :]]
     service = end_s - start_s
     served = service[~np.isnan(service)]
+    if reason := _piling_up(
+        instants, arrived, end_s, float(served.mean()) if len(served) else float("inf"), end - begin
+    ):
+        return Verdict(OVERLOADED, reason)
     felt = not len(served) or float(late.mean()) > FELT_RATIO * float(served.mean())
     if p_value < SIGNIFICANCE and last > max(material, 1.0) and felt:
         return Verdict(OVERLOADED, f"the queue grows: {figures}")
@@ -83,3 +91,16 @@ def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) ->
             f"a queue stands without growing: {figures}, median wait {median:.3g} s, mean {waits.mean():.3g} s",
         )
     return Verdict(STABLE, f"the queue does not grow: {figures}")
+
+
+def _piling_up(instants: Floats, arrived: np.ndarray[Any, Any], end_s: Floats, service_s: float, span_s: float) -> str:
+    """Why the requests in the system grow without end; empty if they do not."""
+    if span_s < PATIENCE * service_s:
+        return ""
+    ended = np.searchsorted(np.sort(end_s[~np.isnan(end_s)]), instants, side="right")
+    half = POINTS // 2
+    inside = (arrived - ended).astype(np.float64)[half:]
+    came, went = arrived[-1] - arrived[half], ended[-1] - ended[half]
+    if went >= 0.95 * came or rising(inside) >= SIGNIFICANCE:
+        return ""
+    return f"requests pile up in the batches: {came} came and {went} ended in the second half of the arrivals"

@@ -104,6 +104,13 @@ def test_a_run_of_a_moment_is_not_an_overload() -> None:
     assert verdict(arrival, arrival + 2 + arrival * 30, arrival + 7, rejected=0).word == OVERLOADED
 
 
+def test_a_batch_that_fills_without_a_queue_is_an_overload() -> None:
+    """Nobody waits for a seat, but service lasts ever longer and a tenth fewer end than come; steady service is stable."""
+    arrival = np.linspace(0, 10_000, 5000)
+    assert verdict(arrival, arrival, arrival * 1.12 + 5, rejected=0).word == OVERLOADED
+    assert verdict(arrival, arrival, arrival + 300, rejected=0).word == STABLE
+
+
 def test_slo_by_class() -> None:
     """A class has its own limits; no TPOT keeps its limit; what did not finish misses."""
     slo = Slo(ttft="1 s", tpot="100 ms", classes={"batch": SloLimits(e2el="60 s")})  # type: ignore[arg-type]
