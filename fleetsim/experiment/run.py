@@ -176,11 +176,12 @@ def _simulate(
     end_s = clock.now_s if stopped else fleet.last_end_s
     if stopped:
         fleet.stop()
-    fleet.verify_conservation()
+    if not interrupted:  # an interrupt may strike between two lines that belong together
+        fleet.verify_conservation()
     sampler.sample(end_s)
     sampler.flush()
     log.flush()
-    if live.check:
+    if live.check and not interrupted:
         fleet.verify(end_s)
     write_gaps(folder, fleet.pools)
     write_events(folder, fleet, end_s)
