@@ -121,10 +121,10 @@ def no_compiler() -> str:
     return "" if header.is_file() else f"no {header}: CPython's headers are not installed"
 
 
-def build_wheel(folder: Path, compile_wish: str) -> Path:
+def build_wheel(folder: Path, compile_wish: str, **extra: str) -> Path:
     """Build a wheel of the checkout."""
     line = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    environment = {**os.environ, "FLEETSIM_COMPILE": compile_wish}
+    environment = {**os.environ, "FLEETSIM_COMPILE": compile_wish, **extra}
     process = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=900)
     assert process.returncode == 0, process.stdout + process.stderr
     (wheel,) = folder.glob("fleetsim-*.whl")
@@ -219,6 +219,11 @@ def test_plain_wheel_is_pure(plain: Installed) -> None:
     for name, origin in origins(plain).items():
         assert origin.endswith(".py"), name
         assert Path(origin).is_relative_to(plain.folder.parent)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="setuptools does not heed CC on Windows")
+def test_without_a_compiler_the_wheel_is_pure(tmp_path: Path) -> None:
+    assert build_wheel(tmp_path, "auto", CC=str(tmp_path / "no-such-compiler")).name.endswith("-py3-none-any.whl")
 
 
 def test_example_runs_outside_the_checkout(wheel: Installed) -> None:
