@@ -56,25 +56,28 @@ def summarise(
         One per group, with ``by`` and ``value``.
     verdict : Verdict
     """
-    table = read("requests", ["status", "request_id", *GROUPINGS])
+    table = read("requests", ["status", *GROUPINGS])
     status = _status(table["status"])
-    counted = table["request_id"].to_numpy() >= scenario.run.warmup_ratio * len(table)
+    order = np.argsort(_floats(read, "arrival_s"), kind="stable")
+    cut = int(scenario.run.warmup_ratio * len(order))
+    counted = np.ones(len(order), dtype=bool)
+    counted[order[:cut]] = False
+    order = order[cut:]
     summary: Figures = _counts(status)
     summary["skipped_rows"] = totals.skipped_rows
     summary["measured_requests"] = int(counted.sum())
     summary |= _tokens(read)
     makespan_s = _makespan_s(read)
     summary["makespan_s"] = makespan_s
-    order = np.argsort(table["request_id"].to_numpy()[counted], kind="stable")
     for name in LATENCIES:
-        values = _floats(read, f"{name}_s")[counted]
-        summary |= _latency(name, values[~np.isnan(values)])
-        ordered = values[order]
-        low, high = batch_means_interval(ordered[~np.isnan(ordered)])
+        ordered = _floats(read, f"{name}_s")[order]
+        ordered = ordered[~np.isnan(ordered)]
+        summary |= _latency(name, ordered)
+        low, high = batch_means_interval(ordered)
         summary[f"{name}_mean_ci_low_s"], summary[f"{name}_mean_ci_high_s"] = _number(low), _number(high)
     summary |= _gaps(pools)
     met = _met(read) if scenario.slo is not None else status == FINISHED
-    summary |= _objective(met[counted], _window_s(read, counted), order)
+    summary |= _objective(met[order], _window_s(read, counted))
     summary |= _rates(summary, makespan_s, sum(pool.accelerators for pool in pools))
     summary |= _machines(pools, totals.end_s, int(summary["output_tokens"] or 0))
     summary |= _energy_of_requests(read, status)
@@ -144,9 +147,9 @@ def _gaps(pools: Sequence[Pool]) -> Figures:
     return figures
 
 
-def _objective(met: np.ndarray[Any, Any], window_s: float, order: Any) -> Figures:
+def _objective(met: np.ndarray[Any, Any], window_s: float) -> Figures:
     ratio = float(met.mean()) if len(met) else 0.0
-    low, high = batch_means_interval(met[order].astype(np.float64))
+    low, high = batch_means_interval(met.astype(np.float64))
     return {
         "slo_attainment_ratio": ratio,
         "slo_attainment_ci_low_ratio": _number(max(low, 0.0)),
@@ -231,30 +234,34 @@ def _groups(
     counted: np.ndarray[Any, Any],
     makespan_s: float,
 ) -> list[dict[str, Any]]:
-    """The main figures for each pool, class, tenant and model that occurs."""
-    columns = {name: _floats(read, name) for name in ("ttft_s", "tpot_s", "e2el_s", "energy_j", "cost_usd")}
-    tokens = read("requests", ["output_tokens"])["output_tokens"].to_numpy()
-    rows = []
+    """The main figures for each pool, class, tenant and model that occurs, one column of the table at a time."""
+    rows: list[dict[str, Any]] = []
+    places: list[tuple[np.ndarray[Any, Any], int]] = []
     for by in GROUPINGS:
         codes, names = _codes(table[by])
         for value in sorted(names):
             members = codes == names.index(value)
-            if not members.any():
-                continue
-            if by != "pool" and members.all() and by != "class":
+            if not members.any() or (by in ("tenant", "model") and members.all()):
                 continue  # one tenant or model only: the summary says the same
             measured = members & counted
             row: dict[str, Any] = {"by": by, "value": value, **_counts(status[members])}
             row["slo_attainment_ratio"] = _number(met[measured].mean()) if measured.any() else None
             row["goodput_requests_per_s"] = float(met[members].sum()) / makespan_s if makespan_s else None
-            row["output_tokens"] = int(tokens[members].sum())
-            row["output_tokens_per_s"] = row["output_tokens"] / makespan_s if makespan_s else None
-            for name in ("ttft", "tpot", "e2el"):
-                values = columns[f"{name}_s"][measured]
-                row |= _latency(name, values[~np.isnan(values)])
-            row["energy_requests_j"] = float(columns["energy_j"][members].sum())
-            row["cost_requests_usd"] = float(columns["cost_usd"][members].sum())
             rows.append(row)
+            places.append((codes, names.index(value)))
+    tokens = read("requests", ["output_tokens"])["output_tokens"].to_numpy()
+    for row, (codes, place) in zip(rows, places, strict=True):
+        row["output_tokens"] = int(tokens[codes == place].sum())
+        row["output_tokens_per_s"] = row["output_tokens"] / makespan_s if makespan_s else None
+    for name in ("ttft", "tpot", "e2el"):
+        values = _floats(read, f"{name}_s")
+        usable = counted & ~np.isnan(values)
+        for row, (codes, place) in zip(rows, places, strict=True):
+            row |= _latency(name, values[usable & (codes == place)])
+    for key, column in (("energy_requests_j", "energy_j"), ("cost_requests_usd", "cost_usd")):
+        values = _floats(read, column)
+        for row, (codes, place) in zip(rows, places, strict=True):
+            row[key] = float(values[codes == place].sum())
     return rows
 
 
