@@ -237,6 +237,8 @@ def test_example_runs_outside_the_checkout(wheel: Installed) -> None:
 
 
 ROUTERS = """
+from fleetsim.engine.schedulers.vllm_v1 import VllmV1
+from fleetsim.engine.steptime.roofline import Roofline
 from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import FleetView, RequestView, Router
 from fleetsim.routing.basic import RoundRobin
@@ -247,6 +249,18 @@ class LargestId(RoundRobin):
 
     def route(self, request):
         return -1 - super().route(request) + self._count
+
+
+class Newest(VllmV1):
+    '''The queue backwards.'''
+
+    def schedule(self, batch):
+        batch.waiting.reverse()
+        super().schedule(batch)
+
+
+class Slower(Roofline):
+    '''The same under another name.'''
 
 
 class EvenConfig(PolicyConfig):
@@ -280,6 +294,7 @@ VARIANTS = {
     **{name: (name, "") for name in SCENARIOS},
     "round-robin-backwards": ("sessions", "gateway.router=routers:LargestId"),
     "own-protocol": ("sessions", "gateway.router={policy: routers:Even, step: 3}"),
+    "own-scheduler": ("experts", "pools[0].engine.scheduler.policy=routers:Newest"),
     "own-alone": ("experts", "gateway.router=routers:Alone"),
 }
 

@@ -72,7 +72,10 @@ def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) ->
     figures = f"{last:.0f} of {total} requests wait at the end of the arrivals, trend p = {p_value:.2g}"
     if rejected > material:
         return Verdict(OVERLOADED, f"{rejected} of {total} requests were rejected")
-    waits = np.where(np.isnan(start_s), np.inf, start_s - arrival_s)
+    seen_s = np.nanmax(
+        np.concatenate([arrival_s, start_s, end_s])
+    )  # who was never scheduled has waited until then at least
+    waits = np.where(np.isnan(start_s), seen_s, start_s) - arrival_s
     late = waits[np.argsort(arrival_s, kind="stable")[-max(len(waits) // 4, 1) :]]
     service = end_s - start_s
     served = service[~np.isnan(service)]

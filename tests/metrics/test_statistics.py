@@ -104,6 +104,15 @@ def test_a_run_of_a_moment_is_not_an_overload() -> None:
     assert verdict(arrival, arrival + 2 + arrival * 30, arrival + 7, rejected=0).word == OVERLOADED
 
 
+def test_a_run_that_was_cut_is_judged_by_what_was_seen() -> None:
+    """The last three requests had no step yet when the run was cut: still stable. Had half of them waited so long: not."""
+    arrival, start, end = times(0, 0.01)
+    start[-3:] = end[-3:] = np.nan
+    assert verdict(arrival, start, end, rejected=0).word == STABLE
+    start[500:] = end[500:] = np.nan
+    assert verdict(arrival, start, end, rejected=0).word == OVERLOADED
+
+
 def test_a_batch_that_fills_without_a_queue_is_an_overload() -> None:
     """Nobody waits for a seat, but service lasts ever longer and a tenth fewer end than come; steady service is stable."""
     arrival = np.linspace(0, 10_000, 5000)

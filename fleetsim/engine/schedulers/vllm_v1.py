@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
+from mypy_extensions import mypyc_attr
 from pydantic import Field
 
 from fleetsim.engine.batch import Batch
@@ -25,6 +26,7 @@ class VllmV1Config(PolicyConfig):
     """Admit a request only when its whole prompt fits, not just its first chunk (vLLM from March 2026 on)."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class VllmV1:
     """Continuous batching with chunked prefill: running requests first, then the queue in order, within a token budget.
 
@@ -34,7 +36,7 @@ class VllmV1:
 
     References
     ----------
-    vLLM documentation, ``vllm.v1.core.sched.scheduler`` (card 24 of the design notes); W. Kwon et al., "Efficient Memory Management
+    vLLM documentation, ``vllm.v1.core.sched.scheduler``; W. Kwon et al., "Efficient Memory Management
     for Large Language Model Serving with PagedAttention", SOSP 2023, doi:10.1145/3600006.3613165.
     """
 

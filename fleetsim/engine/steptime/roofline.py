@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, NamedTuple, TypeVar
 
+from mypy_extensions import mypyc_attr
 from pydantic import Field
 
 from fleetsim.catalog.accelerator import Accelerator
@@ -90,6 +91,7 @@ class RooflineConfig(PolicyConfig):
     """Factor on the accelerators' time, beside the engine's own."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Roofline:
     """Roofline per operator group, with calibrated efficiencies and the engine's host overheads.
 

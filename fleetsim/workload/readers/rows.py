@@ -64,7 +64,13 @@ class BadRows:
         more = f" ({self.count - len(self.first)} more than shown)" if self.count > len(self.first) else ""
         rows = "1 row" if self.count == 1 else f"{self.count} rows"
         summary = f"{rows} cannot be read{more}"
-        findings.append(Finding(summary, file=str(path), hint="to run the others: workload.on_bad_rows: skip"))
+        findings.append(
+            Finding(
+                summary,
+                file=str(path),
+                hint="to run the others: workload.on_bad_rows: skip (trace convert: --skip-bad-rows)",
+            )
+        )
         return DataError(findings)
 
 
