@@ -352,6 +352,13 @@ def _price_known(site: Site) -> Findings:
         yield site.finding(("accelerator",), message, "set `price`", "warning")
 
 
+def _attention_is_full(site: Site) -> Findings:
+    if site.llm.sliding_window:
+        window = f"{site.llm.sliding_window:,}"
+        message = f"layers with a sliding window of {window} tokens are simulated as full attention: an upper bound"
+        yield site.finding(("llm",), message, severity="warning")
+
+
 _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
     _tensor_parallel_divides,
     _pipeline_divides,
@@ -362,6 +369,7 @@ _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
     _arithmetic_exists,
     _longest_request_fits,
     _price_known,
+    _attention_is_full,
 )
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleetsim import __version__
+from fleetsim.catalog.engine import load_engine
 from fleetsim.errors import LawError
 from fleetsim.experiment.check import open_workload, require_valid
 from fleetsim.fleet.fleet import Fleet
@@ -275,13 +276,21 @@ def _manifest(
 
 
 def _assumptions(fleet: Fleet) -> list[str]:
-    """Catalogue values in use whose source is an assumption."""
-    texts = []
-    for accelerator in {pool.accelerator.name: pool.accelerator for pool in fleet.pools}.values():
-        for path, value in accelerator.sourced.items():
-            if value.source == "assumed":
-                texts.append(f"{accelerator.name}.{path} = {value.value} {value.unit}".rstrip())
-    return texts
+    """Catalogue values in use whose source is an assumption, and chips whose step times nobody measured."""
+    texts: dict[str, None] = {}
+    for pool in fleet.pools:
+        chip, parallelism = pool.accelerator, pool.config.parallelism
+        if chip.status != "measured":
+            texts[f"{chip.name}: step times are {chip.status}, from the data sheet and generic efficiencies"] = None
+        engine = load_engine(pool.config.engine.kind)
+        used = [(chip.name, chip.sourced), (f"engine {engine.name}", engine.sourced)]
+        if parallelism.accelerators > 1:
+            used.append((f"link {pool.link.name}", pool.link.sourced))
+        for name, values in used:
+            for path, value in values.items():
+                if value.is_assumed:
+                    texts[f"{name}.{path} = {value.published:g} {value.unit}".rstrip()] = None
+    return list(texts)
 
 
 def _verify_request(request: Request) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetsim.engine.batch import Batch
-from fleetsim.engine.replica import Meter, Replica
+from fleetsim.engine.replica import Replica
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.fleet.pool import Pool, describe_pool
 from fleetsim.kernel.clock import Clock
@@ -264,10 +264,6 @@ class Fleet:
                 batch.verify()
                 if batch.cache.used and not batch.running:
                     raise LawError(f"law 3 (KV blocks): replica {replica.index} leaks {batch.cache.used} blocks")
-
-    def meters(self, now_s: float) -> list[Meter]:
-        """What each replica has done up to now."""
-        return [replica.meter(now_s) for replica in self.replicas]
 
 
 class _Nobody:

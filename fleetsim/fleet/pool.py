@@ -24,6 +24,8 @@ class Pool:
     config: schema.Pool
     llm: Llm
     accelerator: Accelerator
+    link: Link
+    """Between the accelerators of one replica."""
     model: StepTimeModel
     capacity_blocks: int
     """KV blocks of one data-parallel rank."""
@@ -65,6 +67,7 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
         config=config,
         llm=llm,
         accelerator=accelerator,
+        link=link,
         model=engine.step_time.create(llm, accelerator, link, config.parallelism, engine),
         capacity_blocks=max(capacity_tokens // engine.kv.block_tokens, 1),
         price_usd_per_h=price * config.parallelism.accelerators,

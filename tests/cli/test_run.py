@@ -190,3 +190,19 @@ def test_figures_fit_a_terminal_of_80_columns(folder: Path) -> None:
     rows = _latencies({f"{name}_{stat}_s": 0.99999 for name in ("ttft", "tpot") for stat in STATS})
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     assert sum(widths) + 2 * (len(widths) - 1) <= 80
+
+
+def test_every_assumed_value_in_use_is_listed(tiny: str, call: Call) -> None:
+    """A measured chip alone, the same over an assumed link, and a chip that nobody measured."""
+    alone, linked, projected = (
+        json.loads(call("run", tiny, "--out", name, "--json", *settings).stdout)["assumptions"]
+        for name, settings in (
+            ("a", ()),
+            ("b", ("--set", "pools[0].parallelism.tp=2", "--set", "pools[0].link=roce-200")),
+            ("c", ("--set", "pools[0].accelerator=ascend-910b")),
+        )
+    )
+    assert any(text.startswith("h100-sxm.power.idle") for text in alone)
+    assert not any("link" in text or "projected" in text for text in alone)
+    assert "link roce-200.latency = 15 us" in linked  # as published, with the unit it was published in
+    assert any(text.startswith("ascend-910b: step times are projected") for text in projected)
