@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,9 +50,8 @@ def command(
         loaded = load_scenario(scenario_path(scenario), overrides)
         if fail_on_slo and loaded.scenario.slo is None:
             raise InputError("--fail-on-slo: the scenario has no `slo`")
-        target = out or Path("fleetsim-out", folder_name(loaded.scenario.name))
         with watching(not quiet) as progress:
-            result = run(loaded, target, check=check, allow_import=allow_import, progress=progress, force=force)
+            result = run(loaded, out, check=check, allow_import=allow_import, progress=progress, force=force)
     if not quiet:
         for warning in result.warnings:
             click.echo(f"warning: {warning}", err=True)
@@ -66,11 +64,6 @@ def command(
     if result.interrupted:
         return INTERRUPTED
     return SLO_MISSED if fail_on_slo and not result.slo_met else 0
-
-
-def folder_name(name: str) -> str:
-    """A scenario's name as the name of a folder."""
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "scenario"
 
 
 def contract(result: Result) -> dict[str, Any]:

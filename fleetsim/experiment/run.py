@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -121,11 +122,11 @@ def run(
     with allowing_imports(allow_import):
         loaded = _load(scenario, overrides)
         warnings = [str(finding) for finding in require_valid(loaded, force)]
-        folder_name = Path(out) if out is not None else Path("fleetsim-out") / _file_name(loaded.scenario.name)
+        target = Path(out) if out is not None else Path("fleetsim-out") / folder_name(loaded.scenario.name)
         streams = Streams(loaded.scenario.seed)
         clock = Clock()
         live = _Live(loaded, clock, streams, check)
-        folder = ResultFolder(folder_name, {"scenario_digest": live.digest, "fleetsim_version": __version__})
+        folder = ResultFolder(target, {"scenario_digest": live.digest, "fleetsim_version": __version__})
         try:
             return _simulate(live, folder, progress, warnings, started)
         except BaseException:
@@ -318,5 +319,6 @@ def _verify_totals(summary: Mapping[str, Any]) -> None:
         raise LawError(f"law 5 (energy): meter {summary['energy_j']} J, requests and idle {charged} J")
 
 
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "run"
+def folder_name(name: str) -> str:
+    """A scenario's name as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "scenario"

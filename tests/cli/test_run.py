@@ -12,7 +12,8 @@ from click.testing import Result
 
 import fleetsim
 from fleetsim.cli.progress import _clock, _line, watching
-from fleetsim.cli.run import _latencies, folder_name
+from fleetsim.cli.run import _latencies
+from fleetsim.experiment.run import folder_name
 
 from .conftest import TINY
 
