@@ -27,12 +27,13 @@ UNITS: dict[str, dict[str, float]] = {
         f"{noun}/{t}": 1.0 / f for noun in ("req", "requests", "") for t, f in _TIME.items() if t in ("s", "min", "h")
     }
     | {"Hz": 1.0, "rps": 1.0},
+    "frequency": {"Hz": 1.0, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9},
     "flop/s": {f"{p}{u}": m for p, m in _DECIMAL.items() for u in ("FLOPS", "FLOP/s", "OPS")},
     "power": {"mW": 1e-3, "W": 1.0, "kW": 1e3, "MW": 1e6},
     "energy": {"J": 1.0, "kJ": 1e3, "MJ": 1e6, "Wh": 3600.0, "kWh": 3.6e6},
     "price": {"USD/h": 1.0, "$/h": 1.0, "USD/d": 1 / 24, "USD/y": 1 / 8760},
 }
-"""Accepted units and their factor to the base unit, per dimension: s, B, B/s, 1/s, FLOP/s, W, J, USD/h."""
+"""Accepted units and their factor to the base unit, per dimension: s, B, B/s, 1/s, Hz, FLOP/s, W, J, USD/h."""
 
 _QUANTITY = re.compile(r"^\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s].*?)?\s*$")
 _EXAMPLES = {
@@ -40,6 +41,7 @@ _EXAMPLES = {
     "bytes": "24 GiB, 80 GB",
     "bytes/s": "3.35 TB/s, 400 Gb/s",
     "rate": "40 req/s, 120 req/min",
+    "frequency": "1755 MHz",
     "flop/s": "989 TFLOPS",
     "power": "700 W, 1.2 kW",
     "energy": "5 kWh",

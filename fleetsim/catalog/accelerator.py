@@ -10,6 +10,9 @@ from fleetsim.catalog.data import catalogue, locate, read_yaml
 from fleetsim.catalog.sourced import Record, Sourced
 from fleetsim.errors import nearest
 
+KINDS = ("gpu", "npu", "tpu", "edge")
+"""Kinds of chip."""
+
 
 @dataclass(frozen=True, slots=True)
 class Power:
@@ -31,6 +34,27 @@ class Power:
 
 
 @dataclass(frozen=True, slots=True)
+class Tier:
+    """One level of a chip's memory."""
+
+    name: str
+    """``sram``, ``hbm``, ``ddr``, …"""
+    capacity_bytes: float
+    """What it holds [B]."""
+    bandwidth_bytes_per_s: float
+    """How fast the chip reads it [B/s]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Clock of the arithmetic units; 0 where it is not published."""
+
+    base_hz: float
+    boost_hz: float
+    min_hz: float
+
+
+@dataclass(frozen=True, slots=True)
 class Accelerator:
     """One chip, as its data sheet and driver describe it."""
 
@@ -38,21 +62,30 @@ class Accelerator:
     title: str
     vendor: str
     kind: str
-    """``gpu`` or ``npu``."""
+    """``gpu``, ``npu``, ``tpu`` or ``edge``."""
     status: str
     """``measured`` where calibrated step times exist, else ``projected`` from the data sheet."""
     calibration: str
     """Name of the accelerator whose measured efficiencies it shares: itself, or one of its generation."""
     memory_bytes: float
-    """Memory that the driver reports to programs [B]."""
+    """Memory that holds weights and KV, as the driver reports it to programs [B]."""
     bandwidth_bytes_per_s: float
-    """Memory bandwidth [B/s]."""
+    """Bandwidth of that memory [B/s]."""
+    tiers: tuple[Tier, ...]
+    """All levels of memory, fastest first, where more than that one matters; else empty."""
+    l2_bytes: float
+    """Last-level cache [B]; 0 where it is not published."""
+    cores: int
+    """Units that run kernels (SM, CU, tensor core, …); 0 where it is not published."""
+    clock: Clock
     peak_flop_per_s: Mapping[str, float]
     """Dense peak arithmetic by data type [FLOP/s]."""
     link: str
     """Link to its peers in the same node: a name in the catalogue."""
     host_link: str
-    """Link to the host: a name in the catalogue."""
+    """Link to the host: a name in the catalogue; ``unified`` where both share one memory."""
+    network: str
+    """Usual link to other nodes: a name in the catalogue."""
     per_node: int
     """Accelerators in a usual node."""
     power: Power
@@ -64,9 +97,16 @@ class Accelerator:
     def arithmetic(self, weights: str) -> str:
         """Data type in which products with weights of data type `weights` are computed.
 
-        Weights of a type that the chip has no unit for are widened to 16 bits on their way in.
+        Weights of a type that the chip has no unit for, or only a slower one, are widened to 16 bits on their way in.
         """
-        return weights if weights in self.peak_flop_per_s and weights not in ("fp16", "int4") else "bf16"
+        wide = self.half
+        narrow = weights not in ("fp16", "int4") and weights in self.peak_flop_per_s
+        return weights if narrow and self.peak_flop_per_s[weights] >= self.peak_flop_per_s[wide] else wide
+
+    @property
+    def half(self) -> str:
+        """Data type of 16-bit arithmetic: ``bf16``, or ``fp16`` on chips without it."""
+        return "bf16" if "bf16" in self.peak_flop_per_s else "fp16"
 
 
 @cache
@@ -85,23 +125,51 @@ def load_accelerator(name: str) -> Accelerator:
         name=name,
         title=record.text("title"),
         vendor=record.text("vendor"),
-        kind=record.text("kind", "gpu", "npu"),
+        kind=record.text("kind", *KINDS),
         status=record.text("status", "measured", "projected"),
         calibration=record.text("calibration", default=name),
         memory_bytes=record.quantity("memory", "bytes"),
         bandwidth_bytes_per_s=record.quantity("bandwidth", "bytes/s"),
+        tiers=_tiers(record),
+        l2_bytes=_optional(record, "l2", "bytes"),
+        cores=int(_optional(record, "cores", "count")),
+        clock=_clock(record),
         peak_flop_per_s={dtype: peak.quantity(dtype, "flop/s") for dtype in peak.content},
         link=_link(record, "link"),
         host_link=_link(record, "host_link"),
+        network=_link(record, "network"),
         per_node=int(record.quantity("per_node", "count")),
         power=Power(*(power.quantity(key, "power") for key in ("limit", "idle", "static", "compute", "memory"))),
         price_usd_per_h=record.quantity("price", "price"),
         sourced=record.sourced,
     )
-    if "bf16" not in peak.content:
-        record.find("peak", "bf16 is missing: it is what other types fall back to")
+    if not {"bf16", "fp16"} & set(peak.content):
+        record.find("peak", "bf16 (or fp16) is missing: it is what other types fall back to")
     record.finish()
     return accelerator
+
+
+def _tiers(record: Record) -> tuple[Tier, ...]:
+    if "tiers" not in record.content:
+        return ()
+    tiers = record.part("tiers")
+    levels = {name: tiers.part(name) for name in tiers.content}
+    return tuple(
+        Tier(name, level.quantity("capacity", "bytes"), level.quantity("bandwidth", "bytes/s"))
+        for name, level in levels.items()
+    )
+
+
+def _clock(record: Record) -> Clock:
+    if "clock" not in record.content:
+        return Clock(0.0, 0.0, 0.0)
+    clock = record.part("clock")
+    return Clock(*(_optional(clock, key, "frequency") for key in ("base", "boost", "min")))
+
+
+def _optional(record: Record, key: str, dimension: str) -> float:
+    record.known.add(key)
+    return record.quantity(key, dimension) if key in record.content else 0.0
 
 
 def _link(record: Record, key: str) -> str:
