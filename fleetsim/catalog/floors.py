@@ -38,7 +38,7 @@ def floors(llm: Llm, accelerator: Accelerator, parallelism: Parallelism, engine:
     chips = parallelism.tp * (parallelism.dp if llm.is_moe else 1)
     peak = accelerator.peak_flop_per_s[accelerator.arithmetic(dtype)] * chips
     head = llm.embedding_parameters * BYTES_PER_VALUE[ACTIVATIONS]
-    read = llm.flops_per_token / 2 * BYTES_PER_VALUE[dtype] + head
+    read = llm.layer_bytes_per_token(engine.weights) + head
     return Floors(
         prefill_s_per_token=llm.flops_per_token / (peak * parallelism.pp),
         decode_s=read / (accelerator.bandwidth_bytes_per_s * chips),

@@ -41,29 +41,62 @@ class MemoryPlan:
         return self.weights_bytes < self.usable_bytes and self.capacity_tokens >= self.block_tokens
 
 
-def kv_bytes_per_token(llm: Llm, parallelism: Parallelism, dtype: str = "auto") -> float:
-    """Cache of one token on one accelerator [B].
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Layers of each kind on the fullest pipeline stage."""
+
+    full: int
+    window: int
+    linear: int
+    mlp: int
+    moe: int
+
+
+def fullest_stage(llm: Llm, pp: int) -> Stage:
+    """Layers of each kind on one of `pp` pipeline stages: kinds are spread evenly, dense first layers are on another.
+
+    Each kind is rounded up by itself, as no engine says where it cuts a mixture of them.
+    """
+    layers = math.ceil(llm.layers / pp)
+
+    def share(count: int, among: int) -> int:
+        return min(count, math.ceil(count * layers / max(among, 1)))
+
+    moe = share(llm.moe_layers, llm.layers - llm.dense_first_layers)
+    feed_forwards = share(llm.mlp_layers + llm.moe_layers, llm.layers)
+    return Stage(
+        full=share(llm.full_layers, llm.layers),
+        window=share(llm.window_layers, llm.layers),
+        linear=share(llm.linear_layers, llm.layers),
+        mlp=min(llm.mlp_layers, feed_forwards - moe),
+        moe=moe,
+    )
+
+
+def layer_kv_bytes_per_token(llm: Llm, parallelism: Parallelism, dtype: str = "auto") -> float:
+    """Cache of one token in one attention layer on one accelerator [B].
 
     Tensor parallelism divides the key-value heads until each rank has one, then copies them; a latent cache (MLA) has
-    no heads to divide and is copied. Pipeline stages hold their own layers.
+    no heads to divide and is copied, and so are the keys of an indexer.
     """
-    layers = math.ceil(llm.layers / parallelism.pp)
     values = llm.kv_values_per_token
     if llm.attention != "mla":
         values = 2 * llm.head_dim * math.ceil(llm.kv_heads / parallelism.tp)
-    return layers * values * BYTES_PER_VALUE[llm.kv_dtype(dtype)]
+    return values * BYTES_PER_VALUE[llm.kv_dtype(dtype)] + llm.index_bytes_per_token
 
 
-def weight_bytes_per_accelerator(llm: Llm, parallelism: Parallelism, dtype: str = "auto") -> float:
-    """Weights on the fullest accelerator [B].
+def kv_bytes_per_token(llm: Llm, parallelism: Parallelism, dtype: str = "auto") -> float:
+    """Cache of one token on one accelerator [B], while the token is within the window of windowed layers.
 
-    Attention, dense layers, embedding and LM head are cut by tensor parallelism and copied by data parallelism; experts
-    are spread over all tp x dp accelerators of a stage, whole (ep) or cut.
+    Pipeline stages hold their own layers.
     """
-    tp, width = parallelism.tp, BYTES_PER_VALUE[llm.weights_dtype(dtype)]
-    layers = math.ceil(llm.layers / parallelism.pp)
-    moe_layers = min(llm.moe_layers, layers)
-    replicated = 0
+    stage = fullest_stage(llm, parallelism.pp)
+    return (stage.full + stage.window) * layer_kv_bytes_per_token(llm, parallelism, dtype)
+
+
+def _plain_parameters(llm: Llm, stage: Stage, tp: int) -> float:
+    """Parameters beside routed experts, routers and norms on one accelerator of a stage."""
+    replicated = 0.0
     attention = llm.attention_parameters / tp
     if llm.attention == "mla":
         cut = sum(rows * columns for rows, columns, divided in llm.mla_projections() if divided)
@@ -71,13 +104,25 @@ def weight_bytes_per_accelerator(llm: Llm, parallelism: Parallelism, dtype: str 
         attention = cut / tp
     elif tp > llm.kv_heads:
         attention += 2 * llm.hidden * llm.head_dim * (1 - llm.kv_heads / tp)
-    experts = llm.experts * llm.expert_parameters / (tp * parallelism.dp)
-    per_moe_layer = experts + llm.shared_expert_parameters / tp + llm.router_parameters
-    linear = layers * (attention + replicated) + moe_layers * per_moe_layer
-    linear += (layers - moe_layers) * llm.dense_mlp_parameters / tp
+    parameters = (stage.full + stage.window) * (attention + replicated)
+    parameters += stage.linear * llm.linear_layer_parameters / tp
+    return parameters + (stage.mlp * llm.dense_mlp_parameters + stage.moe * llm.shared_expert_parameters) / tp
+
+
+def weight_bytes_per_accelerator(llm: Llm, parallelism: Parallelism, dtype: str = "auto") -> float:
+    """Weights on the fullest accelerator [B].
+
+    Attention, recurrent and dense layers, embedding and LM head are cut by tensor parallelism and copied by data
+    parallelism; experts are spread over all tp x dp accelerators of a stage, whole (ep) or cut.
+    """
+    tp, pp = parallelism.tp, parallelism.pp
+    stage = fullest_stage(llm, pp)
+    experts = stage.moe * llm.experts * llm.expert_parameters / (tp * parallelism.dp)
+    products = _plain_parameters(llm, stage, tp) * llm.plain_width(dtype) + experts * llm.expert_width(dtype)
     vocabulary = llm.embedding_parameters / tp
-    ends = vocabulary if llm.tied_embeddings or parallelism.pp > 1 else 2 * vocabulary
-    return linear * width + (ends + llm.norm_parameters / parallelism.pp) * BYTES_PER_VALUE[ACTIVATIONS]
+    ends = vocabulary if llm.tied_embeddings or pp > 1 else 2 * vocabulary
+    kept = ends + llm.norm_parameters / pp + stage.moe * llm.router_parameters
+    return products + kept * BYTES_PER_VALUE[ACTIVATIONS]
 
 
 def activation_bytes(llm: Llm, parallelism: Parallelism, engine: Engine, profile: EngineProfile) -> float:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetsim.catalog.data import names
-from fleetsim.catalog.llm import from_hugging_face, load_llm
+from fleetsim.catalog.hugging_face import from_hugging_face
+from fleetsim.catalog.llm import load_llm
 from fleetsim.errors import DataError
 
 
@@ -40,14 +41,14 @@ def test_cache_per_token(name: str, kib: float) -> None:
 def test_weights_in_other_types() -> None:
     llm = load_llm("llama-3.1-8b")
     assert llm.weight_bytes() == 2 * llm.parameters_total
-    assert llm.weight_bytes("fp8") == llm.linear_parameters + 2 * llm.other_parameters
-    assert llm.weight_bytes("int4") == llm.linear_parameters / 2 + 2 * llm.other_parameters
+    assert llm.weight_bytes("fp8") == llm.layer_parameters + 2 * llm.other_parameters
+    assert llm.weight_bytes("int4") == llm.layer_parameters * (0.5 + 2 / 128) + 2 * llm.other_parameters
     assert load_llm("deepseek-v3").native_dtype == "fp8"
 
 
 def test_mixture_of_experts_fields() -> None:
     llm = load_llm("deepseek-v3")
-    assert (llm.attention, llm.experts, llm.experts_per_token, llm.dense_layers, llm.moe_layers) == (
+    assert (llm.attention, llm.experts, llm.experts_per_token, llm.mlp_layers, llm.moe_layers) == (
         "mla",
         256,
         8,
@@ -56,7 +57,7 @@ def test_mixture_of_experts_fields() -> None:
     )
     assert llm.shared_intermediate == 2048
     mixtral = load_llm("mixtral-8x7b")
-    assert (mixtral.experts, mixtral.experts_per_token, mixtral.moe_intermediate, mixtral.dense_layers) == (
+    assert (mixtral.experts, mixtral.experts_per_token, mixtral.moe_intermediate, mixtral.mlp_layers) == (
         8,
         2,
         14336,
@@ -159,7 +160,7 @@ def test_native_type(tmp_path: Path, quantisation: dict[str, object], dtype: str
 def test_sparse_step_and_listed_dense_layers(tmp_path: Path) -> None:
     moe = LLAMA | {"model_type": "qwen2_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 512}
     assert from_hugging_face(moe | {"decoder_sparse_step": 2}, "x", tmp_path, "t").moe_layers == 8
-    assert from_hugging_face(moe | {"mlp_only_layers": [0, 3]}, "x", tmp_path, "t").dense_layers == 2
+    assert from_hugging_face(moe | {"mlp_only_layers": [0, 3]}, "x", tmp_path, "t").mlp_layers == 2
 
 
 counts = st.integers(1, 64)
