@@ -12,12 +12,29 @@ from fleetsim.catalog.sourced import Record, Sourced
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """What a collective costs besides its bytes."""
+
+    latency_s: float
+    """Fixed time [s]."""
+    latency_per_rank_s: float
+    """Added time per rank [s]."""
+    chunk_s: float
+    """Time that stands for the handling of chunks [s]; 0 where one step moves everything."""
+
+    def time_s(self, ranks: int, wire_s: float) -> float:
+        """Time of a collective whose bytes take `wire_s` on the wire [s]."""
+        return self.latency_s + self.latency_per_rank_s * ranks + sqrt(self.chunk_s * wire_s) + wire_s
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """What one accelerator has towards the others.
 
-    A collective takes `start_s` and the time w of its bytes on the wire, and sqrt(chunk_s x w) for cutting them into
-    chunks so that steps overlap: with m chunks, filling the pipeline costs w / m and handling them a time that grows
-    with m; the best m leaves the square root.
+    A collective takes its latencies, the time w of its bytes on the wire, and sqrt(chunk x w) for cutting them into
+    chunks so that steps overlap: with m chunks, filling the pipeline costs a time that falls with m and handling them
+    one that grows with m; the best m leaves the square root. Valid for 2 to 8 ranks and messages up to 256 MiB where
+    the file states a fit.
     """
 
     name: str
@@ -28,18 +45,30 @@ class Link:
     """Share of it that a collective of two ranks reaches."""
     contention: float
     """Exponent by which ranks take bandwidth from each other: (2 / ranks)^contention; 0 behind a switch."""
-    latency_s: float
-    """Fixed time of a collective [s]."""
-    latency_per_rank_s: float
-    """Added time of a collective per rank [s]."""
-    chunk_s: float
-    """Time that stands for the handling of chunks [s]; 0 where one step moves everything."""
+    all_reduce: Start
+    """What an all-reduce costs besides its bytes; engines have kernels of their own for it."""
+    gather: Start
+    """What an all-gather, reduce-scatter or all-to-all costs besides its bytes."""
+    send: Start
+    """What a send costs besides its bytes."""
+    send_ratio: float
+    """Share of the bandwidth that a send reaches."""
     sourced: Mapping[str, Sourced]
     """Every number with its unit and source."""
 
+    @property
+    def latency_s(self) -> float:
+        """Fixed time of an all-reduce [s]."""
+        return self.all_reduce.latency_s
+
+    @property
+    def latency_per_rank_s(self) -> float:
+        """Added time of an all-reduce per rank [s]."""
+        return self.all_reduce.latency_per_rank_s
+
     def start_s(self, ranks: int) -> float:
-        """Time of a collective without any bytes [s]."""
-        return self.latency_s + self.latency_per_rank_s * ranks
+        """Time of an all-reduce without any bytes [s]."""
+        return self.all_reduce.time_s(ranks, 0.0)
 
     def effective_bytes_per_s(self, ranks: int) -> float:
         """Bandwidth that each of the ranks of a collective reaches [B/s]."""
@@ -47,26 +76,23 @@ class Link:
 
     def all_reduce_s(self, size_bytes: float, ranks: int) -> float:
         """Time of a ring all-reduce of `size_bytes` on each of `ranks` [s]."""
-        return self._collective_s(2 * size_bytes, ranks)
+        return self.all_reduce.time_s(ranks, self._wire_s(2 * size_bytes, ranks)) if ranks > 1 else 0.0
 
     def all_gather_s(self, size_bytes: float, ranks: int) -> float:
         """Time until each of `ranks` holds all of `size_bytes`; a reduce-scatter takes as long [s]."""
-        return self._collective_s(size_bytes, ranks)
+        return self.gather.time_s(ranks, self._wire_s(size_bytes, ranks)) if ranks > 1 else 0.0
 
     def all_to_all_s(self, size_bytes: float, ranks: int) -> float:
-        """Time until each of `ranks` has sent its share of `size_bytes` to every other [s]."""
-        return self._collective_s(size_bytes, ranks)
+        """Time until each of `ranks` has sent its `size_bytes` in equal shares to all, itself included [s]."""
+        return self.all_gather_s(size_bytes, ranks)
 
     def send_s(self, size_bytes: float) -> float:
         """Time to send `size_bytes` to one other accelerator [s]."""
-        return self._collective_s(2 * size_bytes, 2)
+        return self.send.time_s(2, size_bytes / (self.bandwidth_bytes_per_s * self.send_ratio))
 
-    def _collective_s(self, size_bytes: float, ranks: int) -> float:
+    def _wire_s(self, size_bytes: float, ranks: int) -> float:
         """Time in which each rank passes on all of `size_bytes` but its own share [s]."""
-        if ranks <= 1:
-            return 0.0
-        wire = (ranks - 1) / ranks * size_bytes / self.effective_bytes_per_s(ranks)
-        return self.start_s(ranks) + sqrt(self.chunk_s * wire) + wire
+        return (ranks - 1) / ranks * size_bytes / self.effective_bytes_per_s(ranks)
 
 
 @cache
@@ -80,16 +106,25 @@ def load_link(name: str) -> Link:
     """
     path = locate("link", name)
     record = Record(read_yaml(path), path)
+    ratio = record.quantity("bandwidth_ratio", "ratio")
+    all_reduce = _start(record)
+    send = record.part("send") if "send" in record.content else None
     link = Link(
         name=name,
         title=record.text("title"),
         bandwidth_bytes_per_s=record.quantity("bandwidth", "bytes/s"),
-        bandwidth_ratio=record.quantity("bandwidth_ratio", "ratio"),
+        bandwidth_ratio=ratio,
         contention=record.quantity("contention", "ratio"),
-        latency_s=record.quantity("latency", "time"),
-        latency_per_rank_s=record.quantity("latency_per_rank", "time"),
-        chunk_s=record.quantity("chunk", "time") if "chunk" in record.content else 0.0,
+        all_reduce=all_reduce,
+        gather=_start(record.part("gather")) if "gather" in record.content else all_reduce,
+        send=_start(send) if send else all_reduce,
+        send_ratio=send.quantity("bandwidth_ratio", "ratio") if send else ratio,
         sourced=record.sourced,
     )
     record.finish()
     return link
+
+
+def _start(record: Record) -> Start:
+    chunk = record.quantity("chunk", "time") if "chunk" in record.content else 0.0
+    return Start(record.quantity("latency", "time"), record.quantity("latency_per_rank", "time"), chunk)
