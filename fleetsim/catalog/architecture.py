@@ -117,6 +117,8 @@ class Llm:
     """``all`` products of the layers have the native type, or only those of the routed ``experts``."""
     scale_group: int = 0
     """Weights of the checkpoint that share a scale; 0 where it does not say or has none."""
+    block_scaled: bool = False
+    """Whether 8-bit weights and activations have a scale per block, for which engines have kernels of their own."""
     context_tokens: int = 0
     """Longest context it was made for; 0 if not stated."""
     left_out: str = ""

@@ -12,14 +12,23 @@ from fleetsim.catalog.data import catalogue, locate, read_yaml
 from fleetsim.catalog.sourced import ASSUMED, Record
 
 GROUPS = ("gemm", "moe", "prefill_attention", "decode_attention", "elementwise", "sampler")
-"""Operator groups that a calibration may describe, each by data type of its arithmetic."""
+"""Operator groups that a calibration may describe, each by the number format of its operands."""
+
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "fp8_block": ("fp8",),
+    "fp4": (),
+    "mxfp4_bf16": ("bf16",),
+    "mxfp4_fp8": ("fp8",),
+}
+"""Whose constants a format takes where its own were not measured; after these, those of bf16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """Constants of one operator group: t = (c^p + m^p)^(1/p) + overhead.
+    """Constants of one operator group: t = overhead + beside + (c^p + m^p)^(1/p).
 
-    c is the time of the arithmetic at compute_ratio x peak, m that of the bytes at memory_ratio x bandwidth.
+    c is the time of the arithmetic at compute_ratio x peak, m that of the bytes at memory_ratio x bandwidth; beside is
+    passes x (activations / bandwidth) + width_s x (length of the sums) + head_s x (sequences x query heads).
     """
 
     compute_ratio: float
@@ -27,16 +36,18 @@ class Efficiency:
     overhead_s: float
     sharpness: float
     """p: 1 adds both times, large values take the larger."""
-    sequence_s: float
-    """Attention: added time per sequence [s]."""
+    passes: float
+    """Matrix products: times that the activations go through memory beside the product itself (quantise, permute)."""
+    width_s: float
+    """Matrix products: added time per element of the sum that makes one result [s]."""
+    head_s: float
+    """Attention: added time per decoding sequence and query head [s]."""
     serial_s: float
     """Attention over several new tokens: time to walk one cached token, which no parallelism hides [s]."""
     decode_rows: float
     """Attention over several new tokens: rows that a decoding sequence's one query takes in the kernel's tile."""
     mixed_memory_ratio: float
     """Attention over several new tokens: share of the bandwidth at which decoding sequences' cached tokens are read."""
-    imbalance: float
-    """Mixture of experts: load of the busiest rank over the mean."""
     source: str
     median_error: float
     """Median absolute relative error of the fit on rows that it did not see; 0 if not fitted."""
@@ -52,9 +63,9 @@ class Calibration:
     groups: Mapping[str, Mapping[str, Efficiency]]
     fallbacks: tuple[Calibration, ...] = ()
 
-    def efficiency(self, group: str, dtype: str) -> Efficiency:
-        """Constants of an operator group in a data type; the group's bf16 where nothing knows the type."""
-        for wanted in (dtype, "bf16"):
+    def efficiency(self, group: str, form: str) -> Efficiency:
+        """Constants of an operator group in a number format; those of the nearest format where nothing knows it."""
+        for wanted in (form, *FORMATS.get(form, ()), "bf16"):
             for calibration in (self, *self.fallbacks):
                 found = calibration.groups.get(group, {}).get(wanted)
                 if found is not None:
@@ -63,8 +74,10 @@ class Calibration:
 
 
 @cache
-def load_calibration(accelerator: str, vendor: str) -> Calibration:
+def load_calibration(accelerator: str, vendor: str, engine: str = "vllm") -> Calibration:
     """Calibration of an accelerator, with the generic ones of its vendor and of all chips behind it.
+
+    An engine with kernels of its own has a file of its own before the accelerator's: ``h100-sxm-trtllm``.
 
     Raises
     ------
@@ -77,9 +90,9 @@ def load_calibration(accelerator: str, vendor: str) -> Calibration:
     return Calibration(accelerator, loaded[0].groups, tuple(loaded[1:]))
 
 
-def calibration_of(accelerator: Accelerator) -> Calibration:
-    """Calibration of a loaded accelerator."""
-    return load_calibration(accelerator.calibration, accelerator.vendor)
+def calibration_of(accelerator: Accelerator, engine: str = "vllm") -> Calibration:
+    """Calibration of a loaded accelerator under an engine."""
+    return load_calibration(accelerator.calibration, accelerator.vendor, engine)
 
 
 def _load(path: Path) -> Calibration:
@@ -105,11 +118,12 @@ def _efficiency(entry: Record) -> Efficiency:
         memory_ratio=entry.bare("memory_ratio"),
         overhead_s=entry.bare("overhead", "time"),
         sharpness=entry.bare("sharpness"),
-        sequence_s=entry.bare("per_sequence", "time", "0"),
+        passes=entry.bare("passes", default="0"),
+        width_s=entry.bare("per_width", "time", "0"),
+        head_s=entry.bare("per_head", "time", "0"),
         serial_s=entry.bare("serial_per_token", "time", "0"),
         decode_rows=entry.bare("decode_rows", default="1"),
         mixed_memory_ratio=entry.bare("mixed_memory_ratio", default="0") or entry.bare("memory_ratio"),
-        imbalance=entry.bare("imbalance", default="1"),
         source=source,
         median_error=entry.bare("median_error", default="0"),
         tokens_max=entry.bare("tokens_max", default="0"),

@@ -31,11 +31,11 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "sliding_window": ("sliding_window", "attention_chunk_size"),
     "window_pattern": ("sliding_window_pattern", "_sliding_window_pattern"),
     "full_interval": ("full_attention_interval",),
-    "linear_heads": ("linear_num_value_heads", "mamba_num_heads", "mamba_n_heads"),
-    "linear_key_heads": ("linear_num_key_heads", "n_groups", "mamba_n_groups"),
-    "linear_key_dim": ("linear_key_head_dim", "ssm_state_size", "mamba_d_state"),
-    "linear_value_dim": ("linear_value_head_dim", "mamba_head_dim", "mamba_d_head"),
-    "linear_conv": ("linear_conv_kernel_dim", "conv_kernel", "mamba_d_conv"),
+    "linear_heads": ("linear_num_value_heads", "mamba_num_heads"),
+    "linear_key_heads": ("linear_num_key_heads", "n_groups", "mamba_num_groups"),
+    "linear_key_dim": ("linear_key_head_dim", "ssm_state_size", "mamba_state_dim"),
+    "linear_value_dim": ("linear_value_head_dim", "mamba_head_dim"),
+    "linear_conv": ("linear_conv_kernel_dim", "conv_kernel"),
     "sparse_top_k": ("index_topk",),
     "index_heads": ("index_n_heads",),
     "index_head_dim": ("index_head_dim",),
@@ -85,6 +85,8 @@ SAME_AS = {
     "qwen3_5_moe_text": "qwen3_5_moe",
     "minimax_text_01": "minimax",
     "minimax_m1": "minimax",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
 }
 """Model types that are read like another one."""
 UNGATED = {
@@ -139,6 +141,8 @@ NOT_UNDERSTOOD: Mapping[str, str] = {
     "rwkv": "a recurrence that is not known",
     "time_mix_extra_dim": "a recurrence that is not known",
     "zero_expert_num": "experts that compute nothing",
+    "index_share_pattern": "layers that share an indexer",
+    "indexer_types": "layers that share an indexer",
 }
 """Keys that change memory and time in a way that is not simulated, and what they stand for."""
 
@@ -148,7 +152,7 @@ MIXERS: Mapping[str, str] = {
     "sliding_attention": "window",
     "chunked_attention": "window",
     "linear_attention": "linear",
-    "mamba": "linear",
+    "deepseek_sparse_attention": "full",
 }
 """Entries of `layer_types`."""
 HYBRID_PARTS: Mapping[str, tuple[str, str]] = {
@@ -184,6 +188,8 @@ class _Config:
     def __init__(self, config: Mapping[str, Any], file: Path) -> None:
         inner: Mapping[str, Any] = next((config[key] for key in WRAPPED if isinstance(config.get(key), dict)), {})
         self.config = {**config, **inner}
+        if "tie_word_embeddings" in config:  # the wrapper's word counts: it holds the LM head
+            self.config["tie_word_embeddings"] = config["tie_word_embeddings"]
         stated = str(self.config.get("model_type", ""))
         self.kind = SAME_AS.get(stated, stated)
         self.defaults = DEFAULTS.get(self.kind, {})
@@ -381,6 +387,9 @@ def _has_experts(found: _Config, layer: int) -> bool:
     every = found.get("moe_layer_freq", 1)
     if isinstance(every, list):
         return bool(every[layer]) if layer < len(every) else False
+    types = found.get("mlp_layer_types")
+    if isinstance(types, list):
+        return layer < len(types) and types[layer] == "sparse"
     listed = layer in (found.get("mlp_only_layers") or ())
     return (
         layer >= found.number("dense_first_layers", 0) and not listed and not (layer + 1) % step and not layer % every
@@ -467,7 +476,9 @@ def _quantisation(found: _Config, sparse: bool) -> dict[str, Any]:
         return {"native_dtype": DTYPES.get(stated, ACTIVATIONS)}
     kept = [str(item) for key in KEPT for item in content.get(key) or ()]
     experts_only = sparse and any("attn" in item for item in kept)
-    return {"native_dtype": dtype, "scale_group": group, "quantised_parts": "experts" if experts_only else "all"}
+    blocks = dtype == "fp8" and bool(content.get("weight_block_size"))
+    parts = "experts" if experts_only else "all"
+    return {"native_dtype": dtype, "scale_group": group, "quantised_parts": parts, "block_scaled": blocks}
 
 
 def _quantised_dtype(found: _Config, content: Mapping[str, Any]) -> tuple[str | None, int]:

@@ -1,0 +1,1 @@
+"""Compares the physics with published measurements and writes what it finds."""
