@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import click
 
 from fleetsim.cli.console import json_option, print_json, print_table
 from fleetsim.units import show, show_bytes
+
+if TYPE_CHECKING:
+    from fleetsim.catalog.accelerator import Accelerator
 
 Rows = Iterable[dict[str, str]]
 
@@ -33,14 +37,19 @@ def _accelerators() -> Rows:
         price = "–" if chip.price_usd_per_h is None else show(chip.price_usd_per_h)
         yield {
             "name": name,
-            "title": chip.title,
             "memory": show_bytes(chip.memory_bytes),
             "bandwidth": show(chip.bandwidth_bytes_per_s / 1e9, "GB/s"),
-            "bf16": show(chip.peak_flop_per_s["bf16"] / 1e12, "TFLOPS"),
-            "limit": show(chip.power.limit_w, "W"),
+            "bf16": _peak(chip, "bf16") if chip.half == "bf16" else f"{_peak(chip, chip.half)} ({chip.half})",
+            "fp8": _peak(chip, "fp8"),
+            "link": chip.link,
+            "power": show(chip.power.limit_w, "W"),
             "USD/h": price,
             "status": chip.status,
         }
+
+
+def _peak(chip: Accelerator, dtype: str) -> str:
+    return show(chip.peak_flop_per_s[dtype] / 1e12, "TFLOPS") if dtype in chip.peak_flop_per_s else "–"
 
 
 def _llms() -> Rows:
@@ -134,6 +143,7 @@ def command(kind: str, as_json: bool) -> None:
     if as_json:
         print_json({"kind": kind, "items": rows})
     elif rows:
-        print_table(list(rows[0]), ([*row.values()] for row in rows))
+        numbers = [i for i, key in enumerate(rows[0]) if all(row[key][:1].isdigit() or row[key] == "–" for row in rows)]
+        print_table(list(rows[0]), ([*row.values()] for row in rows), right=numbers)
     else:
         click.echo(f"no {kind}", err=True)

@@ -11,6 +11,7 @@ import click
 from fleetsim import plugins
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
 from fleetsim.catalog.floors import floors
+from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import Llm, load_llm
 from fleetsim.catalog.memory import memory_plan, parallelisms_that_fit
 from fleetsim.catalog.sourced import Sourced
@@ -23,6 +24,9 @@ from fleetsim.units import show, show_bytes
 
 Lines = list[tuple[str, str, str]]
 """Quantity, value, and where it comes from."""
+
+LINKS = ("link", "host_link", "network")
+"""What joins a chip to its peers in the node, its host and other nodes."""
 
 
 @click.group()
@@ -90,10 +94,15 @@ def accelerator_command(name: str, as_json: bool) -> None:
     chip = load_accelerator(name)
     if as_json:
         sourced = {key: _plain(value) for key, value in chip.sourced.items()}
-        print_json({"name": chip.name, "title": chip.title, "status": chip.status, "values": sourced})
+        texts = {
+            key: getattr(chip, key) for key in ("name", "title", "vendor", "kind", "status", "calibration", *LINKS)
+        }
+        print_json({**texts, "values": sourced})
         return
-    click.echo(f"{chip.title} ({chip.vendor}); step times are {chip.status}")
-    lines = [(key, f"{value.published:g} {value.unit}", _source(value)) for key, value in chip.sourced.items()]
+    shared = f", like those of {chip.calibration}" if chip.calibration != chip.name else ""
+    click.echo(f"{chip.title} ({chip.vendor}); step times are {chip.status}{shared}")
+    lines = [(key, getattr(chip, key), load_link(getattr(chip, key)).title) for key in LINKS]
+    lines += [(key, f"{value.published:g} {value.unit}", _source(value)) for key, value in chip.sourced.items()]
     print_table(("quantity", "value", "source"), lines, right=(1,))
 
 
