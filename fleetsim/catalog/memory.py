@@ -30,7 +30,9 @@ class MemoryPlan:
     kv_bytes: float
     """What remains for the cache; below zero if it does not fit."""
     kv_bytes_per_token: float
-    """Of one accelerator."""
+    """Of one accelerator, while the token is within the window of windowed layers."""
+    state_bytes_per_sequence: float
+    """Of one accelerator, for recurrent layers; 0 if there are none."""
     block_tokens: int
     capacity_tokens: int
     """Tokens that one data-parallel rank can cache, in whole blocks."""
@@ -85,13 +87,31 @@ def layer_kv_bytes_per_token(llm: Llm, parallelism: Parallelism, dtype: str = "a
     return values * BYTES_PER_VALUE[llm.kv_dtype(dtype)] + llm.index_bytes_per_token
 
 
-def kv_bytes_per_token(llm: Llm, parallelism: Parallelism, dtype: str = "auto") -> float:
-    """Cache of one token on one accelerator [B], while the token is within the window of windowed layers.
+@dataclass(frozen=True, slots=True)
+class StageCache:
+    """Bytes that a sequence takes on one accelerator of the fullest pipeline stage."""
 
-    Pipeline stages hold their own layers.
-    """
+    full: float
+    """Per token, in layers that keep every token."""
+    window: float
+    """Per token within the window, in windowed layers."""
+    window_tokens: int
+    state: float
+    """Per sequence, in recurrent layers; their heads are cut by tensor parallelism."""
+
+
+def stage_cache(llm: Llm, parallelism: Parallelism, dtype: str = "auto") -> StageCache:
+    """What a sequence takes on one accelerator; pipeline stages hold their own layers."""
     stage = fullest_stage(llm, parallelism.pp)
-    return (stage.full + stage.window) * layer_kv_bytes_per_token(llm, parallelism, dtype)
+    per_layer = layer_kv_bytes_per_token(llm, parallelism, dtype)
+    state = llm.linear_state_bytes / max(llm.linear_layers, 1) * stage.linear / parallelism.tp
+    return StageCache(stage.full * per_layer, stage.window * per_layer, llm.sliding_window, state)
+
+
+def kv_bytes_per_token(llm: Llm, parallelism: Parallelism, dtype: str = "auto") -> float:
+    """Cache of one token on one accelerator [B], while the token is within the window of windowed layers."""
+    cache = stage_cache(llm, parallelism, dtype)
+    return cache.full + cache.window
 
 
 def _plain_parameters(llm: Llm, stage: Stage, tp: int) -> float:
@@ -146,6 +166,26 @@ def _reserved(engine: Engine, name: str, default: int) -> int:
     return value if isinstance(value, int) else default
 
 
+def cached_tokens(room_bytes: float, stage_bytes: StageCache, sequences: int, longest_tokens: int) -> float:
+    """Tokens of context that fit when `sequences` share the memory evenly.
+
+    A sequence of `c` tokens takes ``full * c + window * min(c, W) + state`` bytes: layers with full attention keep every
+    token, windowed layers the last `W`, recurrent layers one state. How many tokens fit thus depends on how many
+    sequences they belong to; the most that may run at once is the cautious choice, since it has the most windows and
+    states. Where no layer keeps every token, a sequence is at most `longest_tokens` long.
+    """
+    cache = stage_bytes
+    share = room_bytes / sequences - cache.state
+    if share <= 0:
+        return 0.0
+    inside = share / (cache.full + cache.window) if cache.full + cache.window else float("inf")
+    if not cache.window or inside <= cache.window_tokens:
+        context = inside
+    else:
+        context = (share - cache.window * cache.window_tokens) / cache.full if cache.full else float("inf")
+    return sequences * (min(context, longest_tokens) if context == float("inf") else context)
+
+
 def memory_plan(llm: Llm, accelerator: Accelerator, parallelism: Parallelism, engine: Engine) -> MemoryPlan:
     """Division of each accelerator's memory, and the capacity of the KV cache.
 
@@ -153,8 +193,7 @@ def memory_plan(llm: Llm, accelerator: Accelerator, parallelism: Parallelism, en
 
     Notes
     -----
-    vLLM 0.19 with Llama 3.1 8B on a 24 GB card at a memory ratio of 0.9 prints 41,408 tokens; this plan is within 5 %
-    of that (tests/catalog/test_memory.py).
+    ``tests/catalog/test_memory_logs.py`` compares this with what vLLM prints at start for several models and cards.
     """
     profile = load_engine(engine.kind)
     weights = weight_bytes_per_accelerator(llm, parallelism, engine.weights)
@@ -162,9 +201,10 @@ def memory_plan(llm: Llm, accelerator: Accelerator, parallelism: Parallelism, en
     runtime = profile.runtime_bytes + (profile.runtime_parallel_bytes if parallelism.accelerators > 1 else 0.0)
     usable = accelerator.memory_bytes * engine.kv.memory_ratio
     kv = usable - weights - activations - runtime
-    per_token = kv_bytes_per_token(llm, parallelism, engine.kv.dtype)
+    cache = stage_cache(llm, parallelism, engine.kv.dtype)
+    sequences = _reserved(engine, "max_seqs", profile.max_seqs)
     block = engine.kv.block_tokens
-    blocks = math.floor(max(kv, 0.0) / (per_token * block))
+    blocks = math.floor(cached_tokens(max(kv, 0.0), cache, sequences, llm.context_tokens) / block)
     if engine.kv.capacity_tokens is not None:
         blocks = engine.kv.capacity_tokens // block
     return MemoryPlan(
@@ -174,7 +214,8 @@ def memory_plan(llm: Llm, accelerator: Accelerator, parallelism: Parallelism, en
         activations_bytes=activations,
         runtime_bytes=runtime,
         kv_bytes=kv,
-        kv_bytes_per_token=per_token,
+        kv_bytes_per_token=cache.full + cache.window,
+        state_bytes_per_sequence=cache.state,
         block_tokens=block,
         capacity_tokens=blocks * block,
     )
