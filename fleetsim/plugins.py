@@ -11,10 +11,11 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticCustomError, core_schema
@@ -46,6 +47,14 @@ class PolicyConfig(BaseModel):
     """Base of every policy's parameters: frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FileName:
+    """Marks a policy's parameter as the name of a file, relative to the scenario that says it."""
+
+
+ScenarioFile = Annotated[str, FileName()]
+"""Type of such a parameter; a policy is built with the whole path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,15 @@ class Choice:
     kind: str
     name: str
     config: BaseModel
+
+    def located(self, base_dir: Path) -> Choice:
+        """The same policy with the files that its parameters name found from `base_dir`, the scenario's folder."""
+        fields = type(self.config).model_fields
+        named = [name for name, field in fields.items() if any(isinstance(mark, FileName) for mark in field.metadata)]
+        if not named:
+            return self
+        files = {name: str(base_dir / getattr(self.config, name)) for name in named}
+        return replace(self, config=self.config.model_copy(update=files))
 
     def create(self, *args: Any) -> Any:
         """The policy object, built from its config and what its kind is given at construction."""

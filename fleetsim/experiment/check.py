@@ -14,6 +14,7 @@ from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import Llm, load_llm
 from fleetsim.catalog.memory import memory_plan, parallelisms_that_fit
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
+from fleetsim.fleet.pool import describe_pool
 from fleetsim.kernel.streams import Streams
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import (
@@ -81,6 +82,9 @@ def check_scenario(loaded: LoadedScenario) -> list[Finding]:
             findings += pool_check(site)
     if len(sites) == len(loaded.scenario.pools):
         findings += _slo_above_floors(loaded, sites)
+    if not any(finding.severity == "error" for finding in findings):
+        for site in sites:
+            findings += _step_times_known(site)
     return sorted(findings, key=lambda f: f.severity != "error")
 
 
@@ -239,6 +243,14 @@ _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
 
 
 # --- one pool ---------------------------------------------------------------------------------------------------------
+
+
+def _step_times_known(site: Site) -> Findings:
+    """What a step-time model lacks: files, packages, measurements of the chip."""
+    try:
+        describe_pool(site.pool, site.index, site.loaded.base_dir)
+    except DataError as error:
+        yield from _retold(site.loaded, ("pools", site.index, "engine", "step_time"), error)
 
 
 def _fits_in_memory(site: Site) -> Findings:

@@ -291,6 +291,7 @@ def _assumptions(fleet: Fleet) -> list[str]:
             for path, value in values.items():
                 if value.is_assumed:
                     texts[f"{name}.{path} = {value.published:g} {value.unit}".rstrip()] = None
+        texts |= dict.fromkeys(f"{pool.name}: {text}" for text in getattr(pool.model, "remarks", tuple)())
     return list(texts)
 
 

@@ -68,7 +68,7 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
         llm=llm,
         accelerator=accelerator,
         link=link,
-        model=engine.step_time.create(llm, accelerator, link, config.parallelism, engine),
+        model=engine.step_time.located(base_dir).create(llm, accelerator, link, config.parallelism, engine),
         capacity_blocks=max(capacity_tokens // engine.kv.block_tokens, 1),
         price_usd_per_h=price * config.parallelism.accelerators,
     )

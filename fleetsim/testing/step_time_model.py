@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from math import isclose, isfinite
+from math import ceil, isclose, isfinite
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -27,6 +27,8 @@ _TOKENS = (1, 2, 3, 5, 8, 16, 31, 64, 100, 128, 250, 256, 511, 512, 1000, 1024, 
 _BATCHES = (1, 2, 3, 7, 8, 16, 33, 64, 128, 200, 256, 512, 1000)
 _CONTEXTS = (1, 10, 100, 1000, 5000, 20_000)
 """Context per decoding request [tokens]."""
+_LINES = 200
+"""Lines of one batch that are followed at most."""
 _TOLERANCE = 1e-9
 
 Maker = Callable[[], tuple[StepTimeModel, Sequence[int]]]
@@ -39,9 +41,9 @@ def check_step_time_model(policy: type | str | StepTimeModel, config: Config = N
     """Try a step-time model on a dense pool, a tensor-parallel one and one whose experts are shared by data-parallel ranks.
 
     Checked are: times are positive and finite, energies not negative, powers in order; a decode step's line holds up to where it
-    says, and does not fall with the context; `decode` and `mixed` agree where no prompt token is computed; time does not fall with
-    more prompt tokens, longer context, more decoding requests or more tokens on other ranks; the same question has the same answer,
-    in whatever order it is asked.
+    says, does not fall with the context, and is followed by one that does not begin lower; `decode` and `mixed` agree where no
+    prompt token is computed; time does not fall with more prompt tokens, longer context, more decoding requests or more tokens on
+    other ranks; the same question has the same answer, in whatever order it is asked.
 
     Parameters
     ----------
@@ -73,7 +75,9 @@ def check_step_time_model(policy: type | str | StepTimeModel, config: Config = N
         with checked.complaining("fails"):
             _check_model(checked, make, costs)
     checked.passed("powers are in order; times are positive, energies not negative, all finite")
-    checked.passed("a line holds for all contexts up to its end and rises with the context")
+    checked.passed(
+        "a line holds for all contexts up to its end, rises with the context, and the next does not begin lower"
+    )
     checked.passed("`decode` and `mixed` agree where no prompt token is computed")
     checked.passed("time does not fall with more tokens, context, requests or tokens on other ranks")
     checked.passed("the same question has the same answer, in any order")
@@ -179,9 +183,30 @@ def _check_power(checked: Subject, model: StepTimeModel) -> None:
 def _check_lines(checked: Subject, model: StepTimeModel, factors: Sequence[int]) -> None:
     """Lines of decode steps: valid where they say, and equal to `mixed`."""
     for batch in _BATCHES:
-        for context in _CONTEXTS:
-            for factor in factors:
+        for factor in factors:
+            for context in _CONTEXTS:
                 _check_line(checked, model, batch, batch * context, factor * batch)
+            _walk(checked, model, batch, factor * batch)
+
+
+def _walk(checked: Subject, model: StepTimeModel, batch: int, group: int) -> None:
+    """From line to line as leaps go: each begins where the one before ends, and not below its end."""
+    ctx, before = batch, (0.0, 0.0)
+    for _ in range(_LINES):
+        line = model.decode(batch, ctx, group)
+        _check_line(checked, model, batch, ctx, group)
+        first, last = (
+            (line.time_s + line.time_per_ctx_s * at, line.energy_j + line.energy_per_ctx_j * at)
+            for at in (ctx, ceil(line.ctx_end) - 1 if isfinite(line.ctx_end) else ctx)
+        )
+        for name, was, now in zip(("time", "energy"), before, first, strict=True):
+            if now < was * (1 - _TOLERANCE):
+                checked.fail(
+                    f"{name} falls where the line ends: {was:.9g} before decode({batch}, {ctx}, {group}), {now:.9g} there"
+                )
+        if not line.ctx_end <= batch * _CONTEXTS[-1]:
+            return
+        ctx, before = ceil(line.ctx_end), last
 
 
 def _check_line(checked: Subject, model: StepTimeModel, batch: int, ctx: int, group: int) -> None:
@@ -194,8 +219,8 @@ def _check_line(checked: Subject, model: StepTimeModel, batch: int, ctx: int, gr
         checked.fail(f"the line of {where} ends at {line.ctx_end} already")
     if line.time_per_ctx_s < 0 or line.energy_per_ctx_j < 0:
         checked.fail(f"time or energy falls with the context: {where} gives {line}")
-    ends = (ctx, ctx + batch, int(min(line.ctx_end - 1, 10.0 * ctx)))
-    for other in ends:
+    end = max(ceil(min(line.ctx_end, 10.0 * ctx)) - 1, ctx)
+    for other in sorted({ctx, ctx + 1, ctx + batch, (ctx + end) // 2, ctx + (end - ctx) * 7 // 10, end}):
         again = model.decode(batch, other, group)
         mixed = model.mixed(batch, batch, 0, 0, 0, batch, other, group)
         for name, here, there, whole in (
