@@ -50,11 +50,27 @@ def test_loads(kind: str, name: str) -> None:
     assert LOADERS[kind](name).name == name
 
 
+WANTED = """
+a100-40 a100-40-pcie a100-80 a100-80-pcie a10g a30 l4 l40s a40 a6000 rtx-3090 rtx-4090 rtx-pro-6000 v100 v100-16
+h100-sxm h100-pcie h100-nvl h200-sxm b200-sxm b300-sxm gb200 gb300 mi250x mi300x mi325x mi355x gaudi-2 gaudi-3
+arc-pro-b60 tpu-v5e tpu-v5p tpu-v6e trainium-2 inferentia-2 ascend-910b ascend-910c sn40l m2-ultra m3-ultra
+jetson-agx-orin-64 snapdragon-x-elite lunar-lake-npu
+"""
+
+
 def test_wanted_names_are_there() -> None:
-    assert {"a100-80", "a100-80-pcie", "h100-sxm", "h100-pcie", "h200-sxm", "b200-sxm", "l40s", "l4", "a10g"} <= set(
-        names("accelerator")
-    )
-    assert {"a30", "rtx-4090", "rtx-pro-6000", "mi300x", "ascend-910b"} <= set(names("accelerator"))
+    assert set(WANTED.split()) <= set(names("accelerator"))
+
+
+UNUSUAL = {
+    ("b300-sxm", "int8"): "integer units given up",
+    ("gb300", "int8"): "integer units given up",
+    ("gaudi-3", "fp8"): "the rate of 16-bit floats",
+    ("inferentia-2", "fp8"): "the rate of 16-bit floats",
+    ("mi250x", "int8"): "the rate of 16-bit floats",
+    ("sn40l", "int8"): "only one rate is published",
+}
+"""Chips whose narrow types do not run at twice or four times the rate of the wider ones."""
 
 
 @pytest.mark.parametrize("name", names("accelerator"))
@@ -65,8 +81,8 @@ def test_accelerator_is_consistent(name: str) -> None:
     assert chip.price_usd_per_h > 0
     assert 0.9 < chip.memory_bytes / 2**30 / round(chip.memory_bytes / 2**30) < 1.1
     peak = chip.peak_flop_per_s
-    for wide, narrow in (("bf16", "fp8"), ("fp8", "fp4"), ("bf16", "int8")):
-        if wide in peak and narrow in peak:
+    for wide, narrow in ((chip.half, "fp8"), ("fp8", "fp4"), (chip.half, "int8")):
+        if wide in peak and narrow in peak and (name, narrow) not in UNUSUAL:
             assert 1.9 < peak[narrow] / peak[wide] < 4.1
     calibration = calibration_of(chip)
     for group in GROUPS:
@@ -75,18 +91,26 @@ def test_accelerator_is_consistent(name: str) -> None:
         assert 0 < found.overhead_s < 1e-4
 
 
+WITH_NVLINK = "v100 v100-16 a100-40 a100-80 h100-sxm h100-nvl h200-sxm b200-sxm b300-sxm gb200 gb300"
+
+
 @pytest.mark.parametrize("name", names("accelerator"))
 def test_only_chips_with_nvlink_get_it(name: str) -> None:
-    with_nvlink = {"a100-80", "h100-sxm", "h200-sxm", "b200-sxm"}
-    assert load_accelerator(name).link.startswith("nvlink") == (name in with_nvlink)
-    assert load_accelerator(name).host_link.startswith("pcie")
+    chip = load_accelerator(name)
+    assert chip.link.startswith("nvlink") == (name in WITH_NVLINK.split())
+    host = {"edge": "unified", "gpu": "nvlink-c2c" if name in ("gb200", "gb300") else "pcie"}
+    assert chip.host_link.startswith(host.get(chip.kind, "pcie"))
 
 
-def test_measured_status_means_a_calibration() -> None:
-    for name in names("accelerator"):
-        chip = load_accelerator(name)
-        own = name in names("calibration")
-        assert (chip.status == "measured") == own, name
+@pytest.mark.parametrize("name", names("accelerator"))
+def test_measured_status_means_a_calibration(name: str) -> None:
+    """Measured: step times of this chip, or of one with the same cores, link and power limit."""
+    chip = load_accelerator(name)
+    measured = chip.calibration in names("calibration")
+    if measured and chip.calibration != name:
+        like = load_accelerator(chip.calibration)
+        measured = (chip.cores, chip.link, chip.power.limit_w) == (like.cores, like.link, like.power.limit_w)
+    assert (chip.status == "measured") == measured
 
 
 def test_published_figures() -> None:
@@ -103,6 +127,7 @@ PINT = {
     "bytes/s": "byte / second",
     "power": "watt",
     "energy": "joule",
+    "frequency": "hertz",
 }
 
 
@@ -123,7 +148,7 @@ def test_published_values_agree_with_pint(kind: str) -> None:
     registry.define("FLOPS = 1 / second")
     for name in names(kind):
         for path, figure in LOADERS[kind](name).sourced.items():
-            if figure.unit in ("ratio", "tokens", "sequences", "accelerators", "USD/h"):
+            if figure.unit in ("ratio", "tokens", "sequences", "accelerators", "USD/h") or path == "cores":
                 assert figure.value == figure.published
                 continue
             oracle = registry.Quantity(figure.published, figure.unit.replace("Gb/s", "Gbit/s"))
