@@ -78,6 +78,7 @@ SECOND = {
         "cpu-gpu.alldbin.com/graphics-card-comparison/GeForce-RTX-3090-and-Tesla-M40-comparison.html",
         {"bandwidth": 936.2, "power": 350, "base": 1400, "boost": 1700, "memory": 24},
     ),
+    "b200-sxm": ("github.com/pytorch/ao/pull/4002", {"bandwidth": 7672, "memory": 178.35, "cores": 148}),
     "b300-sxm": ("glennklockwood.com/garden/processors/B300", {"bf16": 2250, "fp8": 4500}),
     "gb300": ("oxmaint.com/sap-integration/on-prem-ai/gb300-nvl72-specs-industrial-ai", {"per_node": 72}),
     "arc-pro-b60": (
