@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from importlib.util import find_spec
 from math import log
 from pathlib import Path
@@ -115,6 +116,14 @@ class Library:
             known = [version for version in known if _age(version) <= _age(self.version)]
         for version in reversed(known):
             yield _columns(folder / version / f"{file}.parquet", columns, tuple(equal.items()))
+
+    @property
+    def title(self) -> str:
+        """What the measurements are, for people: framework, version of its matrix products, and package."""
+        known = versions(self.folder / "gemm" / self.framework, "gemm_perf")
+        if self.version:
+            known = [version for version in known if _age(version) <= _age(self.version)]
+        return f"{self.framework} {known[-1]} (aiconfigurator-core {metadata.version('aiconfigurator-core')})"
 
     # --- operators --------------------------------------------------------------------------------------------------
 

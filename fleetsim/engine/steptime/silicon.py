@@ -46,10 +46,12 @@ class Silicon:
     -----
     Matrix products are interpolated log-log over their shape and linearly over tokens; attention linearly over
     sequences and context (prompts: over the square of their length); experts and all-reduces linearly. All are made to
-    rise with the work. A step of prompts and decodes takes both attentions' times. A prompt after cached tokens adds
-    the pairs with them at the rate of the longest measured prompt, or the time to read them as decodes do if that is
-    more. Norms, rotary embedding, activation functions, sampler, collectives other than all-reduce, the engine's host
-    and whatever was not measured cost what the roofline's calibration says; energy is the roofline's.
+    rise with the work. A step of prompts and decodes takes both attentions' times. Several prompts count as equally
+    long; what (query, key) pairs they have beyond that, and those with cached tokens, are added at the rate of the
+    longest measured prompt, or the time to read the cached tokens as decodes do if that is more. Norms, rotary
+    embedding, activation functions, sampler, collectives other than all-reduce, the engine's host and whatever was not
+    measured cost what the roofline's calibration says; energy is the roofline's. Latent attention and recurrent layers
+    are refused. Errors against served runs: tests/engine/test_steptime_silicon.py.
     """
 
     Config: ClassVar = SiliconConfig
@@ -77,14 +79,17 @@ class Silicon:
         self._scale = self._profile.scale * config.scale
         self._calibration = calibration_of(accelerator)
         self._coupled = llm.is_moe and parallelism.dp > 1
-        self._remarks: list[str] = []
+        self._remarks = [
+            f"step times: kernels measured under {self._tables.title}; norms, rotary embedding, activation functions, "
+            "sampler and host as the roofline has them"
+        ]
         self._products = self._matrix_products(llm.plain_dtype(engine.weights))
         self._head_product = self._product(llm.hidden, llm.vocab / parallelism.tp, ACTIVATIONS)
         self._reduce = self._all_reduce()
         self._experts = self._expert_curve(llm.weights_dtype(engine.weights)) if llm.is_moe else None
         kv_dtype = llm.kv_dtype(engine.kv.dtype)
         self._generation, self._context = self._attention("generation", kv_dtype), self._attention("context", kv_dtype)
-        self._prepare_cached()
+        self._prepare_pairs()
         self._base_s: dict[int, float] = {}
         self._head_s: dict[int, float] = {}
         self._expert_s: dict[int, float] = {}
@@ -127,10 +132,10 @@ class Silicon:
         if prefill_sequences:
             prompt = tokens - decode_batch
             time_s += self._prompt_attention(prompt, prefill_sequences)
-            cached = prefill_ctx_tokens - prompt
-            if cached > 0:
-                pairs = prefill_pairs - prompt * (prompt / prefill_sequences + 1) / 2
-                time_s += self._cached_attention(pairs, cached, cached / prefill_sequences)
+            more = prefill_pairs - prompt * (prompt / prefill_sequences + 1) / 2
+            if more > 0:
+                cached = prefill_ctx_tokens - prompt
+                time_s += self._more_attention(more, cached, prefill_ctx_tokens / prefill_sequences)
         supply = self._supply
         if supply.dynamic_w is not None:
             return time_s, supply.dynamic_w * time_s
@@ -194,19 +199,19 @@ class Silicon:
             time_s = self._prompt_s[prompt, chunks] = one * layers * self._scale
         return time_s
 
-    def _prepare_cached(self) -> None:
-        """Rates at which prompts attend to cached tokens, per pair or per token read, of one layer."""
+    def _prepare_pairs(self) -> None:
+        """Rates of prompts' attention to more than themselves, per pair or per cached token read, of one layer."""
         points, row = self._context.columns, self._context.row(1.0)
         self._pair_s = 2 * (row[-2] - row[-3]) / (points[-2] - points[-3])
         points, row = self._generation.columns, self._generation.row(8.0)
         self._read_s = (row[-2] - row[-3]) / (points[-2] - points[-3]) / 8
 
-    def _cached_attention(self, pairs: float, cached: int, longest: float) -> float:
-        """Attention of prompts to cached tokens before them, over all layers [s]."""
+    def _more_attention(self, pairs: float, cached: int, length: float) -> float:
+        """Attention, over all layers, beyond that of equally long fresh prompts: to cached tokens, or of uneven prompts [s]."""
         llm = self._llm
         layers = float(llm.full_layers)
         if llm.window_layers:
-            layers += llm.window_layers * min(1.0, llm.sliding_window / longest)
+            layers += llm.window_layers * min(1.0, llm.sliding_window / length)
         one = max(pairs * self._pair_s, cached * self._read_s)
         return one * layers * self._scale / self._parallelism.pp
 
