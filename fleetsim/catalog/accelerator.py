@@ -79,7 +79,9 @@ class Accelerator:
     """Units that run kernels (SM, CU, tensor core, …); 0 where it is not published."""
     clock: Clock
     peak_flop_per_s: Mapping[str, float]
-    """Dense peak arithmetic by data type [FLOP/s]."""
+    """Dense peak arithmetic by data type [FLOP/s]; bf16 is always there, at the rate of fp16 on chips without it."""
+    half: str
+    """Data type of 16-bit arithmetic: ``bf16``, or ``fp16`` on chips without it."""
     link: str
     """Link to its peers in the same node: a name in the catalogue."""
     host_link: str
@@ -99,14 +101,8 @@ class Accelerator:
 
         Weights of a type that the chip has no unit for, or only a slower one, are widened to 16 bits on their way in.
         """
-        wide = self.half
-        narrow = weights not in ("fp16", "int4") and weights in self.peak_flop_per_s
-        return weights if narrow and self.peak_flop_per_s[weights] >= self.peak_flop_per_s[wide] else wide
-
-    @property
-    def half(self) -> str:
-        """Data type of 16-bit arithmetic: ``bf16``, or ``fp16`` on chips without it."""
-        return "bf16" if "bf16" in self.peak_flop_per_s else "fp16"
+        narrow = weights not in ("bf16", "fp16", "int4") and weights in self.peak_flop_per_s
+        return weights if narrow and self.peak_flop_per_s[weights] >= self.peak_flop_per_s["bf16"] else self.half
 
 
 @cache
@@ -121,6 +117,8 @@ def load_accelerator(name: str) -> Accelerator:
     path = locate("accelerator", name)
     record = Record(read_yaml(path), path)
     peak, power = record.part("peak"), record.part("power")
+    rates = {dtype: peak.quantity(dtype, "flop/s") for dtype in peak.content}
+    half = "bf16" if "bf16" in rates else "fp16"
     accelerator = Accelerator(
         name=name,
         title=record.text("title"),
@@ -134,7 +132,8 @@ def load_accelerator(name: str) -> Accelerator:
         l2_bytes=_optional(record, "l2", "bytes"),
         cores=int(_optional(record, "cores", "count")),
         clock=_clock(record),
-        peak_flop_per_s={dtype: peak.quantity(dtype, "flop/s") for dtype in peak.content},
+        peak_flop_per_s=rates if half == "bf16" else {**rates, "bf16": rates.get("fp16", 0.0)},
+        half=half,
         link=_link(record, "link"),
         host_link=_link(record, "host_link"),
         network=_link(record, "network"),

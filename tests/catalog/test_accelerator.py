@@ -176,7 +176,8 @@ def test_peak_is_cores_times_clock(name: str) -> None:
 
 def test_a_chip_without_bf16_computes_in_fp16() -> None:
     chip = load_accelerator("v100")
-    assert "bf16" not in chip.peak_flop_per_s
+    assert "peak.bf16" not in chip.sourced
+    assert chip.peak_flop_per_s["bf16"] == chip.peak_flop_per_s["fp16"] == pytest.approx(125e12)
     assert {chip.arithmetic(dtype) for dtype in ("bf16", "fp16", "fp8", "int4")} == {"fp16"}
     assert calibration_of(chip).efficiency("gemm", "fp16").compute_ratio > 0
 
