@@ -10,8 +10,12 @@ from fleetsim.catalog import accelerator
 from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.catalog.calibration import calibration_of
 from fleetsim.catalog.data import locate, names
+from fleetsim.catalog.floors import floors
 from fleetsim.catalog.link import load_link
+from fleetsim.catalog.llm import load_llm
+from fleetsim.engine.steptime.roofline import Roofline
 from fleetsim.errors import DataError
+from fleetsim.scenario.schema import Engine, Parallelism
 
 DATA = Path(os.environ.get("FLEETSIM_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SPECS = DATA / "reference" / "open" / "aic_system_specs.parquet"
@@ -237,6 +241,16 @@ def test_links_are_ordered(name: str) -> None:
     inside, outside = (load_link(link).bandwidth_bytes_per_s for link in (chip.link, chip.network))
     assert chip.kind == "edge" or inside > outside or chip.link.startswith("pcie")
     assert (chip.host_link == "unified") == (chip.kind == "edge")
+
+
+@pytest.mark.parametrize("name", names("accelerator"))
+def test_every_chip_computes_a_step(name: str) -> None:
+    """Decoding 8 sequences of Llama 3.1 8B takes longer than reading its weights at the published bandwidth."""
+    chip, llm = load_accelerator(name), load_llm("llama-3.1-8b")
+    model = Roofline(Roofline.Config(), llm, chip, load_link(chip.link), Parallelism(), Engine())
+    time_s, energy_j = model.mixed(8, 8, 0, 0, 0, 8, 8000, 8)
+    assert time_s > floors(llm, chip, Parallelism(), Engine()).decode_s
+    assert chip.power.idle_w < energy_j / time_s <= chip.power.limit_w
 
 
 def test_catalogue_covers_every_class() -> None:

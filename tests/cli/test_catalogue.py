@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def test_list(kind: str, call: Call) -> None:
     assert text.exit_code == 0
     for item in told["items"]:
         assert item["name"] in text.stdout
+
+
+def test_list_does_not_fold_when_piped(call: Call) -> None:
+    lines = call("list", "accelerators").stdout.splitlines()
+    items = json.loads(call("list", "accelerators", "--json").stdout)["items"]
+    assert len(lines) == len(items) + 1
+    for line, item in zip(lines[1:], items, strict=True):
+        assert [cell.strip() for cell in re.split(r"  +", line.strip())] == [*item.values()]
 
 
 def test_show_llm(call: Call) -> None:
