@@ -82,6 +82,27 @@ def test_kernels_are_those_of_the_files() -> None:
 
 
 @installed
+def test_products_in_fp8_leave_out_the_quantising_that_was_timed_with_them() -> None:
+    """64 x 8192 x 8192 on H100 under TensorRT-LLM: 39 µs together, 10 µs of them for two kernels that engines fuse away."""
+    import pyarrow.parquet as pq
+
+    tables = library(load_accelerator("h100-sxm"), "trtllm", "1.3.0rc20")
+    together = 0.0
+    for sign, family, file, shape in (
+        (1, "gemm", "gemm_perf", [("gemm_dtype", "=", "fp8"), ("n", "=", 8192)]),
+        (-1, "quantize", "computescale_perf", []),
+        (-1, "quantize", "scale_matrix_perf", []),
+    ):
+        path = tables.folder / family / "trtllm" / "1.3.0rc20" / f"{file}.parquet"
+        found = pq.read_table(path, filters=[("m", "=", 64), ("k", "=", 8192), *shape])
+        together += sign * found["latency"][0].as_py() * 1e-3
+    products = tables.product("fp8")
+    assert products is not None
+    assert products.curve(8192, 8192).at(64) == pytest.approx(together, rel=0.1)
+    assert 20e-6 < together < 35e-6
+
+
+@installed
 def test_products_between_the_measured_shapes_scale_with_their_size() -> None:
     products = library(load_accelerator("h100-sxm"), "vllm", "").product("bf16")
     assert products is not None
@@ -209,19 +230,20 @@ def tpot_s(m: Silicon, prompt: int, output: int, batch: int) -> float:
 @pytest.mark.parametrize(
     ("llm", "accelerator", "backend", "precision", "bound"),
     [
-        ("llama-3.1-70b", "h100-sxm", "vllm", "fp8", 0.06),
+        ("llama-3.1-70b", "h100-sxm", "vllm", "fp8", 0.09),
         ("llama-3.1-70b", "b200-sxm", "vllm", "fp4", 0.12),
-        ("llama-3.1-70b", "b200-sxm", "vllm", "fp8", 0.28),
+        ("llama-3.1-70b", "b200-sxm", "vllm", "fp8", 0.15),
         ("llama-3.1-70b", "b200-sxm", "trtllm", "fp4", 0.36),
-        ("qwen3-32b", "h100-sxm", "trtllm", "fp8", 0.14),
-        ("qwen3-235b-a22b", "h100-sxm", "trtllm", "fp8", 0.13),
+        ("llama-3.1-70b", "b200-sxm", "trtllm", "fp8", 0.11),
+        ("qwen3-32b", "h100-sxm", "trtllm", "fp8", 0.10),
+        ("qwen3-235b-a22b", "h100-sxm", "trtllm", "fp8", 0.09),
     ],
 )
 def test_served_points(llm: str, accelerator: str, backend: str, precision: str, bound: float) -> None:
-    """Mean TPOT at fixed concurrency, nothing fitted to it: medAPE 4 % (vLLM) to 12 % (TensorRT-LLM) on H100.
+    """Mean TPOT at fixed concurrency, nothing fitted to it: medAPE 5 to 11 %, and 31 % in fp4 under TensorRT-LLM.
 
-    On B200 9 % in fp4 and 24 % in fp8 under vLLM, 32 % under TensorRT-LLM, whose measured products in fp4 take three
-    times as long as their weights take to read: always too slow, and worse than the roofline there.
+    There the measured products include quantising their input, which the package has no times of in fp4: always too
+    slow. In fp8 it has, and they are taken off; without that the medians were 9 to 40 % under TensorRT-LLM.
     """
     name = {"llama-3.1-70b": "Llama-3.1-70B", "qwen3-32b": "Qwen3-32B", "qwen3-235b-a22b": "Qwen3-235B"}[llm]
     rows = pd.read_parquet(DATA / "e2e_silicon.parquet")

@@ -44,7 +44,8 @@ class Silicon:
 
     Notes
     -----
-    Matrix products are interpolated log-log over their shape and linearly over tokens; attention linearly over
+    Matrix products are interpolated log-log over their shape and linearly over tokens; those in fp8 leave out the
+    quantising that was timed with them and that engines fuse into the kernel before. Attention is linear over
     sequences and context (prompts: over the square of their length); experts and all-reduces linearly. All are made to
     rise with the work. A step of prompts and decodes takes both attentions' times. Several prompts count as equally
     long; what (query, key) pairs they have beyond that, and those with cached tokens, are added at the rate of the
