@@ -96,8 +96,10 @@ class Silicon:
         self._expert_s: dict[int, float] = {}
         self._pieces: dict[int, Pieces] = {}
         self._prompt_s: dict[tuple[int, int], float] = {}
+        tokens_max = min(curve.points[-1] for curve, _ in self._products)
         # the last point of a grid is no measurement
-        self._reach = Reach("what was measured", 1e9, self._generation.rows[-2], self._generation.columns[-2])
+        batch_max, context_max = self._generation.rows[-2], self._generation.columns[-2]
+        self._reach = Reach("what was measured", tokens_max, batch_max, context_max)
 
     # --- what the engine asks ---------------------------------------------------------------------------------------
 
