@@ -10,6 +10,12 @@ from fleetsim.catalog.engine import EngineProfile, load_engine
 from fleetsim.catalog.llm import ACTIVATIONS, BYTES_PER_VALUE, Llm
 from fleetsim.scenario.schema import Engine, Parallelism
 
+FP4_TILE = 256
+"""What kernels for 4-bit experts pad the model's width to: 2,880 becomes 3,072 in gpt-oss (vLLM ``quantization/mxfp4.py``).
+
+vLLM 0.10 and 0.11 also padded the experts' own width: 2 % more.
+"""
+
 DEGREES = (1, 2, 4, 8, 16, 32)
 """Tensor and pipeline degrees that `parallelisms_that_fit` tries."""
 
@@ -138,6 +144,8 @@ def weight_bytes_per_accelerator(llm: Llm, parallelism: Parallelism, dtype: str 
     tp, pp = parallelism.tp, parallelism.pp
     stage = fullest_stage(llm, pp)
     experts = stage.moe * llm.experts * llm.expert_parameters / (tp * parallelism.dp)
+    if llm.is_moe and llm.weights_dtype(dtype) == "fp4":
+        experts *= math.ceil(llm.hidden / FP4_TILE) * FP4_TILE / llm.hidden
     products = _plain_parameters(llm, stage, tp) * llm.plain_width(dtype) + experts * llm.expert_width(dtype)
     vocabulary = llm.embedding_parameters / tp
     ends = vocabulary if llm.tied_embeddings or pp > 1 else 2 * vocabulary
@@ -148,15 +156,16 @@ def weight_bytes_per_accelerator(llm: Llm, parallelism: Parallelism, dtype: str 
 def activation_bytes(llm: Llm, parallelism: Parallelism, engine: Engine, profile: EngineProfile) -> float:
     """Peak of intermediate tensors on one accelerator [B].
 
-    The larger of a full step through the widest layer (residual, input, and feed-forward tensors) and of the sampler
-    working on a full batch of logits: the two are never alive together.
+    The larger of a full step through the widest layer (residual, input, its norm, and feed-forward tensors) and of the
+    sampler working on a full batch of logits: the two are never alive together. vLLM's logs of Llama 3.1 8B with 20,000
+    and 29,000 tokens per step give three tensors of the hidden width (issue 10517).
     """
     tokens = _reserved(engine, "max_batched_tokens", profile.max_batched_tokens)
     sequences = min(_reserved(engine, "max_seqs", profile.max_seqs), tokens)
     moe_tokens = tokens * parallelism.dp
     dense = tokens * llm.projections * max(llm.intermediate, llm.shared_intermediate) / parallelism.tp
     routed = moe_tokens * llm.experts_per_token * (llm.projections * llm.moe_intermediate / parallelism.tp + llm.hidden)
-    layer = 2 * tokens * llm.hidden + (max(routed, dense) if llm.is_moe else dense)
+    layer = 3 * tokens * llm.hidden + (max(routed, dense) if llm.is_moe else dense)
     sampler = sequences * llm.vocab * profile.sampler_bytes_per_logit
     return max(layer * BYTES_PER_VALUE[ACTIVATIONS], sampler)
 

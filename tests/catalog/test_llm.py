@@ -12,7 +12,6 @@ from fleetsim.catalog.hugging_face import from_hugging_face
 from fleetsim.catalog.llm import load_llm
 from fleetsim.errors import DataError
 
-
 VOCABULARIES_LEFT_OUT = {
     "gpt-oss-20b": 1,
     "gpt-oss-120b": 1,
