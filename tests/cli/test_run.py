@@ -203,7 +203,8 @@ def test_every_assumed_value_in_use_is_listed(tiny: str, call: Call) -> None:
             ("c", ("--set", "pools[0].accelerator=ascend-910b")),
         )
     )
-    assert any(text.startswith("h100-sxm.power.idle") for text in alone)
+    assert any(text.startswith("engine vllm.") for text in alone)
     assert not any("link" in text or "projected" in text for text in alone)
     assert "link roce-200.latency = 15 us" in linked  # as published, with the unit it was published in
     assert any(text.startswith("ascend-910b: step times are projected") for text in projected)
+    assert any(text.startswith("ascend-910b.power.idle") for text in projected)
