@@ -21,6 +21,7 @@ VOCABULARIES_LEFT_OUT = {
     "glm-5": 2,
     "minimax-m1": 2,
     "minimax-m2": 2,
+    "minimax-m2.5": 2,
     "qwen3-next-80b-a3b": 2,
 }
 """Publishers that leave the embedding, or it and the LM head, out of the active count."""
