@@ -83,7 +83,7 @@ def _published(published: int, counted: int) -> str:
 
 
 def _kv_formula(llm: Llm) -> str:
-    return f"{llm.layers} layers x {llm.kv_values_per_token:,} values x 2 B"
+    return f"{llm.attention_layers} layers x {llm.kv_values_per_token:,} values x 2 B"
 
 
 @command.command("accelerator", short_help="Data sheet of a chip, every number with its source.")

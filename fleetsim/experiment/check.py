@@ -371,6 +371,12 @@ def _attention_is_full(site: Site) -> Findings:
         yield site.finding(("llm",), message, severity="warning")
 
 
+def _tower_left_out(site: Site) -> Findings:
+    if site.llm.left_out:
+        message = f"{site.pool.llm} has more than a language model: its {site.llm.left_out} is left out"
+        yield site.finding(("llm",), message, severity="warning")
+
+
 _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
     _tensor_parallel_divides,
     _pipeline_divides,
@@ -382,6 +388,7 @@ _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
     _longest_request_fits,
     _price_known,
     _attention_is_full,
+    _tower_left_out,
 )
 
 

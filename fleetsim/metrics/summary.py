@@ -182,7 +182,7 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
         accelerator, engine, llm = pool.accelerator, pool.config.engine, pool.llm
         weights = llm.weights_dtype(engine.weights)
         peak = accelerator.peak_flop_per_s[accelerator.arithmetic(weights)]
-        kv_bytes = llm.kv_values_per_token * llm.layers * BYTES_PER_VALUE[llm.kv_dtype(engine.kv.dtype)]
+        kv_bytes = llm.kv_values_per_token * llm.attention_layers * BYTES_PER_VALUE[llm.kv_dtype(engine.kv.dtype)]
         for replica in pool.replicas:
             meter = replica.meter(end_s)
             idle_s = end_s - meter.busy_s
