@@ -118,6 +118,9 @@ LINEAR_KINDS = {
 }
 """Recurrence of the model types that have one."""
 
+MOST_LAYERS = 10_000
+"""More are taken for a mistake."""
+
 WRAPPED = ("text_config", "llm_config", "language_config")
 """Keys under which multimodal models keep the language model's configuration."""
 TOWERS = ("vision_config", "audio_config", "speech_config", "vision_tower")
@@ -155,6 +158,8 @@ MIXERS: Mapping[str, str] = {
     "deepseek_sparse_attention": "full",
 }
 """Entries of `layer_types`."""
+MIXER_NUMBERS: Mapping[int, str] = {0: "linear", 1: "full"}
+"""Entries of `attn_type_list` (MiniMax)."""
 HYBRID_PARTS: Mapping[str, tuple[str, str]] = {
     "M": ("linear", "none"),
     "*": ("full", "none"),
@@ -205,18 +210,39 @@ class _Config:
         value = self.config[key] if key in self.config else self.defaults.get(key)
         return default if value is None else value
 
+    def count(self, key: str, default: int = 0) -> int:
+        """Count under one key, else what the family assumes, else `default`."""
+        return self._as_count(key, self.get(key, default))
+
+    def items(self, key: str) -> list[Any]:
+        """Words and numbers listed under a key; empty if it is absent."""
+        value = self.get(key, [])
+        if isinstance(value, list) and all(isinstance(item, str | int) for item in value):
+            return value
+        self.find(f"expected a list of words or numbers, found {value!r}", key)
+        return []
+
+    def part(self, key: str) -> Mapping[str, Any]:
+        """Object under a key; empty if it is absent."""
+        value = self.get(key, {})
+        if isinstance(value, dict):
+            return value
+        self.find(f"expected an object, found {value!r}", key)
+        return {}
+
+    def _as_count(self, key: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            self.find(f"expected a count, found {value!r}", key)
+            return 1
+        return value
+
     def number(self, field: str, default: int | None = None) -> int:
         """Count under any of the field's names; what the family assumes where all are absent."""
         names = ALIASES[field]
         content = self.config if any(key in self.config for key in names) else self.defaults
         for key in names:
-            value = content.get(key)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                self.find(f"expected a count, found {value!r}", key)
-                return 1
-            return value
+            if content.get(key) is not None:
+                return self._as_count(key, content[key])
         if default is None:
             keys = " or ".join(names)
             self.find(f"needed key is missing: {keys}", hint="Is it the config.json of a decoder-only language model?")
@@ -237,7 +263,7 @@ def from_hugging_face(
     """
     found = _Config(config, file)
     _refuse_what_is_not_understood(found)
-    hidden, heads, layers = found.number("hidden"), found.number("heads"), found.number("layers")
+    hidden, heads, layers = found.number("hidden"), found.number("heads"), _layers(found)
     head_dim = found.number("head_dim", hidden // max(heads, 1))
     mixers, feed_forwards = _mixers(found, layers), _feed_forwards(found, layers)
     window = _window(found) if "window" in mixers else 0
@@ -270,8 +296,16 @@ def from_hugging_face(
     )
     _plausible(llm, found)
     if found.findings:
-        raise DataError(found.findings)
+        raise DataError(tuple(dict.fromkeys(found.findings)))
     return llm
+
+
+def _layers(found: _Config) -> int:
+    layers = found.number("layers")
+    if layers <= MOST_LAYERS:
+        return layers
+    found.find(f"expected at most {MOST_LAYERS:,} layers, found {layers:,}", ALIASES["layers"][0])
+    return 1
 
 
 def _refuse_what_is_not_understood(found: _Config) -> None:
@@ -283,7 +317,7 @@ def _refuse_what_is_not_understood(found: _Config) -> None:
         return
     for key in ("hybrid_override_pattern", "layers_block_type", "attn_type_list", "full_attention_interval"):
         value = found.get(key)
-        if value and not (isinstance(value, list) and set(value) <= {1, "attention"}):
+        if value and not (isinstance(value, list) and all(item in (1, "attention") for item in value)):
             found.find(f"layers of different kinds are not known for model_type {found.kind!r}", key, hint)
     for key in found.config:
         if key.startswith(("ssm_", "mamba_", "rwkv_", "linear_num_")) and found.config[key]:
@@ -312,29 +346,33 @@ def _mixers(found: _Config, layers: int) -> list[str]:
     hybrid = _hybrid_parts(found, layers)
     if hybrid:
         return [mixer for mixer, _ in hybrid]
-    listed = found.get("layer_types") or found.get("attn_type_list")
-    if listed:
-        return _listed(found, listed, layers)
+    for key, names in (("layer_types", MIXERS), ("attn_type_list", MIXER_NUMBERS)):
+        listed = found.items(key)
+        if listed:
+            return _listed(found, key, listed, names, layers)
     every = found.number("full_interval", 0)
     if every:
         return ["linear" if (i + 1) % every else "full" for i in range(layers)]
     if not _window(found):
         return ["full"] * layers
-    rotary = found.get("no_rope_layers")
-    if isinstance(rotary, list) and len(rotary) == layers:  # Llama 4: layers with rotary embedding see a chunk
+    rotary = found.items("no_rope_layers")
+    if rotary and len(rotary) == layers:  # Llama 4: layers with rotary embedding see a chunk
         return ["window" if value else "full" for value in rotary]
-    every = int(found.get("no_rope_layer_interval", 0)) or found.number("window_pattern", 0)
+    every = found.count("no_rope_layer_interval") or found.number("window_pattern", 0)
     if every:
         return ["window" if (i + 1) % every else "full" for i in range(layers)]
-    first = int(found.get("max_window_layers", 0)) if found.get("use_sliding_window") else 0
+    first = found.count("max_window_layers") if found.get("use_sliding_window") else 0
     return ["window" if i >= first else "full" for i in range(layers)]
 
 
 def _hybrid_parts(found: _Config, layers: int) -> list[tuple[str, str]]:
     """Mixer and feed-forward part of each layer of Nemotron-H, where a layer is one of both; empty for others."""
     key = "hybrid_override_pattern" if found.get("hybrid_override_pattern") else "layers_block_type"
-    pattern = found.get(key)
-    if found.kind != "nemotron_h" or not isinstance(pattern, str | list):
+    if found.kind != "nemotron_h":
+        return []
+    pattern = found.get(key) if isinstance(found.get(key), str) else found.items(key)
+    if not pattern:
+        found.find("needed key is missing: which part each layer is", key)
         return []
     unknown = sorted({str(part) for part in pattern if part not in HYBRID_PARTS})
     if unknown or len(pattern) != layers:
@@ -343,9 +381,7 @@ def _hybrid_parts(found: _Config, layers: int) -> list[tuple[str, str]]:
     return [HYBRID_PARTS[part] for part in pattern]
 
 
-def _listed(found: _Config, listed: Any, layers: int) -> list[str]:
-    key = "layer_types" if found.get("layer_types") else "attn_type_list"
-    names = dict(MIXERS) if key == "layer_types" else {0: "linear", 1: "full"}
+def _listed(found: _Config, key: str, listed: list[Any], names: Mapping[Any, str], layers: int) -> list[str]:
     unknown = sorted({str(kind) for kind in listed if kind not in names})
     if unknown or len(listed) != layers:
         known = ", ".join(str(name) for name in names)
@@ -374,26 +410,21 @@ def _feed_forwards(found: _Config, layers: int) -> list[str]:
         return [part for _, part in hybrid]
     if not found.number("experts", 0):
         return ["mlp"] * layers
-    if found.get("moe_layers"):
-        chosen = {int(index) for index in found.get("moe_layers")}
-    else:
-        chosen = {i for i in range(layers) if _has_experts(found, i)}
+    chosen = found.items("moe_layers") or _with_experts(found, layers)
     return ["moe" if i in chosen else "mlp" for i in range(layers)]
 
 
-def _has_experts(found: _Config, layer: int) -> bool:
-    """Whether the first few layers, every n-th or a list of them leave this one its experts."""
-    step = next((found.get(key) for key in EXPERT_STEPS if found.get(key)), 1)
-    every = found.get("moe_layer_freq", 1)
-    if isinstance(every, list):
-        return bool(every[layer]) if layer < len(every) else False
-    types = found.get("mlp_layer_types")
-    if isinstance(types, list):
-        return layer < len(types) and types[layer] == "sparse"
-    listed = layer in (found.get("mlp_only_layers") or ())
-    return (
-        layer >= found.number("dense_first_layers", 0) and not listed and not (layer + 1) % step and not layer % every
-    )
+def _with_experts(found: _Config, layers: int) -> list[int]:
+    """Layers with experts: all but the first few, every n-th, or those of a list."""
+    types = found.items("mlp_layer_types")
+    if types:
+        return [i for i, kind in enumerate(types) if kind == "sparse"]
+    if isinstance(found.get("moe_layer_freq"), list):
+        return [i for i, sparse in enumerate(found.items("moe_layer_freq")) if sparse]
+    every = found.count("moe_layer_freq", 1) or 1
+    step = next((found.count(key) for key in EXPERT_STEPS if found.get(key)), 1) or 1
+    dense, first = found.items("mlp_only_layers"), found.number("dense_first_layers", 0)
+    return [i for i in range(first, layers) if i not in dense and not (i + 1) % step and not i % every]
 
 
 def _kv_heads(found: _Config, heads: int) -> int:
@@ -414,7 +445,7 @@ def _widths(found: _Config, feed_forwards: list[str], hidden: int) -> dict[str, 
     intermediate = found.number("intermediate", default)
     fields: dict[str, Any] = {"mlp_layers": dense, "moe_layers": sparse, "intermediate": intermediate}
     if sparse:
-        width = found.number("moe_intermediate", found.get("intermediate_size", intermediate))
+        width = found.number("moe_intermediate", found.count("intermediate_size", intermediate))
         if not width:
             found.find(f"needed key is missing: {ALIASES['moe_intermediate'][0]}")
         fields |= {
@@ -438,7 +469,7 @@ def _latent(found: _Config) -> dict[str, Any]:
         return {}
     fields = {
         "attention": "mla",
-        "q_lora_rank": int(found.get("q_lora_rank", 0)),
+        "q_lora_rank": found.count("q_lora_rank"),
         "kv_lora_rank": found.get("kv_lora_rank"),
         "nope_head_dim": found.get("qk_nope_head_dim"),
         "rope_head_dim": found.get("qk_rope_head_dim"),
@@ -469,13 +500,12 @@ def _recurrence(found: _Config, layers: int, heads: int, head_dim: int) -> dict[
 
 def _quantisation(found: _Config, sparse: bool) -> dict[str, Any]:
     """Data type of the checkpoint, which parts have it, and how many weights share a scale."""
-    content = found.get("quantization_config") or {}
+    content = found.part("quantization_config")
     dtype, group = _quantised_dtype(found, content)
     if dtype is None:
         stated = str(found.get("torch_dtype") or found.get("dtype") or "")
         return {"native_dtype": DTYPES.get(stated, ACTIVATIONS)}
-    kept = [str(item) for key in KEPT for item in content.get(key) or ()]
-    experts_only = sparse and any("attn" in item for item in kept)
+    experts_only = sparse and any("attn" in str(content.get(key)) for key in KEPT)
     blocks = dtype == "fp8" and bool(content.get("weight_block_size"))
     parts = "experts" if experts_only else "all"
     return {"native_dtype": dtype, "scale_group": group, "quantised_parts": parts, "block_scaled": blocks}
@@ -488,17 +518,24 @@ def _quantised_dtype(found: _Config, content: Mapping[str, Any]) -> tuple[str | 
     if method == "modelopt":
         method = str(content.get("quant_algo", "")).lower()
     if method == "compressed-tensors":
-        groups = content.get("config_groups") or {}
-        weights = next((group.get("weights") or {} for group in groups.values()), {})
+        groups = content.get("config_groups")
+        weights = _first_weights(groups if isinstance(groups, dict) else {})
         kind = "fp" if weights.get("type") == "float" else "int"
-        bits, group = weights.get("num_bits"), int(weights.get("group_size") or 0)
+        bits, group = weights.get("num_bits"), weights.get("group_size")
     else:
         kind, bits, group = METHODS.get(method, ("int", content.get("bits") or content.get("w_bit"), 0))
-        group = group or max(int(content.get("group_size") or content.get("q_group_size") or 0), 0)
+        group = group or content.get("group_size") or content.get("q_group_size")
     if method in ("bitsandbytes", "bnb"):
         bits, group = (4, 64) if content.get("load_in_4bit") else (8, 0)
     if bits not in (4, 8):
         message = f"quantisation {method!r} with {bits} bits is not known"
         found.find(message, "quantization_config", "Remove it and choose `engine.weights` instead")
         return None, 0
-    return f"{kind}{bits}", group
+    return f"{kind}{bits}", group if isinstance(group, int) and group > 0 else 0
+
+
+def _first_weights(groups: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What compressed-tensors says of the weights of its first group."""
+    first = next(iter(groups.values()), None)
+    weights = first.get("weights") if isinstance(first, dict) else None
+    return weights if isinstance(weights, dict) else {}

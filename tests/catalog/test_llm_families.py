@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fleetsim.catalog.architecture import Llm
+from fleetsim.catalog.data import locate, read_yaml
 from fleetsim.catalog.hugging_face import from_hugging_face
 from fleetsim.errors import DataError
 
@@ -353,3 +356,42 @@ def test_what_is_not_understood_is_refused(config: dict[str, Any], message: str)
         read(**SMALL | config)
     assert message in str(caught.value)
     assert "config.json" in str(caught.value)
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-1, 10**12),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(
+        st.one_of(st.integers(-1, 9), st.text(max_size=2), st.none(), st.lists(st.integers(), max_size=1)), max_size=9
+    ),
+    st.dictionaries(
+        st.sampled_from(["quant_method", "bits", "config_groups", "ignore", "a"]), st.integers(0, 8), max_size=3
+    ),
+)
+CONFIGS = {
+    name: read_yaml(locate("llm", name))["config"]
+    for name in (
+        "gpt-oss-20b",
+        "qwen3-next-80b-a3b",
+        "nemotron-3-nano-30b-a3b",
+        "llama-4-maverick",
+        "deepseek-v3.2",
+        "kimi-k2.5",
+    )
+}
+KEYS = sorted(
+    {key for config in CONFIGS.values() for key in config} | {"moe_layers", "mlp_layer_types", "attn_type_list"}
+)
+
+
+@given(st.sampled_from(sorted(CONFIGS)), st.sampled_from(KEYS), JUNK)
+def test_junk_is_a_finding_never_a_crash(name: str, key: str, junk: Any) -> None:
+    try:
+        llm = read(**CONFIGS[name] | {key: junk})
+    except DataError:
+        return
+    assert llm.weight_bytes() > 0
+    assert llm.attention_layers + llm.linear_layers <= llm.layers
