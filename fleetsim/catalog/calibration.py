@@ -97,6 +97,13 @@ def calibration_of(accelerator: Accelerator, engine: str = "vllm") -> Calibratio
 
 def _load(path: Path) -> Calibration:
     record = Record(read_yaml(path), path)
+    groups = read_groups(record)
+    record.finish()
+    return Calibration(path.stem, groups)
+
+
+def read_groups(record: Record) -> dict[str, dict[str, Efficiency]]:
+    """Operator groups of a mapping, each by number format; mistakes are noted in the record."""
     groups: dict[str, dict[str, Efficiency]] = {}
     record.known.update(GROUPS)
     for group in GROUPS:
@@ -104,8 +111,7 @@ def _load(path: Path) -> Calibration:
             continue
         part = record.part(group)
         groups[group] = {dtype: _efficiency(part.part(dtype)) for dtype in part.content}
-    record.finish()
-    return Calibration(path.stem, groups)
+    return groups
 
 
 def _efficiency(entry: Record) -> Efficiency:

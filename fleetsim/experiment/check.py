@@ -13,6 +13,7 @@ from fleetsim.catalog.floors import Floors, floors
 from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import Llm, load_llm
 from fleetsim.catalog.memory import memory_plan, parallelisms_that_fit
+from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
 from fleetsim.fleet.pool import describe_pool
 from fleetsim.kernel.streams import Streams
@@ -253,6 +254,14 @@ def _step_times_known(site: Site) -> Findings:
         yield from _retold(site.loaded, ("pools", site.index, "engine", "step_time"), error)
 
 
+def _calibration_holds(site: Site) -> Findings:
+    """Whether the engine's calibration file can be used."""
+    try:
+        own_of(site.pool.engine.located(site.loaded.base_dir))
+    except DataError as error:
+        yield from _retold(site.loaded, ("pools", site.index, "engine", "calibration"), error)
+
+
 def _fits_in_memory(site: Site) -> Findings:
     plan = memory_plan(site.llm, site.accelerator, site.pool.parallelism, site.pool.engine)
     if plan.fits:
@@ -378,6 +387,7 @@ def _tower_left_out(site: Site) -> Findings:
 
 
 _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
+    _calibration_holds,
     _tensor_parallel_divides,
     _pipeline_divides,
     _experts_divide,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleetsim import __version__
-from fleetsim.catalog.engine import load_engine
+from fleetsim.catalog.own import engine_profile
 from fleetsim.errors import LawError
 from fleetsim.experiment.check import open_workload, require_valid
 from fleetsim.fleet.fleet import Fleet
@@ -283,7 +283,7 @@ def _assumptions(fleet: Fleet) -> list[str]:
         chip, parallelism = pool.accelerator, pool.config.parallelism
         if chip.status != "measured":
             texts[f"{chip.name}: step times are {chip.status}, from the data sheet and generic efficiencies"] = None
-        engine = load_engine(pool.config.engine.kind)
+        engine = engine_profile(pool.config.engine)
         used = [(chip.name, chip.sourced), (f"engine {engine.name}", engine.sourced)]
         if parallelism.accelerators > 1:
             used.append((f"link {pool.link.name}", pool.link.sourced))

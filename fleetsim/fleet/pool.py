@@ -9,6 +9,7 @@ from fleetsim.catalog.accelerator import Accelerator, load_accelerator
 from fleetsim.catalog.link import Link, load_link
 from fleetsim.catalog.llm import Llm, load_llm
 from fleetsim.catalog.memory import memory_plan
+from fleetsim.catalog.own import accelerator_for, link_for
 from fleetsim.engine.api import StepTimeModel
 from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.replica import Replica
@@ -22,6 +23,7 @@ class Pool:
     name: str
     index: int
     config: schema.Pool
+    """As in the scenario, the engine's calibration file with its whole path."""
     llm: Llm
     accelerator: Accelerator
     link: Link
@@ -53,10 +55,11 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
     DataError
         If a catalogue entry is missing or not valid.
     """
-    llm = load_llm(config.llm, base_dir)
-    accelerator = load_accelerator(config.accelerator)
-    link: Link = load_link(config.link or accelerator.link)
+    config = config.model_copy(update={"engine": config.engine.located(base_dir)})
     engine = config.engine
+    llm = load_llm(config.llm, base_dir)
+    accelerator = accelerator_for(load_accelerator(config.accelerator), engine)
+    link: Link = link_for(load_link(config.link or accelerator.link), engine)
     capacity_tokens = (
         engine.kv.capacity_tokens or memory_plan(llm, accelerator, config.parallelism, engine).capacity_tokens
     )

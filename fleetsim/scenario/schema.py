@@ -6,11 +6,12 @@ The docstring under each field is its reference text: `fleetsim schema` exports 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fleetsim.plugins import Choice, PolicyField
+from fleetsim.plugins import Choice, PolicyField, ScenarioFile
 from fleetsim.units import PerSecond, PerSecondOrZero, Quantity, Seconds, SecondsOrZero, UsdPerHour
 
 Flag = Annotated[bool, Field(strict=True)]
@@ -396,6 +397,14 @@ class Engine(Block):
     """Physics of a step."""
     step_by_step: Flag = False
     """Simulate every step by itself instead of leaping: the slow reference path, same results."""
+    calibration: Annotated[ScenarioFile, Field(min_length=1)] | None = None
+    """File that `fleetsim calibrate` wrote, relative to the scenario: its constants in place of the catalogue's."""
+
+    def located(self, base_dir: Path) -> Self:
+        """The same engine with its calibration file found from `base_dir`, the scenario's folder."""
+        if self.calibration is None:
+            return self
+        return self.model_copy(update={"calibration": str(base_dir / self.calibration)})
 
 
 def _default(field: PolicyField) -> Choice:

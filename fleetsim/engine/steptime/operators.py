@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fleetsim.catalog.accelerator import Accelerator
 from fleetsim.catalog.architecture import ACTIVATIONS, BYTES_PER_VALUE, Llm
-from fleetsim.catalog.calibration import Efficiency, calibration_of
+from fleetsim.catalog.calibration import Calibration, Efficiency
 from fleetsim.catalog.engine import EngineProfile
 from fleetsim.catalog.link import Link
 from fleetsim.scenario.schema import Engine, Parallelism
@@ -48,9 +48,9 @@ class Product(NamedTuple):
 class Chip:
     """Prices arithmetic and bytes on one accelerator."""
 
-    def __init__(self, accelerator: Accelerator, engine: str, scale: float) -> None:
+    def __init__(self, accelerator: Accelerator, calibration: Calibration, scale: float) -> None:
         self.accelerator = accelerator
-        self.calibration = calibration_of(accelerator, engine)
+        self.calibration = calibration
         self.scale = scale
         self.joule_per_byte = accelerator.power.memory_w / accelerator.bandwidth_bytes_per_s
 

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from fleetsim.catalog.accelerator import Accelerator
 from fleetsim.catalog.architecture import ACTIVATIONS, BYTES_PER_VALUE, Llm
-from fleetsim.catalog.engine import load_engine
 from fleetsim.catalog.link import Link
+from fleetsim.catalog.own import calibration_for, engine_profile
 from fleetsim.engine.api import Line
 from fleetsim.engine.steptime.operators import Chip, Layers, Work
 from fleetsim.plugins import PolicyConfig
@@ -79,7 +79,7 @@ class Roofline:
         engine: Engine,
     ) -> None:
         self.llm, self.parallelism, self.config = llm, parallelism, config
-        profile = load_engine(engine.kind)
+        profile = engine_profile(engine)
         chips = parallelism.accelerators
         self.idle_w = accelerator.power.idle_w * chips
         self.static_w = accelerator.power.static_w * chips
@@ -87,7 +87,8 @@ class Roofline:
         self.frontend_s = profile.frontend_s
         self._host_s = profile.host_s + (profile.host_data_parallel_s if parallelism.dp > 1 else 0.0)
         self._host_sequence_s = profile.host_per_sequence_s
-        self._chip = Chip(accelerator, engine.kind, profile.scale * config.scale)
+        calibration = calibration_for(accelerator, engine)
+        self._chip = Chip(accelerator, calibration, profile.scale * config.scale)
         self._layers = Layers(llm, self._chip, link, parallelism, engine, profile, config.expert_spread)
         self._coupled = llm.is_moe and parallelism.dp > 1
         self._stages = parallelism.pp

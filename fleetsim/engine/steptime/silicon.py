@@ -10,10 +10,9 @@ from mypy_extensions import mypyc_attr
 from pydantic import Field
 
 from fleetsim.catalog.accelerator import Accelerator
-from fleetsim.catalog.calibration import calibration_of
-from fleetsim.catalog.engine import load_engine
 from fleetsim.catalog.link import Link
 from fleetsim.catalog.llm import ACTIVATIONS, BYTES_PER_VALUE, Llm
+from fleetsim.catalog.own import calibration_for, engine_profile
 from fleetsim.engine.api import Line
 from fleetsim.engine.steptime.curves import Curve, Grid, Pieces
 from fleetsim.engine.steptime.kernel_tables import DTYPES, FRAMEWORKS, Library, library
@@ -76,9 +75,9 @@ class Silicon:
         self.frontend_s = supply.frontend_s
         self._supply = supply
         self._llm, self._accelerator, self._link, self._parallelism = llm, accelerator, link, parallelism
-        self._profile = load_engine(engine.kind)
+        self._profile = engine_profile(engine)
         self._scale = self._profile.scale * config.scale
-        self._calibration = calibration_of(accelerator)
+        self._calibration = calibration_for(accelerator, engine, "vllm")
         self._coupled = llm.is_moe and parallelism.dp > 1
         self._remarks = [
             f"step times: kernels measured under {self._tables.title}; norms, rotary embedding, activation functions, "
