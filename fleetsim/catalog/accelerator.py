@@ -5,20 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import exp, log2
 
 from fleetsim.catalog.data import catalogue, locate, read_yaml
 from fleetsim.catalog.sourced import Record, Sourced
 from fleetsim.errors import nearest
 
+WIDE = ("bf16", "fp16", "tf32", "fp32", "fp64")
+"""Data types whose arithmetic takes the power of 16 bits; narrower ones have a power of their own."""
 KINDS = ("gpu", "npu", "tpu", "edge")
 """Kinds of chip."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logistic:
+    """Power by batch size alone: low + rise / (1 + exp(-slope x (log2(batch) - middle)))."""
+
+    low_w: float
+    """Of tiny batches [W]."""
+    rise_w: float
+    """From tiny to huge batches [W]."""
+    slope: float
+    """Per doubling of the batch."""
+    middle: float
+    """Logarithm to base 2 of the batch in the middle of the rise."""
+
+    def watts(self, batch: float) -> float:
+        """Power while steps of `batch` sequences run [W]."""
+        return self.low_w + self.rise_w / (1 + exp(-self.slope * (log2(max(batch, 1.0)) - self.middle)))
 
 
 @dataclass(frozen=True, slots=True)
 class Power:
     """Power of one accelerator.
 
-    While a step runs: static_w + compute_w x (FLOP/s / peak) + memory_w x (bytes/s / bandwidth), at most limit_w.
+    While a step runs: static_w + active_w x (share of the step in which kernels run) + compute_w x (FLOP/s / peak) +
+    memory_w x (bytes/s / bandwidth), at most limit_w. Forms compared and errors: docs/energy.md.
     """
 
     limit_w: float
@@ -26,11 +48,21 @@ class Power:
     idle_w: float
     """With a model loaded and nothing running [W]."""
     static_w: float
-    """While a step runs, before what the computing adds [W]."""
+    """While a step runs, its kernels or not, before what the computing adds [W]."""
+    active_w: float
+    """Added while kernels run: products, attention and collectives, but not the waits for the host [W]."""
     compute_w: float
-    """Added at full peak arithmetic [W]."""
+    """Added at full peak arithmetic in 16 bits [W]."""
+    narrow_w: float
+    """Added at full peak arithmetic in 8 bits and less [W]; that of 16 bits where it was not fitted."""
     memory_w: float
     """Added at full memory bandwidth [W]."""
+    logistic: Logistic | None
+    """The same by batch size alone; None where it was not fitted."""
+
+    def arithmetic_w(self, dtype: str) -> float:
+        """Added at full peak arithmetic of a data type [W]."""
+        return self.compute_w if dtype in WIDE else self.narrow_w
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +170,7 @@ def load_accelerator(name: str) -> Accelerator:
         host_link=_link(record, "host_link"),
         network=_link(record, "network"),
         per_node=int(record.quantity("per_node", "count")),
-        power=Power(*(power.quantity(key, "power") for key in ("limit", "idle", "static", "compute", "memory"))),
+        power=_power(power),
         price_usd_per_h=record.quantity("price", "price"),
         sourced=record.sourced,
     )
@@ -146,6 +178,31 @@ def load_accelerator(name: str) -> Accelerator:
         record.find("peak", "bf16 (or fp16) is missing: it is what other types fall back to")
     record.finish()
     return accelerator
+
+
+def _power(record: Record) -> Power:
+    limit, idle, static, compute, memory = (
+        record.quantity(key, "power") for key in ("limit", "idle", "static", "compute", "memory")
+    )
+    return Power(
+        limit_w=limit,
+        idle_w=idle,
+        static_w=static,
+        active_w=_optional(record, "active", "power"),
+        compute_w=compute,
+        narrow_w=_optional(record, "narrow", "power") if "narrow" in record.content else compute,
+        memory_w=memory,
+        logistic=_logistic(record),
+    )
+
+
+def _logistic(record: Record) -> Logistic | None:
+    record.known.add("logistic")
+    if "logistic" not in record.content:
+        return None
+    curve = record.part("logistic")
+    low, rise = curve.quantity("low", "power"), curve.quantity("rise", "power")
+    return Logistic(low, rise, curve.quantity("slope", "ratio"), curve.quantity("middle", "ratio"))
 
 
 def _tiers(record: Record) -> tuple[Tier, ...]:

@@ -84,6 +84,7 @@ class Roofline:
         self.idle_w = accelerator.power.idle_w * chips
         self.static_w = accelerator.power.static_w * chips
         self.limit_w = accelerator.power.limit_w * chips
+        self._active_w = accelerator.power.active_w * parallelism.tp * parallelism.pp
         self.frontend_s = profile.frontend_s
         self._host_s = profile.host_s + (profile.host_data_parallel_s if parallelism.dp > 1 else 0.0)
         self._host_sequence_s = profile.host_per_sequence_s
@@ -219,6 +220,7 @@ class Roofline:
         if self._overlap:
             hidden = compute + network + attention - max(compute, network, attention)
             attention -= self._overlap * hidden
+        energy += self._active_w * (compute + network + attention)
         return time + attention, energy + attention_j
 
     def _attention(
