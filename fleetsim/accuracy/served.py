@@ -41,10 +41,14 @@ SYSTEMS = {
     "gb200": "gb200",
     "gb300": "gb300",
 }
-BATCHED_TOKENS = {"vllm": 8192, "sglang": 16384, "trtllm": 16384}
-"""Tokens per step of InferenceMAX's launch scripts, by engine."""
+BATCHED_TOKENS = {"vllm": 8192, "sglang": 16384, "trtllm": 8192}
+"""Tokens per step by default, by engine, on chips of this size."""
 PROMPTS_PER_USER = 10
 """Prompts of a run over its concurrency, in the same scripts."""
+RANDOM_TOKENS_SPREAD = 1.0
+"""How unevenly prompts of random tokens visit experts: at 1 the four open models are met best."""
+CLIENT_S = 0.015
+"""HTTP, tokeniser and streaming between a client and the engine: these points were timed by clients."""
 LARGEST_RUN = 20_480
 """Requests simulated at most for one point: at high concurrency fewer rounds give the same means."""
 
@@ -67,10 +71,10 @@ def open_rows() -> pd.DataFrame:
 def scenario(row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A row's configuration and protocol as a scenario."""
     inferencemax = row["source"] == "inferencemax"
+    launch = launched(row)
     concurrency = int(row["concurrency"] if pd.notna(row["concurrency"]) else row["batch_size"])
     tp, dp, ep = parallelism(row)
     precision = row["precision"] if pd.notna(row["precision"]) else "bf16"
-    eight_bit_cache = (inferencemax or precision == "fp4") and _compresses_cache(row)
     low = 0.8 if inferencemax else 1.0
     per_rank = -(-concurrency // dp)
     return {
@@ -91,16 +95,16 @@ def scenario(row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None)
                 "accelerator": SYSTEMS[row["system"]],
                 "parallelism": {"tp": tp, "pp": max(int(row["pp"]), 1) if pd.notna(row["pp"]) else 1, "dp": dp, "ep": ep},
                 "engine": {
-                    "kind": row["backend"],
-                    "weights": weights(row["model"], precision),
+                    "kind": engine(row),
+                    "weights": weights(row, row["model"], precision),
                     "prefix_cache": False,
                     "scheduler": {
                         "policy": "vllm-v1",
-                        "max_batched_tokens": BATCHED_TOKENS[row["backend"]],
+                        "max_batched_tokens": launch.batched_tokens,
                         "max_seqs": max(per_rank, 1),
                     },
-                    "kv": {"dtype": "fp8" if eight_bit_cache else "auto"},
-                    "step_time": {"model": "roofline", **(step_time or {})},
+                    "kv": {"dtype": launch.kv_dtype, "memory_ratio": launch.memory_ratio},
+                    "step_time": {"model": "roofline", "expert_spread": RANDOM_TOKENS_SPREAD, **(step_time or {})},
                 },
             }
         ],
@@ -110,35 +114,75 @@ def scenario(row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None)
 def parallelism(row: Mapping[str, Any]) -> tuple[int, int, int]:
     """Tensor, attention data-parallel and expert degrees of a row.
 
-    The table's tp counts the accelerators of an instance; attention data parallelism divides them.
+    A row may say tensor parallelism and attention data parallelism of the same accelerators: the launch scripts of vLLM
+    know only the former. Expert degrees beyond the accelerators are the same twice.
     """
-    gpus = max(int(row["tp"]), 1)
-    if pd.notna(row.get("num_gpus_inferred")) and row["num_gpus_inferred"] > 0:
-        gpus = int(row["num_gpus_inferred"])
+    tp = max(int(row["tp"]), 1)
     dp = int(row["attn_dp"]) if pd.notna(row["attn_dp"]) and row["attn_dp"] > 1 else 1
+    if pd.isna(row["attn_dp"]) and pd.notna(row["concurrency"]) and row["batch_size"] > 0:
+        dp = max(int(row["concurrency"] / row["batch_size"]), 1)  # the batch size is that of one rank
+    node = int(row["num_gpus_inferred"]) if pd.notna(row["num_gpus_inferred"]) and row["num_gpus_inferred"] > 0 else tp
+    if tp > node:  # moe_tp x moe_ep was written in place of the accelerators
+        tp = node
+    if tp > 1:
+        dp = 1 if row["backend"] == "vllm" or dp * tp > node else dp
+    dp = min(dp, max(node // tp, 1))
     ep = int(row["moe_ep"]) if pd.notna(row["moe_ep"]) and row["moe_ep"] > 1 else 1
-    dp = min(dp, gpus)
-    return max(gpus // dp, 1), dp, min(ep, gpus)
+    return tp, dp, min(ep, tp * dp)
 
 
-def weights(model: str, precision: str) -> str:
+def weights(row: Mapping[str, Any], model: str, precision: str) -> str:
     """Precision of the weights as a scenario says it: that of the checkpoint where it is the model's own."""
-    own = {"openai/gpt-oss-120b", "Qwen/Qwen3-235B-A22B-FP8"}
-    if model in own or (precision == "fp8" and model.startswith(("deepseek", "MiniMax", "zhipuai"))):
+    if model == "openai/gpt-oss-120b":
         return "auto"
-    return precision
+    return "fp8-block" if precision == "fp8" and row["gemm_quant_mode"] == "fp8_block" else precision
 
 
-def _compresses_cache(row: Mapping[str, Any]) -> bool:
-    """Whether the launch script asks for an 8-bit cache: all TensorRT-LLM ones, vLLM's for Llama and on Blackwell."""
-    if row["backend"] == "trtllm":
-        return True
-    blackwell = row["system"] in ("b200_sxm", "b300_sxm", "gb200", "gb300")
-    return row["backend"] == "vllm" and ("Llama" in row["model"] or ("gpt-oss" in row["model"] and blackwell))
+def engine(row: Mapping[str, Any]) -> str:
+    """Engine of a row by its name in the catalogue."""
+    old = row["backend"] == "trtllm" and str(row["backend_version"]).startswith("1.0.0rc")
+    return "trtllm-1.0" if old else str(row["backend"])
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What the launch script of a row says beside the parallelism."""
+
+    batched_tokens: int
+    kv_dtype: str = "auto"
+    memory_ratio: float = 0.9
+
+
+def launched(row: Mapping[str, Any]) -> Launch:
+    """Options of InferenceMAX's launch scripts; where the source is another, defaults.
+
+    NVIDIA's own TensorRT-LLM points behave as if a step had room for hardly more than one prompt.
+
+    SemiAnalysisAI/InferenceX, ``benchmarks/``: 70b_*, gptoss_*, kimik2.5_*, minimaxm2.5_*, qwen3.5_*, dsr1_*, glm5_*.
+    """
+    backend, model, precision = row["backend"], row["model"], row["precision"]
+    default = BATCHED_TOKENS[backend]
+    if row["source"] != "inferencemax" and "Kimi" not in model and "Qwen3.5" not in model:
+        return Launch(int(row["isl_tokens"]) + 1500 if backend == "trtllm" else default)
+    if backend == "trtllm":
+        hopper_oss = "gpt-oss" in model and row["system"] in ("h100_sxm", "h200_sxm")
+        tokens = 20_000 if "gpt-oss" in model else 16_384 if row["system"] == "b200_sxm" else 10_240
+        return Launch(tokens, "auto" if hopper_oss else "fp8", 0.85 if "gpt-oss" in model else 0.9)
+    if backend == "sglang":
+        return Launch(32_768 if "GLM" not in model else 8192, "fp8" if "Qwen3.5" in model else "auto", 0.82)
+    if "Llama" in model:
+        return Launch(8192, "fp8")
+    if "gpt-oss" in model:
+        return Launch(8192, "fp8" if row["system"] in ("b200_sxm", "b300_sxm") else "auto")
+    if "Kimi" in model and precision == "fp4":
+        return Launch(2 * int(row["isl_tokens"]), "fp8")
+    if "MiniMax" in model and row["system"] == "h200_sxm":
+        return Launch(16_384 if row["concurrency"] < 64 else 32_768, "fp8", 0.95)
+    return Launch(8192, "auto", 0.9 if precision == "fp4" else 0.95)
 
 
 def _lengths(nominal: int, low: float) -> dict[str, Any]:
-    if low == 1.0:
+    if low == 1:
         return {"distribution": "fixed", "value": nominal}
     return {"distribution": "quantiles", "values": [max(low * nominal, 1), nominal]}
 
@@ -158,6 +202,6 @@ def simulate(mapping: Mapping[str, Any], base_dir: Path = Path()) -> list[Reques
 def serve(row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None) -> Served:
     """Mean TTFT and TPOT of a simulated point, the initial burst included as in the measurement."""
     ended = [r for r in simulate(scenario(row, step_time)) if r.status == FINISHED]
-    ttft = np.array([r.first_token_s - r.arrival_s for r in ended])
+    ttft = np.array([r.first_token_s - r.arrival_s + CLIENT_S for r in ended])
     tpot = np.array([(r.end_s - r.first_token_s) / (r.output_tokens - 1) for r in ended if r.output_tokens > 1])
     return Served(float(ttft.mean() * 1e3), float(tpot.mean() * 1e3) if len(tpot) else float("nan"))

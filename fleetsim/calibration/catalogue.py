@@ -17,11 +17,12 @@ from fleetsim.catalog.calibration import GROUPS, load_calibration
 FOLDER = Path("models", "calibration")
 HEADER = "# Written by `python -m fleetsim.calibration.catalogue`. Errors are medians on rows that the fit did not see."
 
-GEMM = ("compute_ratio", "memory_ratio", "overhead_s", "sharpness")
-QUANTISED = (*GEMM, "passes", "width_s")
-MOE = (*GEMM, "passes", "width_s")
-FRESH = (*GEMM, "serial_s")
-MIXED = (*GEMM, "head_s", "serial_s", "decode_rows")
+ROOF = ("compute_ratio", "memory_ratio", "overhead_s", "sharpness")
+GEMM = (*ROOF, "width_s")
+QUANTISED = (*GEMM, "passes")
+MOE = (*GEMM, "passes")
+FRESH = (*ROOF, "serial_s")
+MIXED = (*ROOF, "head_s", "serial_s", "decode_rows")
 DECODE = ("memory_ratio", "overhead_s", "head_s")
 MEMORY = ("memory_ratio", "overhead_s", "sharpness")
 

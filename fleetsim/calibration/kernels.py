@@ -103,10 +103,10 @@ def predicted_s(kernels: Kernels, constants: Mapping[str, float]) -> np.ndarray:
     bandwidth = chip.bandwidth_bytes_per_s
     memory = kernels.size_bytes / (bandwidth * constants["memory_ratio"])
     memory = np.where(kernels.cached, memory / constants.get("cache_speed", 1.0), memory)
-    serial = kernels.serial_tokens * constants["serial_s"]
+    serial = kernels.serial_tokens * constants["serial_s"] + kernels.width * constants["width_s"]
     largest = np.maximum(np.maximum(arithmetic, memory), np.maximum(serial, 1e-12))
     norm = largest * sum((part / largest) ** p for part in (arithmetic, memory, serial)) ** (1 / p)
-    beside = constants["passes"] * kernels.pass_bytes / bandwidth + constants["width_s"] * kernels.width
+    beside = constants["passes"] * kernels.pass_bytes / bandwidth
     time: np.ndarray = constants["overhead_s"] + constants["head_s"] * kernels.sequence_heads + beside + norm
     return time
 

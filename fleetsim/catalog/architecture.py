@@ -330,11 +330,18 @@ class Llm:
 
     def weights_dtype(self, chosen: str = "auto") -> str:
         """Data type of the quantised products: all of the layers, or their routed experts."""
-        return self.native_dtype if chosen == "auto" else chosen
+        return self.native_dtype if chosen == "auto" else chosen.removesuffix("-block")
 
     def plain_dtype(self, chosen: str = "auto") -> str:
-        """Data type of attention, recurrence, dense feed-forward parts and shared experts."""
-        return ACTIVATIONS if chosen == "auto" and self.quantised_parts == "experts" else self.weights_dtype(chosen)
+        """Data type of attention, recurrence, dense feed-forward parts and shared experts.
+
+        A model with experts in 4 bits has only those in 4 bits, as published checkpoints do (nvidia/DeepSeek-R1-NVFP4,
+        nvidia/Kimi-K2.5-NVFP4, moonshotai/Kimi-K2-Thinking): they are nearly all of the weights.
+        """
+        only_experts = (
+            self.quantised_parts == "experts" if chosen == "auto" else self.is_moe and chosen in ("fp4", "int4")
+        )
+        return ACTIVATIONS if only_experts else self.weights_dtype(chosen)
 
     def kv_dtype(self, chosen: str = "auto") -> str:
         """Data type of cached keys and values."""

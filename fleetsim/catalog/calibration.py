@@ -25,10 +25,11 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """Constants of one operator group: t = overhead + beside + (c^p + m^p)^(1/p).
+    """Constants of one operator group: t = overhead + beside + (c^p + m^p + s^p)^(1/p).
 
-    c is the time of the arithmetic at compute_ratio x peak, m that of the bytes at memory_ratio x bandwidth; beside is
-    passes x (activations / bandwidth) + width_s x (length of the sums) + head_s x (sequences x query heads).
+    c is the time of the arithmetic at compute_ratio x peak, m that of the bytes at memory_ratio x bandwidth, s what no
+    parallelism hides: width_s x (length of the sums), or serial_s x (longest context). beside is passes x (activations /
+    bandwidth) + head_s x (sequences x query heads).
     """
 
     compute_ratio: float
@@ -39,7 +40,7 @@ class Efficiency:
     passes: float
     """Matrix products: times that the activations go through memory beside the product itself (quantise, permute)."""
     width_s: float
-    """Matrix products: added time per element of the sum that makes one result [s]."""
+    """Matrix products: time to walk one element of the sums that make the results, which no parallelism hides [s]."""
     head_s: float
     """Attention: added time per decoding sequence and query head [s]."""
     serial_s: float
@@ -85,7 +86,7 @@ def load_calibration(accelerator: str, vendor: str, engine: str = "vllm") -> Cal
         If one of the files is not valid.
     """
     known = catalogue("calibration")
-    chain = [name for name in (accelerator, f"generic-{vendor}", "generic") if name in known]
+    chain = [name for name in (f"{accelerator}-{engine}", accelerator, f"generic-{vendor}", "generic") if name in known]
     loaded = [_load(locate("calibration", name)) for name in chain]
     return Calibration(accelerator, loaded[0].groups, tuple(loaded[1:]))
 

@@ -16,16 +16,22 @@ class EngineProfile:
 
     name: str
     title: str
+    kernels: str
+    """Engine whose kernels it runs, as calibrations name them: itself, or the one that it is a version of."""
     host_s: float
     """Time per step in which the accelerators wait for the host [s]."""
     host_per_sequence_s: float
     """Added host time per sequence that gets a token [s]."""
+    eager_layer_s: float
+    """Time per layer in which the host launches a step that has a prompt: no graph of it was captured [s]."""
     host_data_parallel_s: float
     """Added host time per step where data-parallel ranks agree on the next one [s]."""
     frontend_s: float
     """Time between a request's arrival and its queue: tokeniser, messages between processes [s]."""
     scale: float
     """Factor on the accelerator time of a step: gaps between kernels and what no operator covers."""
+    fuses_quantisation: bool
+    """Whether activations are quantised by the kernel before a product instead of by one of their own."""
     runtime_bytes: float
     """Memory per accelerator for driver context, libraries and captured graphs [B]."""
     runtime_parallel_bytes: float
@@ -54,11 +60,14 @@ def load_engine(kind: str) -> EngineProfile:
     profile = EngineProfile(
         name=kind,
         title=record.text("title"),
+        kernels=record.text("kernels", default=kind),
         host_s=record.quantity("host", "time"),
         host_per_sequence_s=record.quantity("host_per_sequence", "time"),
+        eager_layer_s=record.quantity("eager_per_layer", "time"),
         host_data_parallel_s=record.quantity("host_data_parallel", "time"),
         frontend_s=record.quantity("frontend", "time"),
         scale=record.quantity("scale", "ratio"),
+        fuses_quantisation=record.quantity("fuses_quantisation", "count") > 0,
         runtime_bytes=record.quantity("runtime", "bytes"),
         runtime_parallel_bytes=record.quantity("runtime_parallel", "bytes"),
         sampler_bytes_per_logit=record.quantity("sampler_per_logit", "bytes"),

@@ -113,7 +113,7 @@ def calibration_for(accelerator: Accelerator, engine: Engine, kernels: str | Non
     kernels : str, optional
         Engine whose kernels are meant, where it is not the engine's own kind.
     """
-    known = calibration_of(accelerator, kernels or engine.kind)
+    known = calibration_of(accelerator, kernels or load_engine(engine.kind).kernels)
     own = own_of(engine)
     if not own.groups:
         return known

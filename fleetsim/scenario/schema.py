@@ -383,7 +383,7 @@ class KvCache(Block):
 class Engine(Block):
     """Inference engine of a replica."""
 
-    kind: Literal["vllm", "sglang", "trtllm", "generic"] = "vllm"
+    kind: Literal["vllm", "sglang", "trtllm", "trtllm-1.0", "generic"] = "vllm"
     """Whose host overheads to charge."""
     scheduler: Annotated[Choice, _SCHEDULER] = Field(default_factory=lambda: _default(_SCHEDULER))
     """Which requests run in each step."""
@@ -391,8 +391,8 @@ class Engine(Block):
     """Memory for keys and values."""
     prefix_cache: Flag = True
     """Reuse blocks of earlier requests with the same start."""
-    weights: Literal["auto", "bf16", "fp16", "fp8", "fp4", "int8", "int4"] = "auto"
-    """Precision of the weights; auto is the checkpoint's own."""
+    weights: Literal["auto", "bf16", "fp16", "fp8", "fp8-block", "fp4", "int8", "int4"] = "auto"
+    """Precision of the weights; auto is the checkpoint's own. fp8-block has a scale per block, as DeepSeek's checkpoints."""
     step_time: Annotated[Choice, _STEP_TIME] = Field(default_factory=lambda: _default(_STEP_TIME))
     """Physics of a step."""
     step_by_step: Flag = False

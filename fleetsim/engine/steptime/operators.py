@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 from typing import NamedTuple
 
@@ -14,6 +15,12 @@ from fleetsim.catalog.link import Link
 from fleetsim.scenario.schema import Engine, Parallelism
 
 VALUE = BYTES_PER_VALUE[ACTIVATIONS]
+
+FUSED = ("fp8", "fp4")
+"""Formats whose activations some engines quantise in the kernel before the product, without a launch or a pass for it.
+
+Kernel tables time the product together with a separate quantisation.
+"""
 
 LARGEST_OF_NORMAL = {1: 0.0, 2: 0.564, 4: 1.029, 8: 1.424, 16: 1.766, 32: 2.070, 64: 2.344}
 """Mean of the largest of n standard normal draws: how far the busiest of n ranks is from the mean (Harter, 1961)."""
@@ -48,8 +55,9 @@ class Product(NamedTuple):
 class Chip:
     """Prices arithmetic and bytes on one accelerator."""
 
-    def __init__(self, accelerator: Accelerator, calibration: Calibration, scale: float) -> None:
+    def __init__(self, accelerator: Accelerator, calibration: Calibration, scale: float, fused: bool = False) -> None:
         self.accelerator = accelerator
+        self.fused = fused
         self.calibration = calibration
         self.scale = scale
         self.joule_per_byte = accelerator.power.memory_w / accelerator.bandwidth_bytes_per_s
@@ -78,21 +86,27 @@ class Chip:
     ) -> Cost:
         """Time and energy of one kernel of an operator group in a number format; see `Efficiency` for the formula."""
         efficiency = self.calibration.efficiency(group, form)
-        time = smooth_max(
-            efficiency.sharpness, flops * self.flop_s(efficiency, arithmetic), size_bytes * self.byte_s(efficiency)
+        overhead_s, width_s, passes = efficiency.overhead_s, efficiency.width_s, efficiency.passes
+        if self.fused and group == "gemm" and form in FUSED:
+            plain = self.calibration.efficiency(group, ACTIVATIONS)
+            overhead_s, width_s, passes = min(overhead_s, plain.overhead_s), min(width_s, plain.width_s), 0.0
+        roof = smooth_max(
+            efficiency.sharpness,
+            flops * self.flop_s(efficiency, arithmetic),
+            size_bytes * self.byte_s(efficiency),
+            width * width_s * self.scale,
         )
-        passes = efficiency.passes * pass_bytes / self.accelerator.bandwidth_bytes_per_s
-        time += self.scale * (efficiency.overhead_s + passes + efficiency.width_s * width)
+        beside = overhead_s + passes * pass_bytes / self.accelerator.bandwidth_bytes_per_s
         energy = flops * self.joule_per_flop(arithmetic) + (size_bytes + pass_bytes) * self.joule_per_byte
-        return Cost(time, energy)
+        return Cost(roof + self.scale * beside, energy)
 
 
-def smooth_max(sharpness: float, a: float, b: float) -> float:
-    """The p-norm of two times: their sum at p = 1, the larger one at large p."""
-    if a <= 0 or b <= 0:
-        return max(a, b)
-    high, low = max(a, b), min(a, b)
-    return float(high * (1 + (low / high) ** sharpness) ** (1 / sharpness))
+def smooth_max(sharpness: float, *times: float) -> float:
+    """The p-norm of times: their sum at p = 1, the largest at large p."""
+    largest = max(times)
+    if largest <= 0:
+        return 0.0
+    return float(largest * sum((time / largest) ** sharpness for time in times) ** (1 / sharpness))
 
 
 class Layers:
@@ -109,7 +123,7 @@ class Layers:
         expert_spread: float,
     ) -> None:
         self.llm, self.chip, self.link, self.parallelism, self.profile = llm, chip, link, parallelism, profile
-        self._blocks = llm.block_scaled and engine.weights == "auto"
+        self._blocks = llm.block_scaled if engine.weights == "auto" else engine.weights == "fp8-block"
         dtype, width = llm.plain_dtype(engine.weights), llm.plain_width(engine.weights)
         self._products = [
             *_attention_products(llm, parallelism.tp, dtype, width),
@@ -131,6 +145,8 @@ class Layers:
     def _expert_format(self) -> tuple[str, str]:
         """The same of the experts; mxfp4 weights meet 8-bit activations where the chip has 4-bit units, else 16-bit."""
         form, arithmetic = self._product_format(self._expert_dtype)
+        if self._expert_dtype == "int4":
+            return "mxfp4_bf16", "bf16"  # the same kernels: 4-bit weights widened on their way to 16-bit arithmetic
         if self._expert_dtype != "fp4" or self.llm.quantised_parts != "experts":
             return form, arithmetic
         return ("mxfp4_fp8", "fp8") if arithmetic == "fp4" else ("mxfp4_bf16", "bf16")

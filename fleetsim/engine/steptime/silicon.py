@@ -10,6 +10,7 @@ from mypy_extensions import mypyc_attr
 from pydantic import Field
 
 from fleetsim.catalog.accelerator import Accelerator
+from fleetsim.catalog.engine import load_engine
 from fleetsim.catalog.link import Link
 from fleetsim.catalog.llm import ACTIVATIONS, BYTES_PER_VALUE, Llm
 from fleetsim.catalog.own import calibration_for, engine_profile
@@ -68,7 +69,8 @@ class Silicon:
         if llm.attention != "gqa" or llm.linear_layers:
             message = f"step-time model silicon does not know the attention of {llm.name} (latent or recurrent layers)"
             raise DataError(Finding(message, hint="take engine.step_time: roofline"))
-        framework = config.framework or (engine.kind if engine.kind in FRAMEWORKS else "vllm")
+        kernels = load_engine(engine.kind).kernels
+        framework = config.framework or (kernels if kernels in FRAMEWORKS else "vllm")
         self._tables: Library = library(accelerator, framework, config.version)
         supply = Supply(config, llm, accelerator, link, parallelism, engine)
         self.idle_w, self.static_w, self.limit_w = supply.idle_w, supply.static_w, supply.limit_w
