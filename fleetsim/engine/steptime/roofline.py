@@ -20,6 +20,7 @@ from fleetsim.engine.api import Line
 from fleetsim.engine.steptime.operators import Chip, Layers, Work
 from fleetsim.plugins import PolicyConfig
 from fleetsim.scenario.schema import Engine, Parallelism
+from fleetsim.units import Quantity
 
 T = TypeVar("T")
 
@@ -37,11 +38,17 @@ class RooflineConfig(PolicyConfig):
     expert_spread: Annotated[float, Field(ge=0, le=3)] = 0.0
     """Spread of how often the router picks each expert: standard deviation of the logarithm of their popularities. A measured
     run over conversations is met best at 0, measured runs over random tokens (four models of 117B to 1T) near 1."""
+    fuse_all_reduce: Annotated[bool, Field(strict=True)] = False
+    """Whether each norm is part of the all-reduce before it (tensor parallelism only): no launch and no bytes of its own."""
     graph_padding: Annotated[bool, Field(strict=True)] = False
     """Whether decode steps compute the next larger batch that a graph was captured for: 1, 2, 4 and multiples of 8."""
     async_scheduling: Annotated[bool, Field(strict=True)] = False
     """Whether the host prepares the next step while the accelerators work: they wait only for what does not fit beside
     the products and collectives of a step, instead of the whole of the host's time."""
+    host: Annotated[float, Quantity("time", "s", ge=0)] | None = None
+    """Time per step in which the accelerators wait for the host; default: the engine's."""
+    host_per_sequence: Annotated[float, Quantity("time", "s", ge=0)] | None = None
+    """Added to it per sequence that gets a token, such as when one process streams all answers; default: the engine's."""
     overlap: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of a step in which products, attention and collectives run side by side, as in NanoFlow; 0 one by one."""
     draft_tokens: Annotated[int, Field(ge=0, le=16, strict=True)] = 0
@@ -87,12 +94,15 @@ class Roofline:
         self.limit_w = accelerator.power.limit_w * chips
         self._active_w = accelerator.power.active_w * parallelism.tp * parallelism.pp
         self.frontend_s = profile.frontend_s
-        self._host_s = profile.host_s + (profile.host_data_parallel_s if parallelism.dp > 1 else 0.0)
-        self._host_sequence_s = profile.host_per_sequence_s
+        host_s, host_sequence_s = config.host, config.host_per_sequence
+        self._host_s = profile.host_s if host_s is None else host_s
+        if parallelism.dp > 1:
+            self._host_s += profile.host_data_parallel_s
+        self._host_sequence_s = profile.host_per_sequence_s if host_sequence_s is None else host_sequence_s
         self._eager_s = profile.eager_layer_s * llm.layers
         calibration = calibration_for(accelerator, engine)
         self._chip = Chip(accelerator, calibration, profile.scale * config.scale, profile.fuses_quantisation)
-        self._layers = Layers(llm, self._chip, link, parallelism, engine, profile, config.expert_spread)
+        self._layers = Layers(llm, self._chip, link, parallelism, engine, profile, config)
         self._coupled = llm.is_moe and parallelism.dp > 1
         self._stages = parallelism.pp
         self._base: list[Work | None] = []
