@@ -104,7 +104,13 @@ def scenario(row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None)
                         "max_seqs": max(per_rank, 1),
                     },
                     "kv": {"dtype": launch.kv_dtype, "memory_ratio": launch.memory_ratio},
-                    "step_time": {"model": "roofline", "expert_spread": RANDOM_TOKENS_SPREAD, **(step_time or {})},
+                    "step_time": {
+                        "model": "roofline",
+                        "expert_spread": RANDOM_TOKENS_SPREAD,
+                        "fuse_all_reduce": launch.fuse_all_reduce,
+                        "async_scheduling": launch.async_scheduling,
+                        **(step_time or {}),
+                    },
                 },
             }
         ],
@@ -151,6 +157,8 @@ class Launch:
     batched_tokens: int
     kv_dtype: str = "auto"
     memory_ratio: float = 0.9
+    fuse_all_reduce: bool = False
+    async_scheduling: bool = False
 
 
 def launched(row: Mapping[str, Any]) -> Launch:
@@ -162,23 +170,24 @@ def launched(row: Mapping[str, Any]) -> Launch:
     """
     backend, model, precision = row["backend"], row["model"], row["precision"]
     default = BATCHED_TOKENS[backend]
+    blackwell = row["system"] in ("b200_sxm", "b300_sxm", "gb200", "gb300")
     if row["source"] != "inferencemax" and "Kimi" not in model and "Qwen3.5" not in model:
-        return Launch(int(row["isl_tokens"]) + 1500 if backend == "trtllm" else default)
+        return Launch(int(row["isl_tokens"]) + 1500, fuse_all_reduce=True) if backend == "trtllm" else Launch(default)
     if backend == "trtllm":
         hopper_oss = "gpt-oss" in model and row["system"] in ("h100_sxm", "h200_sxm")
         tokens = 20_000 if "gpt-oss" in model else 16_384 if row["system"] == "b200_sxm" else 10_240
-        return Launch(tokens, "auto" if hopper_oss else "fp8", 0.85 if "gpt-oss" in model else 0.9)
+        return Launch(tokens, "auto" if hopper_oss else "fp8", 0.85 if "gpt-oss" in model else 0.9, True)
     if backend == "sglang":
         return Launch(32_768 if "GLM" not in model else 8192, "fp8" if "Qwen3.5" in model else "auto", 0.82)
     if "Llama" in model:
-        return Launch(8192, "fp8")
+        return Launch(8192, "fp8", fuse_all_reduce=blackwell, async_scheduling=True)
     if "gpt-oss" in model:
-        return Launch(8192, "fp8" if row["system"] in ("b200_sxm", "b300_sxm") else "auto")
+        return Launch(8192, "fp8" if blackwell else "auto", fuse_all_reduce=blackwell, async_scheduling=True)
     if "Kimi" in model and precision == "fp4":
-        return Launch(2 * int(row["isl_tokens"]), "fp8")
+        return Launch(2 * int(row["isl_tokens"]), "fp8", fuse_all_reduce=True)
     if "MiniMax" in model and row["system"] == "h200_sxm":
         return Launch(16_384 if row["concurrency"] < 64 else 32_768, "fp8", 0.95)
-    return Launch(8192, "auto", 0.9 if precision == "fp4" else 0.95)
+    return Launch(8192, "auto", 0.9 if precision == "fp4" else 0.95, precision in ("fp4", "int4"))
 
 
 def _lengths(nominal: int, low: float) -> dict[str, Any]:

@@ -20,6 +20,8 @@ class EngineProfile:
     """Engine whose kernels it runs, as calibrations name them: itself, or the one that it is a version of."""
     host_s: float
     """Time per step in which the accelerators wait for the host [s]."""
+    host_async_s: float
+    """The same where it prepares the next step while the accelerators work (asynchronous scheduling) [s]."""
     host_per_sequence_s: float
     """Added host time per sequence that gets a token [s]."""
     eager_layer_s: float
@@ -62,6 +64,7 @@ def load_engine(kind: str) -> EngineProfile:
         title=record.text("title"),
         kernels=record.text("kernels", default=kind),
         host_s=record.quantity("host", "time"),
+        host_async_s=record.quantity("host_async", "time"),
         host_per_sequence_s=record.quantity("host_per_sequence", "time"),
         eager_layer_s=record.quantity("eager_per_layer", "time"),
         host_data_parallel_s=record.quantity("host_data_parallel", "time"),

@@ -16,6 +16,7 @@ from fleetsim.scenario.schema import Engine
 
 ENGINE = {
     "host": ("host_s", "time"),
+    "host_async": ("host_async_s", "time"),
     "host_per_sequence": ("host_per_sequence_s", "time"),
     "host_data_parallel": ("host_data_parallel_s", "time"),
     "eager_per_layer": ("eager_layer_s", "time"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import sqrt
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from fleetsim.catalog.accelerator import Accelerator
 from fleetsim.catalog.architecture import ACTIVATIONS, BYTES_PER_VALUE, Llm
@@ -109,6 +109,18 @@ def smooth_max(sharpness: float, *times: float) -> float:
     return float(largest * sum((time / largest) ** sharpness for time in times) ** (1 / sharpness))
 
 
+class Options(Protocol):
+    """What of a roofline's options concerns its layers."""
+
+    @property
+    def expert_spread(self) -> float:
+        """Spread of the popularity of experts."""
+
+    @property
+    def fuse_all_reduce(self) -> bool:
+        """Whether norms are part of all-reduces."""
+
+
 class Layers:
     """Costs of a replica's layers, by the number of tokens that go through them."""
 
@@ -120,9 +132,10 @@ class Layers:
         parallelism: Parallelism,
         engine: Engine,
         profile: EngineProfile,
-        expert_spread: float,
+        options: Options,
     ) -> None:
         self.llm, self.chip, self.link, self.parallelism, self.profile = llm, chip, link, parallelism, profile
+        self._fused_norms = options.fuse_all_reduce and parallelism.tp > 1
         self._blocks = llm.block_scaled if engine.weights == "auto" else engine.weights == "fp8-block"
         dtype, width = llm.plain_dtype(engine.weights), llm.plain_width(engine.weights)
         self._products = [
@@ -133,7 +146,7 @@ class Layers:
         self._expert_dtype = llm.weights_dtype(engine.weights)
         self._expert_width = llm.expert_width(engine.weights)
         self._expert_form, self._expert_arithmetic = self._expert_format()
-        self._popularity = _popularity(llm.experts, llm.experts_per_token, expert_spread)
+        self._popularity = _popularity(llm.experts, llm.experts_per_token, options.expert_spread)
 
     # --- formats ----------------------------------------------------------------------------------------------------
 
@@ -193,7 +206,7 @@ class Layers:
         feed_forward = llm.mlp_layers + llm.moe_layers
         time = energy = 0.0
         for width, layers in (
-            (4.0 * llm.hidden, llm.attention_layers + llm.linear_layers + feed_forward),
+            (4.0 * llm.hidden, 0 if self._fused_norms else llm.attention_layers + llm.linear_layers + feed_forward),
             (heads, llm.attention_layers * (3 if llm.head_norm else 2)),
             (llm.projections * llm.intermediate / tp, llm.mlp_layers),
             (llm.hidden * 2.0, 1),

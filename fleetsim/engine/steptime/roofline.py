@@ -43,8 +43,7 @@ class RooflineConfig(PolicyConfig):
     graph_padding: Annotated[bool, Field(strict=True)] = False
     """Whether decode steps compute the next larger batch that a graph was captured for: 1, 2, 4 and multiples of 8."""
     async_scheduling: Annotated[bool, Field(strict=True)] = False
-    """Whether the host prepares the next step while the accelerators work: they wait only for what does not fit beside
-    the products and collectives of a step, instead of the whole of the host's time."""
+    """Whether the host prepares the next step while the accelerators work, so that little of its time shows."""
     host: Annotated[float, Quantity("time", "s", ge=0)] | None = None
     """Time per step in which the accelerators wait for the host; default: the engine's."""
     host_per_sequence: Annotated[float, Quantity("time", "s", ge=0)] | None = None
@@ -95,7 +94,9 @@ class Roofline:
         self._active_w = accelerator.power.active_w * parallelism.tp * parallelism.pp
         self.frontend_s = profile.frontend_s
         host_s, host_sequence_s = config.host, config.host_per_sequence
-        self._host_s = profile.host_s if host_s is None else host_s
+        if host_s is None:
+            host_s = profile.host_async_s if config.async_scheduling else profile.host_s
+        self._host_s = host_s
         if parallelism.dp > 1:
             self._host_s += profile.host_data_parallel_s
         self._host_sequence_s = profile.host_per_sequence_s if host_sequence_s is None else host_sequence_s
@@ -223,12 +224,7 @@ class Roofline:
         attention, attention_j = self._attention(
             tokens, prefill_pairs, prefill_ctx_tokens, prefill_sequences, decode_batch, decode_ctx_tokens
         )
-        time = compute + network
-        host = self._host_s + sampled * self._host_sequence_s
-        if self.config.async_scheduling:
-            time = max(time, host)
-        else:
-            time += host
+        time = compute + network + self._host_s + sampled * self._host_sequence_s
         if self._overlap:
             hidden = compute + network + attention - max(compute, network, attention)
             attention -= self._overlap * hidden
