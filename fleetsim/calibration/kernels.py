@@ -124,7 +124,7 @@ class Fit:
 
 
 def fit(kernels: Kernels, free: tuple[str, ...], **fixed: float) -> Fit:
-    """Fits constants to one half of the rows and judges them on those rows of the other half that a model would see.
+    """Fits constants (least absolute errors of the logarithm, nearly) to one half of the rows and judges them on those rows of the other half that a model would see.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def fit(kernels: Kernels, free: tuple[str, ...], **fixed: float) -> Fit:
         return np.log(predicted_s(train, constants(x)) / train.time_s)
 
     start = np.clip(np.log([START[k] for k in free]), low, high)
-    solved = least_squares(residual, start, bounds=(low, high), loss="soft_l1", f_scale=0.05)
+    solved = least_squares(residual, start, bounds=(low, high), loss="soft_l1", f_scale=0.01)
     found = constants(solved.x)
     judged = test.rows(np.broadcast_to(np.asarray(test.cached) == 0, len(test)))
     error = np.abs(predicted_s(judged, found) / judged.time_s - 1)
