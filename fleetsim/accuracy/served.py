@@ -128,6 +128,8 @@ def parallelism(row: Mapping[str, Any]) -> tuple[int, int, int]:
     if pd.isna(row["attn_dp"]) and pd.notna(row["concurrency"]) and row["batch_size"] > 0:
         dp = max(int(row["concurrency"] / row["batch_size"]), 1)  # the batch size is that of one rank
     node = int(row["num_gpus_inferred"]) if pd.notna(row["num_gpus_inferred"]) and row["num_gpus_inferred"] > 0 else tp
+    if not row["parallel_consistent"] and pd.notna(row["moe_tp"]):
+        node = tp = max(tp, int(row["moe_tp"]) * max(int(row["moe_ep"]), 1))  # the experts' degrees are right there
     if tp > node:  # moe_tp x moe_ep was written in place of the accelerators
         tp = node
     if tp > 1:
@@ -137,11 +139,16 @@ def parallelism(row: Mapping[str, Any]) -> tuple[int, int, int]:
     return tp, dp, min(ep, tp * dp)
 
 
+BLOCK_SCALED = ("Qwen3-235B", "DeepSeek", "MiniMax", "GLM", "Qwen3.5")
+"""Models whose published fp8 checkpoints have a scale per block."""
+
+
 def weights(row: Mapping[str, Any], model: str, precision: str) -> str:
     """Precision of the weights as a scenario says it: that of the checkpoint where it is the model's own."""
     if model == "openai/gpt-oss-120b":
         return "auto"
-    return "fp8-block" if precision == "fp8" and row["gemm_quant_mode"] == "fp8_block" else precision
+    blocks = row["gemm_quant_mode"] == "fp8_block" or any(name in model for name in BLOCK_SCALED)
+    return "fp8-block" if precision == "fp8" and blocks else precision
 
 
 def engine(row: Mapping[str, Any]) -> str:
@@ -159,6 +166,8 @@ class Launch:
     memory_ratio: float = 0.9
     fuse_all_reduce: bool = False
     async_scheduling: bool = False
+    held_steps: int = 0
+    """Steps that a prompt is held back for others to join it (TensorRT-LLM's batch_wait_timeout_iters)."""
 
 
 def launched(row: Mapping[str, Any]) -> Launch:
@@ -176,7 +185,10 @@ def launched(row: Mapping[str, Any]) -> Launch:
     if backend == "trtllm":
         hopper_oss = "gpt-oss" in model and row["system"] in ("h100_sxm", "h200_sxm")
         tokens = 20_000 if "gpt-oss" in model else 16_384 if row["system"] == "b200_sxm" else 10_240
-        return Launch(tokens, "auto" if hopper_oss else "fp8", 0.85 if "gpt-oss" in model else 0.9, True)
+        short = row["isl_tokens"] == row["osl_tokens"] == 1024 and row["tp"] < 8
+        held = 20 if "Llama" in model and short else 0
+        ratio = 0.85 if "gpt-oss" in model else 0.9
+        return Launch(tokens, "auto" if hopper_oss else "fp8", ratio, fuse_all_reduce=True, held_steps=held)
     if backend == "sglang":
         return Launch(32_768 if "GLM" not in model else 8192, "fp8" if "Qwen3.5" in model else "auto", 0.82)
     if "Llama" in model:
@@ -213,4 +225,8 @@ def serve(row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None) ->
     ended = [r for r in simulate(scenario(row, step_time)) if r.status == FINISHED]
     ttft = np.array([r.first_token_s - r.arrival_s + CLIENT_S for r in ended])
     tpot = np.array([(r.end_s - r.first_token_s) / (r.output_tokens - 1) for r in ended if r.output_tokens > 1])
-    return Served(float(ttft.mean() * 1e3), float(tpot.mean() * 1e3) if len(tpot) else float("nan"))
+    if not len(ttft):
+        return Served(float("nan"), float("nan"))
+    step_ms = float(tpot.mean() * 1e3) if len(tpot) else float("nan")
+    held_ms = launched(row).held_steps * step_ms if len(tpot) else 0.0
+    return Served(float(ttft.mean() * 1e3) + held_ms, step_ms)

@@ -89,12 +89,14 @@ def formats(table_name: str, name: str, library: str) -> list[str]:
     column, known = {"aic_gemm": ("dtype", GEMM_FORMATS), "aic_moe": ("moe_dtype", MOE_FORMATS)}[table_name]
     present = set(measured(table_name, name, library)[column])
     peaks = load_accelerator(name).peak_flop_per_s
-    unusable = {(d, library) for d in known if table_name == "aic_gemm"} & EAGER
-    return [d for d, its in known.items() if its in present and ARITHMETIC[d] in peaks and (d, library) not in unusable]
+    usable = [d for d, its in known.items() if its in present and ARITHMETIC[d] in peaks]
+    return [d for d in usable if (table_name, d, library) not in UNUSABLE | {k[:3] for k in SLOW if k[3] == name}]
 
 
-EAGER = {("fp8_block", "vllm")}
+UNUSABLE = {("aic_gemm", "fp8_block", "vllm")}
 """Products that were timed without a captured graph: they show the host, not the kernel."""
+SLOW = {("aic_moe", "fp8", "vllm", "h100-sxm"), ("aic_moe", "fp8", "vllm", "h200-sxm")}
+"""A kernel that reaches a seventh of the bandwidth that experts with a scale per block reach: engines choose others."""
 
 
 def gemm(name: str, form: str, library: str = "vllm") -> Kernels:

@@ -15,6 +15,7 @@ GROUPS = ("gemm", "moe", "prefill_attention", "decode_attention", "elementwise",
 """Operator groups that a calibration may describe, each by the number format of its operands."""
 
 FORMATS: Mapping[str, tuple[str, ...]] = {
+    "fp8": ("fp8_block",),
     "fp8_block": ("fp8",),
     "fp4": (),
     "mxfp4_bf16": ("bf16",),
@@ -66,11 +67,12 @@ class Calibration:
 
     def efficiency(self, group: str, form: str) -> Efficiency:
         """Constants of an operator group in a number format; those of the nearest format where nothing knows it."""
-        for wanted in (form, *FORMATS.get(form, ()), "bf16"):
+        for wanted in ((form, *FORMATS.get(form, ())), ("bf16",)):
             for calibration in (self, *self.fallbacks):
-                found = calibration.groups.get(group, {}).get(wanted)
-                if found is not None:
-                    return found
+                known = calibration.groups.get(group, {})
+                for name in wanted:
+                    if name in known:
+                        return known[name]
         raise KeyError(group)
 
 
