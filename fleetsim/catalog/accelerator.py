@@ -11,8 +11,6 @@ from fleetsim.catalog.data import catalogue, locate, read_yaml
 from fleetsim.catalog.sourced import Record, Sourced
 from fleetsim.errors import nearest
 
-WIDE = ("bf16", "fp16", "tf32", "fp32", "fp64")
-"""Data types whose arithmetic takes the power of 16 bits; narrower ones have a power of their own."""
 KINDS = ("gpu", "npu", "tpu", "edge")
 """Kinds of chip."""
 
@@ -39,8 +37,9 @@ class Logistic:
 class Power:
     """Power of one accelerator.
 
-    While a step runs: static_w + active_w x (share of the step in which kernels run) + compute_w x (FLOP/s / peak) +
-    memory_w x (bytes/s / bandwidth), at most limit_w. Forms compared and errors: docs/energy.md.
+    While a step of n tokens runs: static_w + occupancy_w x n / (n + half_occupied_tokens) + active_w x (share of the step
+    in which kernels run) + compute_w x (FLOP/s / peak) + memory_w x (bytes/s / bandwidth), at most limit_w. In a decode
+    step all terms are linear in the context sum. Other forms and errors: docs/energy.md.
     """
 
     limit_w: float
@@ -49,20 +48,18 @@ class Power:
     """With a model loaded and nothing running [W]."""
     static_w: float
     """While a step runs, its kernels or not, before what the computing adds [W]."""
+    occupancy_w: float
+    """Added by steps of so many tokens that all cores have work [W]."""
     active_w: float
     """Added while kernels run: products, attention and collectives, but not the waits for the host [W]."""
     compute_w: float
-    """Added at full peak arithmetic in 16 bits [W]."""
-    narrow_w: float
-    """Added at full peak arithmetic in 8 bits and less [W]; that of 16 bits where it was not fitted."""
+    """Added at full peak arithmetic of whatever data type [W]."""
     memory_w: float
     """Added at full memory bandwidth [W]."""
     logistic: Logistic | None
     """The same by batch size alone; None where it was not fitted."""
-
-    def arithmetic_w(self, dtype: str) -> float:
-        """Added at full peak arithmetic of a data type [W]."""
-        return self.compute_w if dtype in WIDE else self.narrow_w
+    half_occupied_tokens: float = 32.0
+    """Tokens in a step that add half of occupancy_w: where fits to H100 and to B200 are best, flat between 16 and 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +185,9 @@ def _power(record: Record) -> Power:
         limit_w=limit,
         idle_w=idle,
         static_w=static,
+        occupancy_w=_optional(record, "occupancy", "power"),
         active_w=_optional(record, "active", "power"),
         compute_w=compute,
-        narrow_w=_optional(record, "narrow", "power") if "narrow" in record.content else compute,
         memory_w=memory,
         logistic=_logistic(record),
     )

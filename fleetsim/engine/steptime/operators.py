@@ -64,7 +64,7 @@ class Chip:
 
     def joule_per_flop(self, arithmetic: str) -> float:
         """Dynamic energy of one operation [J]."""
-        return self.accelerator.power.arithmetic_w(arithmetic) / self.accelerator.peak_flop_per_s[arithmetic]
+        return self.accelerator.power.compute_w / self.accelerator.peak_flop_per_s[arithmetic]
 
     def flop_s(self, efficiency: Efficiency, arithmetic: str) -> float:
         """Time of one operation at the efficiency reached [s]."""

@@ -91,7 +91,9 @@ class Roofline:
         self.idle_w = accelerator.power.idle_w * chips
         self.static_w = accelerator.power.static_w * chips
         self.limit_w = accelerator.power.limit_w * chips
-        self._active_w = accelerator.power.active_w * parallelism.tp * parallelism.pp
+        power, rank = accelerator.power, parallelism.tp * parallelism.pp
+        self._active_w, self._occupancy_w = power.active_w * rank, power.occupancy_w * rank
+        self._half_occupied = power.half_occupied_tokens
         self.frontend_s = profile.frontend_s
         host_s, host_sequence_s = config.host, config.host_per_sequence
         if host_s is None:
@@ -232,6 +234,7 @@ class Roofline:
         time += attention
         if prefill_sequences and time < self._eager_s:
             time = self._eager_s
+        energy += self._occupancy_w * time * tokens / (tokens + self._half_occupied)
         return time, energy + attention_j
 
     def _attention(
