@@ -14,7 +14,8 @@ from fleetsim.calibration.kernels import Kernels, joined
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
 from fleetsim.catalog.llm import BYTES_PER_VALUE, load_llm
 
-DATA = Path(os.environ.get("FLEETSIM_DATA", "../shared/data"))
+DATA = Path(os.environ.get("FLEETSIM_DATA", Path(__file__).parents[3] / "shared" / "data")).absolute()
+"""Folder of the reference data: beside the checkout, or where FLEETSIM_DATA says, whatever the working directory is later."""
 OPEN = DATA / "reference" / "open"
 MISSING = f"measurements are not at {OPEN}: set FLEETSIM_DATA to the folder that holds reference/open"
 

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import fleetsim
+from fleetsim.calibration.tables import MISSING, OPEN
 from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.experiment.run import Result
-from tests.reference.measurements import MISSING, OPEN
 
 HOME = Path(os.environ.get("FLEETSIM_ACCEPTANCE", Path(__file__).parents[3] / "shared" / "acceptance"))
 
