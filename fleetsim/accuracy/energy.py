@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import pandas as pd
 from scipy.optimize import least_squares
 
 from fleetsim.calibration.tables import table
-from fleetsim.catalog.accelerator import Accelerator, Power, load_accelerator
+from fleetsim.catalog.accelerator import Power, load_accelerator
 from fleetsim.catalog.data import locate
 from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import load_llm
+from fleetsim.catalog.memory import memory_plan
 from fleetsim.engine.steptime.roofline import Roofline
 from fleetsim.experiment.check import open_workload
 from fleetsim.fleet.fleet import Fleet
@@ -64,10 +66,21 @@ BLIND = {
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": "nemotron-nano-9b-v2",
 }
 """Models whose rows are kept apart."""
-FAMILIES = ("Qwen3-8B|Qwen3-14B", "Qwen3-235B", "DeepSeek", "gemma", "3.1-8B", "70B", "405B", "Maverick", "Nemotron", "gpt-oss")
+FAMILIES = (
+    "Qwen3-8B|Qwen3-14B", "Qwen3-235B", "DeepSeek", "gemma", "3.1-8B", "70B", "405B", "Maverick", "Nemotron", "gpt-oss",
+    "Mistral-7B", "Mistral-Large", "8x7B", "8x22B",
+)  # fmt: skip
 """What is left out together in cross-validation: models that share an architecture or a size."""
-GPUS = {"H100": "h100-sxm", "B200": "b200-sxm"}
-PROMPT_TOKENS = {"lm-arena-chat": 300, "gpqa": 250}
+OLDER = {
+    "meta-llama/Meta-Llama-3.1-8B-Instruct": "llama-3.1-8b",
+    "mistralai/Mistral-7B-Instruct-v0.3": "mistral-7b-v0.3",
+    "mistralai/Mistral-Large-Instruct-2407": "mistral-large-123b",
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": "mixtral-8x7b",
+    "mistralai/Mixtral-8x22B-Instruct-v0.1": "mixtral-8x22b",
+}
+"""Models of the table of 2024 that the catalogue has; its A100 rows give the powers of that chip."""
+GPUS = {"H100": "h100-sxm", "B200": "b200-sxm", "A100": "a100-40"}
+PROMPT_TOKENS = {"lm-arena-chat": 200, "gpqa": 250}
 """Mean prompt by task, which the table does not say: conversations of a few turns, and questions of a few sentences.
 
 Between 100 and 1,500 tokens, 200 to 400 fit the throughputs of the dense chat rows best. Other tasks are left out: code
@@ -75,7 +88,13 @@ infilling has prompts of thousands of tokens, and images and videos have towers 
 """
 BATCHED_TOKENS = 8192
 """Tokens per step in the benchmark's configuration (ml-energy/benchmark, configs/vllm), which also schedules ahead."""
-TERMS = ("static", "active", "compute", "narrow", "memory")
+HOST_S = 0.9e-3
+"""Time per step in which the accelerators wait: fitted with the two below to the throughput of the open rows."""
+HOST_SEQUENCE_S = 40e-6
+"""Added per sequence and step: the benchmark streams every token of every request to one client."""
+EXPERT_LAYER_S = 85e-6
+"""Added per layer of experts where they are spread over accelerators."""
+TERMS = ("static", "occupancy", "active", "compute", "memory")
 """Coefficients of `Power` that are fitted, in the order of the columns of `shares`."""
 
 
@@ -131,6 +150,8 @@ class Served:
 def _quantiles(task: str, model_id: str) -> Array:
     """Quantiles of the outputs over their mean."""
     rows = table("mlenergy_output_length_hist")
+    if model_id in OLDER:
+        model_id = "meta-llama/Llama-3.1-8B-Instruct"  # the table of 2024 has no histograms
     rows = rows[(rows.task == task) & (rows.model_id == model_id)]
     edges = np.append(rows.bin_lo_tokens.to_numpy(float), rows.bin_hi_tokens.to_numpy(float)[-1:])
     reached = np.append(0.0, np.cumsum(rows["count"].to_numpy(float)))
@@ -144,6 +165,18 @@ def open_rows() -> pd.DataFrame:
     return rows[rows.model_id.isin(list(LLMS)) & rows.task.isin(list(PROMPT_TOKENS))].reset_index(drop=True)
 
 
+def older_rows() -> pd.DataFrame:
+    """Chat rows of the table of 2024 on A100 with 40 GB, one pipeline stage, in the columns of the newer one."""
+    rows = table("mlenergy_v2_llm")
+    rows = rows[
+        rows.model_id.isin(list(OLDER)) & (rows.task == "chat") & rows.gpu.str.contains("A100") & (rows.pp == 1)
+    ]
+    return rows.assign(
+        gpu="A100", task="lm-arena-chat", num_gpus=rows.tp, dp=1, ep=1, weight_precision="bfloat16",
+        power_per_gpu_W=rows.avg_power_per_gpu_W_derived, energy_per_token_J=rows.energy_per_token_J,
+    ).reset_index(drop=True)  # fmt: skip
+
+
 def left_out() -> pd.DataFrame:
     """Rows per task and model that are not used."""
     rows = table("mlenergy_llm")
@@ -153,7 +186,7 @@ def left_out() -> pd.DataFrame:
 
 def served(row: Mapping[str, Any]) -> Served:
     """What a row of the table ran."""
-    llm = LLMS[row["model_id"]]
+    llm = {**LLMS, **OLDER}[row["model_id"]]
     precision = {"bfloat16": "bf16", "fp8": "fp8", "mxfp4": "auto"}[row["weight_precision"]]
     if "Qwen3-235B" in row["model_id"] and precision == "fp8":
         precision = "fp8-block"
@@ -169,19 +202,22 @@ def served(row: Mapping[str, Any]) -> Served:
 
 
 @cache
-def _priced(llm: str, chip: str, degrees: tuple[int, int, int], weights: str, term: str) -> Roofline:
+def _priced(
+    llm: str, chip: str, degrees: tuple[int, int, int], weights: str, host: tuple[tuple[str, str], ...], term: str
+) -> Roofline:
     """A roofline whose dynamic energy is one term's alone, at one watt."""
     accelerator = load_accelerator(chip)
-    free = replace(accelerator.power, active_w=0.0, compute_w=0.0, narrow_w=0.0, memory_w=0.0)
-    power: Power = replace(free, **{f"{term}_w": 1.0})
+    free = replace(accelerator.power, occupancy_w=0.0, active_w=0.0, compute_w=0.0, memory_w=0.0)
+    one: Any = {f"{term}_w": 1.0}
+    power: Power = replace(free, **one)
     tp, dp, ep = degrees
     return Roofline(
-        Roofline.Config(async_scheduling=True),
+        Roofline.Config(**dict(host)),
         load_llm(llm),
         replace(accelerator, power=power),
         load_link(accelerator.link),
         Parallelism(tp=tp, dp=dp, ep=ep),
-        Engine(kind="vllm", weights=weights),  # type: ignore[arg-type]
+        Engine.model_validate({"kind": "vllm", "weights": weights}),
     )
 
 
@@ -197,9 +233,10 @@ def shares(point: Served, batch: float, tokens_per_s: float) -> Array:
     context = point.prompt_tokens + (middle**2).mean() / middle.mean() / 2  # long outputs are met more often
     ctx, prompt, total = round(size * context), point.prompt_tokens, size * point.dp
     steps_per_s, prompts_per_s = tokens_per_s / batch, tokens_per_s / point.output_tokens
-    out = [1.0]
-    for term in TERMS[1:]:
-        model = _priced(point.llm, point.accelerator, degrees, point.weights, term)
+    tokens = size * (1 + prompt / point.output_tokens)
+    out = [1.0, tokens / (tokens + load_accelerator(point.accelerator).power.half_occupied_tokens)]
+    for term in TERMS[2:]:
+        model = _priced(point.llm, point.accelerator, degrees, point.weights, tuple(host(point).items()), term)
         _, decode = model.mixed(size, size, 0, 0, 0, size, ctx, total)
         _, both = model.mixed(
             size + prompt, size + 1, prompt * (prompt + 1) // 2, prompt, 1, size, ctx, total + prompt * point.dp
@@ -257,6 +294,15 @@ class Steady:
     energy_per_token_j: float
 
 
+def host(point: Served) -> dict[str, str]:
+    """What the benchmark's host adds to every step, as options of the roofline."""
+    layers = load_llm(point.llm).moe_layers if point.ep > 1 else 0
+    return {
+        "host": f"{HOST_S + layers * EXPERT_LAYER_S:.9f} s",
+        "host_per_sequence": f"{HOST_SEQUENCE_S:.9f} s",
+    }
+
+
 def scenario(point: Served, requests: int) -> dict[str, Any]:
     """The benchmark's protocol: as many users as sequences, each sending its next request at once."""
     parallel = point.parallelism
@@ -287,7 +333,7 @@ def scenario(point: Served, requests: int) -> dict[str, Any]:
                         "max_batched_tokens": BATCHED_TOKENS,
                         "max_seqs": -(-point.max_num_seqs // point.dp),
                     },
-                    "step_time": {"model": "roofline", "async_scheduling": True},
+                    "step_time": {"model": "roofline", **host(point)},
                 },
             }
         ],
@@ -335,3 +381,250 @@ def energy_errors(rows: pd.DataFrame | None = None) -> pd.DataFrame:
             "measured_batch": row["avg_batch"], "predicted_batch": found.batch,
         })  # fmt: skip
     return pd.DataFrame(out)
+
+
+# --- fit ----------------------------------------------------------------------------------------------------------------
+
+IN_USE, LOGISTIC = "compute, memory, kernels, occupancy", "logistic in the batch"
+Form = Callable[[Array, Array], Array]
+"""Power [W] of constants and of a matrix with the columns of `observations`."""
+
+
+def _in_use(x: Array, rows: Array) -> Array:
+    return np.asarray(rows[:, : len(TERMS)] @ x)
+
+
+def _without_occupancy(x: Array, rows: Array) -> Array:
+    return np.asarray(rows[:, [0, 2, 3, 4]] @ x)
+
+
+def _plain(x: Array, rows: Array) -> Array:
+    return np.asarray(rows[:, [0, 3, 4]] @ x)
+
+
+def _roots(x: Array, rows: Array) -> Array:
+    return np.asarray(x[0] + x[1] * np.sqrt(rows[:, 4]) + x[2] * np.sqrt(rows[:, 3]))
+
+
+def _logistic(x: Array, rows: Array) -> Array:
+    return np.asarray(x[0] + x[1] / (1 + np.exp(-x[2] * (rows[:, 5] - x[3]))))
+
+
+def _constant(x: Array, rows: Array) -> Array:
+    return np.full(len(rows), x[0])
+
+
+FORMS: Mapping[str, tuple[Form, tuple[float, ...]]] = {
+    IN_USE: (_in_use, (200.0, 150.0, 200.0, 800.0, 300.0)),
+    "compute, memory, kernels": (_without_occupancy, (200.0, 100.0, 800.0, 400.0)),
+    "compute, memory": (_plain, (200.0, 800.0, 400.0)),
+    "square roots of compute and memory": (_roots, (150.0, 400.0, 600.0)),
+    LOGISTIC: (_logistic, (400.0, 300.0, 0.8, 6.0)),
+    "mean power": (_constant, (500.0,)),
+}
+"""Forms compared, with where their fits start; the first is the one in use."""
+
+
+def observations(gpu: str) -> tuple[pd.DataFrame, Array]:
+    """Open rows of a kind of accelerator, with `shares` and log2(batch)."""
+    rows = older_rows() if gpu == "A100" else open_rows()
+    rows = rows[rows.gpu == gpu].reset_index(drop=True)
+    points = [served(row) for row in rows.to_dict("records")]
+    rows["family"], rows["moe"] = [p.family for p in points], [p.is_moe for p in points]
+    columns = [
+        [*shares(point, batch, rate), np.log2(batch)]
+        for point, batch, rate in zip(points, rows.avg_batch, rows.output_tokens_per_s, strict=True)
+    ]
+    return rows, np.array(columns)
+
+
+def fit(form: Form, start: Iterable[float], columns: Array, power_w: Array, limit_w: float, floor_w: float) -> Array:
+    """Constants, not below 0 and static power not below `floor_w`, that minimise the absolute relative error."""
+    x0 = np.array(list(start))
+    low = np.zeros(len(x0))
+    low[0] = floor_w
+    scale = np.maximum(x0, 0.1)
+
+    def residual(x: Array) -> Array:
+        watts = form(x, columns)
+        capped = np.minimum(watts, limit_w) + 0.01 * np.maximum(watts - limit_w, 0.0)  # a way back from above the limit
+        return np.asarray(capped / power_w - 1)
+
+    found = least_squares(
+        residual, np.maximum(x0, low + 1e-3), bounds=(low, np.inf), x_scale=scale, loss="soft_l1", f_scale=0.05
+    )
+    return np.asarray(found.x)
+
+
+def compare(gpu: str) -> pd.DataFrame:
+    """Error of every form on families that its fit did not see: one row per open row and form."""
+    rows, columns = observations(gpu)
+    power = load_accelerator(GPUS[gpu]).power
+    measured = rows.power_per_gpu_W.to_numpy(float)
+    out = []
+    for name, (form, start) in FORMS.items():
+        whole = fit(form, start, columns, measured, power.limit_w, power.idle_w)
+        seen = np.minimum(form(whole, columns), power.limit_w)
+        unseen = np.zeros(len(rows))
+        for family in rows.family.unique():
+            other = (rows.family != family).to_numpy()
+            x = fit(form, start, columns[other], measured[other], power.limit_w, power.idle_w)
+            unseen[~other] = np.minimum(form(x, columns[~other]), power.limit_w)
+        part = rows[["family", "moe", "task", "model_id", "max_num_seqs", "num_gpus"]].assign(form=name)
+        out.append(part.assign(measured_w=measured, seen_w=seen, unseen_w=unseen))
+    return pd.concat(out, ignore_index=True)
+
+
+def mape(rows: pd.DataFrame, predicted: str) -> float:
+    """Mean absolute relative error of a column of watts."""
+    return float((rows[predicted] / rows.measured_w - 1).abs().mean())
+
+
+# --- into the catalogue -------------------------------------------------------------------------------------------------
+
+FITTED = {"H100": "mlenergy-v3", "B200": "mlenergy-v3", "A100": "mlenergy-v2"}
+"""Kinds of accelerator with measurements, and their source."""
+BLACKWELL = ("b200-sxm", "b300-sxm", "gb200", "gb300", "rtx-pro-6000")
+AMPERE = ("a100-40", "a100-80", "a100-40-pcie", "a100-80-pcie", "a10g", "a30", "a40", "a6000", "rtx-3090")
+"""Chips that take the shares of the board limit of B200 and of A100; all others take those of H100."""
+
+
+def refit() -> None:
+    """Fit the kinds of accelerator that were measured, and write them and the shares of others into the catalogue."""
+    shares_of_limit: dict[str, dict[str, float]] = {}
+    for gpu, source in FITTED.items():
+        errors = compare(gpu)
+        rows, columns = observations(gpu)
+        chip = load_accelerator(GPUS[gpu])
+        measured = rows.power_per_gpu_W.to_numpy(float)
+        floor = 1.05 * chip.power.idle_w
+        found = {}
+        for name in (IN_USE, LOGISTIC):
+            form, start = FORMS[name]
+            found[name] = fit(form, start, columns, measured, chip.power.limit_w, floor)
+        part = errors[errors.form == IN_USE]
+        seen, unseen = (100 * mape(part, c) for c in ("seen_w", "unseen_w"))
+        dense = 100 * mape(part[~part.moe], "seen_w")
+        note = (
+            f"fit of served power, {len(part)} rows: MAPE {seen:.1f} % (dense {dense:.1f} %), "
+            f"{unseen:.1f} % on models left out"
+        )
+        constants = dict(zip(TERMS, found[IN_USE], strict=True))
+        shares_of_limit[gpu] = {term: watts / chip.power.limit_w for term, watts in constants.items()}
+        _write_power(chip.name, constants, source, note, found[LOGISTIC])
+        print(gpu, {k: round(v) for k, v in constants.items()}, note)
+    for path in sorted(locate("accelerator", "h100-sxm").parent.glob("*.yaml")):
+        if path.stem in [GPUS[gpu] for gpu in FITTED]:
+            continue
+        like = "B200" if path.stem in BLACKWELL else "A100" if path.stem in AMPERE else "H100"
+        power = load_accelerator(path.stem).power
+        constants = {term: share * power.limit_w for term, share in shares_of_limit[like].items()}
+        constants["static"] = max(constants["static"], 1.05 * power.idle_w)
+        _write_power(path.stem, constants, "assumed", f"share of the board limit as fitted on the {like}", None)
+    load_accelerator.cache_clear()
+    _priced.cache_clear()
+
+
+def _write_power(name: str, constants: Mapping[str, float], source: str, note: str, logistic: Array | None) -> None:
+    """Replace all of a chip's power block but its limit and idle power."""
+    path = locate("accelerator", name)
+    before, block, after = re.split(r"(?m)(^power:\n(?:  .*\n)+)", path.read_text(encoding="utf-8"))
+    kept = [line for line in block.splitlines() if line.startswith(("power:", "  limit:", "  idle:"))]
+    explained = {term: note if term == "static" or source == "assumed" else "" for term in TERMS}
+    for term in TERMS:
+        tail = f', note: "{explained[term]}"' if explained[term] else ""
+        kept.append(f"  {term}: {{value: {max(constants[term], 0.0):.0f}, unit: W, source: {source}{tail}}}")
+    if logistic is not None:
+        kept.append("  logistic:")
+        for key, value, unit in zip(
+            ("low", "rise", "slope", "middle"), logistic, ("W", "W", "ratio", "ratio"), strict=True
+        ):
+            kept.append(f"    {key}: {{value: {value:.4g}, unit: {unit}, source: {source}}}")
+    path.write_text(before + "\n".join(kept) + "\n" + after, encoding="utf-8")
+
+
+# --- blind --------------------------------------------------------------------------------------------------------------
+
+BLIND_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def blind() -> pd.DataFrame:
+    """Predictions for the models that are kept apart: chat prompts, and questions where the model answers only those.
+
+    On the fewest accelerators, a power of two, that hold the weights and eight answers of mean length.
+    """
+    lengths = table("mlenergy_output_length_hist")
+    out = []
+    for (model_id, llm), gpu in product(BLIND.items(), ("H100", "B200")):
+        for task in PROMPT_TOKENS:
+            rows = lengths[(lengths.model_id == model_id) & (lengths.task == task)]
+            if rows.empty:
+                continue
+            output = float(np.average((rows.bin_lo_tokens + rows.bin_hi_tokens) / 2, weights=rows["count"]))
+            for seqs in BLIND_SEQS:
+                weights = "auto" if "gpt-oss" in llm else "bf16"
+                point = _fewest(Served(model_id, llm, task, gpu, 1, 1, 1, weights, seqs, output))
+                found = steady(point)
+                out.append({
+                    "model_id": model_id, "task": task, "gpu": gpu, "num_gpus": point.gpus, "max_num_seqs": seqs,
+                    "avg_batch": found.batch, "output_tokens_per_s": found.tokens_per_s,
+                    "power_per_gpu_w": found.power_per_gpu_w, "energy_per_token_j": found.energy_per_token_j,
+                })  # fmt: skip
+    return pd.DataFrame(out)
+
+
+def _fewest(point: Served) -> Served:
+    needed = 8 * (point.prompt_tokens + point.output_tokens)
+    engine = Engine.model_validate({"kind": "vllm", "weights": point.weights, "kv": {"dtype": "bf16"}})
+    for gpus in (1, 2, 4, 8):
+        tried = replace(point, gpus=gpus, ep=gpus if point.is_moe else 1)
+        plan = memory_plan(load_llm(point.llm), load_accelerator(point.accelerator), tried.parallelism, engine)
+        if plan.capacity_tokens >= needed:
+            return tried
+    raise ValueError(f"{point.model_id} does not fit on 8 {point.gpu}")
+
+
+# --- command line -------------------------------------------------------------------------------------------------------
+
+
+def report() -> None:
+    """Print the errors of every form, and those of the catalogue's constants with simulated throughput."""
+    for gpu in FITTED:
+        found = compare(gpu)
+        for column in ("seen_w", "unseen_w"):
+            found[column] = 100 * (found[column] / found.measured_w - 1).abs()
+        print(
+            f"\n{gpu}: MAPE of power [%]\n",
+            found.groupby(["form", "moe"])[["seen_w", "unseen_w"]].mean().round(1).unstack(),
+        )
+        print(found.pivot_table(index="family", columns="form", values="unseen_w").round(1).to_string())
+    errors = energy_errors()
+    for key in ("w", "j", "tokens_per_s"):
+        errors[key] = 100 * (errors[f"predicted_{key}"] / errors[f"measured_{key}"] - 1).abs()
+    keys = ["w", "j", "tokens_per_s"]
+    print(
+        "\nsimulated: MAPE [%] of power, energy per token, throughput\n",
+        errors.groupby(["gpu", "moe"])[keys].mean().round(1),
+    )
+    print(errors.groupby(["gpu", "family", "task"])[keys].mean().round(1).to_string())
+    print("dense, all:", errors[~errors.moe][keys].mean().round(1).to_dict(), errors[keys].mean().round(1).to_dict())
+    print(f"\nnot used: {left_out().rows.sum()} of {len(table('mlenergy_llm'))} rows\n", left_out().to_string())
+
+
+def main() -> None:
+    """Fit, predict or report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fit", action="store_true", help="fit the powers and write them into models/accelerator")
+    parser.add_argument("--blind", type=Path, help="write predictions for the models that are kept apart to this file")
+    chosen = parser.parse_args()
+    if chosen.fit:
+        refit()
+    if chosen.blind:
+        chosen.blind.parent.mkdir(parents=True, exist_ok=True)
+        blind().to_parquet(chosen.blind, index=False)
+    if not (chosen.fit or chosen.blind):
+        report()
+
+
+if __name__ == "__main__":
+    main()
