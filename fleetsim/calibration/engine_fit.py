@@ -332,7 +332,7 @@ class _Problem:
     def spread(self, x: Floats) -> Floats:
         """Change of the residuals by chance alone: one row per trial."""
         trials = np.stack([self.residuals(x, chance) for chance in range(1, TRIALS + 1)])
-        return trials - trials.mean(axis=0)
+        return np.asarray(trials - trials.mean(axis=0))
 
 
 def standard_errors(jacobian: Floats, noise: float, spread: Floats | None = None) -> Floats:

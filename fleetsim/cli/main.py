@@ -24,6 +24,8 @@ COMMANDS = {
     "show": "Memory, limits and physical floors of a model, a chip or a pool.",
     "list": "What can be named in a scenario.",
     "trace": "Describe, convert, generate and fetch request traces.",
+    "calibrate": "Fit the physics to measurements of your own server or accelerator.",
+    "profile": "Measure this machine's accelerators for `calibrate`.",
     "bench": "Speed of the simulator on this machine.",
     "schema": "JSON Schema of scenario files, for editors.",
     "version": "Versions of fleetsim and of what it stands on.",
