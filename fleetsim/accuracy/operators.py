@@ -70,7 +70,9 @@ def kernels() -> pd.DataFrame:
         engine = "trtllm" if library == "trtllm" else "vllm"
         own = load_calibration(name, "", engine)
         efficiency = own.groups.get(group, {}).get(form)
-        if efficiency is None or (library == "vllm" and name in tables.PROFILED and efficiency.source == "llmservingsim"):
+        if efficiency is None or (
+            library == "vllm" and name in tables.PROFILED and efficiency.source == "llmservingsim"
+        ):
             continue
         unseen = others(group, form, name, engine)
         _, test = measured.halves()
@@ -105,7 +107,7 @@ def others(group: str, form: str, name: str, engine: str) -> Efficiency | None:
     if len(known) < 2:
         return None
     medians = {key: float(np.median([getattr(fit, key) for fit in known])) for key in CONSTANTS}
-    return replace(known[0], **medians)
+    return replace(known[0], **medians)  # type: ignore[arg-type]
 
 
 def collectives() -> pd.DataFrame:
@@ -129,5 +131,3 @@ def collectives() -> pd.DataFrame:
             }
         )
     return pd.DataFrame(found)
-
-

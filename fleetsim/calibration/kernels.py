@@ -92,7 +92,7 @@ def joined(parts: list[Kernels]) -> Kernels:
     """Several tables of one accelerator and data type as one."""
     arrays = [k for k, v in vars(parts[0]).items() if isinstance(v, np.ndarray | float)]
     whole = {k: np.concatenate([np.broadcast_to(getattr(p, k), len(p)) for p in parts]) for k in arrays}
-    return replace(parts[0], **whole)
+    return replace(parts[0], **whole)  # type: ignore[arg-type]
 
 
 def predicted_s(kernels: Kernels, constants: Mapping[str, float]) -> np.ndarray:
@@ -107,7 +107,9 @@ def predicted_s(kernels: Kernels, constants: Mapping[str, float]) -> np.ndarray:
     largest = np.maximum(np.maximum(arithmetic, memory), np.maximum(serial, 1e-12))
     norm = largest * sum((part / largest) ** p for part in (arithmetic, memory, serial)) ** (1 / p)
     beside = constants["passes"] * kernels.pass_bytes / bandwidth
-    time: np.ndarray = constants["overhead_s"] + constants["head_s"] * kernels.sequence_heads + beside + norm
+    time: np.ndarray = np.asarray(
+        constants["overhead_s"] + constants["head_s"] * kernels.sequence_heads + beside + norm
+    )
     return time
 
 

@@ -139,4 +139,4 @@ def accelerator_for(accelerator: Accelerator, engine: Engine) -> Accelerator:
         key: own.sourced.get(key, value) if key.startswith("power.") else value
         for key, value in accelerator.sourced.items()
     }
-    return replace(accelerator, power=replace(accelerator.power, **own.power), sourced=sourced)
+    return replace(accelerator, power=replace(accelerator.power, **own.power), sourced=sourced)  # type: ignore[arg-type]

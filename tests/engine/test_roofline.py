@@ -1,17 +1,21 @@
 """The roofline: linear in context, one truth for both calls, and the right size."""
 
 import timeit
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetsim.catalog.accelerator import load_accelerator
+from fleetsim.catalog.accelerator import Accelerator, load_accelerator
+from fleetsim.catalog.calibration import calibration_of
+from fleetsim.catalog.engine import load_engine
 from fleetsim.catalog.floors import floors
 from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import load_llm
-from fleetsim.engine.steptime.roofline import Roofline, smooth_max
+from fleetsim.engine.steptime.operators import smooth_max
+from fleetsim.engine.steptime.roofline import Roofline
 from fleetsim.scenario.schema import Engine, Parallelism
 
 CASES: list[tuple[str, str, dict[str, int]]] = [
@@ -31,9 +35,13 @@ CASES: list[tuple[str, str, dict[str, int]]] = [
 
 
 def model(
-    llm: str, accelerator: str, engine: dict[str, Any] | None = None, scale: float = 1.0, **degrees: int
+    llm: str,
+    accelerator: str | Accelerator,
+    engine: dict[str, Any] | None = None,
+    scale: float = 1.0,
+    **degrees: int,
 ) -> Roofline:
-    chip = load_accelerator(accelerator)
+    chip = load_accelerator(accelerator) if isinstance(accelerator, str) else accelerator
     parallelism = Parallelism(**degrees)
     settings_ = Engine.model_validate(engine or {})
     return Roofline(Roofline.Config(scale=scale), load_llm(llm), chip, load_link(chip.link), parallelism, settings_)
@@ -145,24 +153,50 @@ def test_replica_power_counts_all_accelerators() -> None:
 
 def test_energy_is_that_of_the_work() -> None:
     """Decode of one sequence: every weight but the embedding is read once, at memory_w per full bandwidth."""
-    chip = load_accelerator("h100-sxm")
+    chip = with_power(active_w=0.0, occupancy_w=0.0)
     per_byte = chip.power.memory_w / chip.bandwidth_bytes_per_s
     llm = load_llm("llama-3.1-8b")
     weights = (llm.weight_bytes() - 2 * llm.embedding_parameters) * per_byte
     for degrees in ({}, {"tp": 2}, {"tp": 8}):
-        assert weights < model("llama-3.1-8b", "h100-sxm", **degrees).decode(1, 1, 1).energy_j < 1.1 * weights
+        assert weights < model("llama-3.1-8b", chip, **degrees).decode(1, 1, 1).energy_j < 1.1 * weights
     cache = llm.kv_bytes_per_token() * per_byte
-    assert model("llama-3.1-8b", "h100-sxm").decode(1, 1, 1).energy_per_ctx_j == pytest.approx(cache, rel=0.2)
+    assert model("llama-3.1-8b", chip).decode(1, 1, 1).energy_per_ctx_j == pytest.approx(cache, rel=0.2)
+
+
+@pytest.mark.parametrize("degrees", [{}, {"tp": 4}, {"pp": 2}], ids=str)
+def test_energy_of_running_and_of_occupied_cores(degrees: dict[str, int]) -> None:
+    """active_w times the time of the kernels, the host's left out; occupancy_w times the step, by its tokens."""
+    chips = degrees.get("tp", 1) * degrees.get("pp", 1)
+    none, active, occupied = (
+        model("llama-3.1-8b", with_power(active_w=watts, occupancy_w=more), **degrees)
+        for watts, more in ((0.0, 0.0), (100.0, 0.0), (0.0, 100.0))
+    )
+    host_s = load_engine("vllm").host_s
+    half = load_accelerator("h100-sxm").power.half_occupied_tokens
+    for batch, ctx in ((1, 1000), (64, 64_000)):
+        time_s, energy_j = none.mixed(batch, batch, 0, 0, 0, batch, ctx, batch)
+        question = (batch, batch, 0, 0, 0, batch, ctx, batch)
+        assert active.mixed(*question)[1] - energy_j == pytest.approx(100 * chips * (time_s - host_s))
+        assert occupied.mixed(*question)[1] - energy_j == pytest.approx(100 * chips * time_s * batch / (batch + half))
+
+
+def with_power(**watts: float) -> Accelerator:
+    """An H100 with other powers."""
+    chip = load_accelerator("h100-sxm")
+    return replace(chip, power=replace(chip.power, **watts))
 
 
 def test_options() -> None:
-    base = model("llama-3.1-8b", "h100-sxm", {"kind": "generic"}).decode(8, 0, 8)
-    slow = model("llama-3.1-8b", "h100-sxm", {"kind": "generic"}, scale=2.0).decode(8, 0, 8)
+    chip = with_power(active_w=0.0, occupancy_w=0.0)
+    base = model("llama-3.1-8b", chip, {"kind": "generic"}).decode(8, 0, 8)
+    slow = model("llama-3.1-8b", chip, {"kind": "generic"}, scale=2.0).decode(8, 0, 8)
     assert slow.time_s == pytest.approx(2 * base.time_s)
     assert slow.time_per_ctx_s == pytest.approx(2 * base.time_per_ctx_s)
     assert slow.energy_j == base.energy_j
     half = model("llama-3.1-8b", "h100-sxm", {"kind": "generic", "kv": {"dtype": "fp8"}}).decode(8, 0, 8)
-    assert half.time_per_ctx_s == pytest.approx(base.time_per_ctx_s / 2)
+    measured = {dtype: calibration_of(chip).efficiency("decode_attention", dtype) for dtype in ("bf16", "fp8")}
+    ratio = measured["bf16"].memory_ratio / measured["fp8"].memory_ratio
+    assert half.time_per_ctx_s == pytest.approx(base.time_per_ctx_s / 2 * ratio)
     host = model("llama-3.1-8b", "h100-sxm", {"kind": "vllm"}).decode(8, 0, 8)
     assert host.time_s > base.time_s
     assert model("llama-3.1-8b", "h100-sxm").frontend_s > 0
@@ -173,6 +207,9 @@ def test_smooth_max() -> None:
     assert smooth_max(50, 2, 3) == pytest.approx(3, rel=1e-6)
     assert smooth_max(2, 0, 3) == 3
     assert smooth_max(2, 3, 4) == smooth_max(2, 4, 3) == pytest.approx(5)
+    assert smooth_max(2, 2, 3, 6) == smooth_max(2, 6, 2, 3) == pytest.approx(7)
+    assert smooth_max(3, 5) == 5
+    assert smooth_max(2, 0, 0, 0) == 0
 
 
 @pytest.mark.parametrize(("call", "limit_us"), [("decode", 1.0), ("mixed", 5.0)])

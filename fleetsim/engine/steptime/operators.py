@@ -239,7 +239,7 @@ class Layers:
 
     def hit(self, tokens: float) -> float:
         """Distinct experts of all ranks that `tokens` visit, on average."""
-        return sum(count * (1 - (1 - p) ** tokens) for count, p in self._popularity)
+        return float(sum(count * (1 - (1 - p) ** tokens) for count, p in self._popularity))
 
     def busiest(self, assigned: float, ranks: int) -> float:
         """Work of the busiest of `ranks` expert-parallel ranks over the mean.
