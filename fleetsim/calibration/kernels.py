@@ -144,7 +144,8 @@ def fit(kernels: Kernels, free: tuple[str, ...], **fixed: float) -> Fit:
         return {**OFF, **fixed, **dict(zip(free, (float(v) for v in np.exp(x)), strict=True))}
 
     def residual(x: np.ndarray) -> np.ndarray:
-        return np.log(predicted_s(train, constants(x)) / train.time_s)
+        off: np.ndarray = np.log(predicted_s(train, constants(x)) / train.time_s)
+        return off
 
     start = np.clip(np.log([START[k] for k in free]), low, high)
     solved = least_squares(residual, start, bounds=(low, high), loss="soft_l1", f_scale=0.01)
