@@ -160,7 +160,14 @@ class Roofline:
         """Duration [s] and dynamic energy [J] of a step; see `fleetsim.engine.api.StepTimeModel`."""
         if self._plain:
             return self._step(
-                tokens, sampled, prefill_pairs, prefill_ctx_tokens, prefill_sequences, decode_batch, decode_ctx_tokens, 0
+                tokens,
+                sampled,
+                prefill_pairs,
+                prefill_ctx_tokens,
+                prefill_sequences,
+                decode_batch,
+                decode_ctx_tokens,
+                0,
             )
         if self._queries == 1 or not decode_batch:
             return self._step(
@@ -252,7 +259,13 @@ class Roofline:
             share = self._stages / min(self._stages, max(decode_batch + prefill_sequences, 1))
         fresh = tokens - decode_batch
         time, energy = self._attention_over(
-            self._full_layers, fresh, prefill_pairs, prefill_ctx_tokens, prefill_sequences, decode_batch, decode_ctx_tokens
+            self._full_layers,
+            fresh,
+            prefill_pairs,
+            prefill_ctx_tokens,
+            prefill_sequences,
+            decode_batch,
+            decode_ctx_tokens,
         )
         window = self._window
         if window:
@@ -433,7 +446,9 @@ class Roofline:
         self._pair_s = per_stage * pair * chip.flop_s(prefill, ACTIVATIONS)
         self._pair_j = tp * pair * operation_j
         self._padded_ctx_s = per_stage * flops * prefill.decode_rows * chip.flop_s(prefill, ACTIVATIONS)
-        self._mixed_ctx_s = per_stage * cached * chip.byte_s(prefill) * prefill.memory_ratio / prefill.mixed_memory_ratio
+        self._mixed_ctx_s = (
+            per_stage * cached * chip.byte_s(prefill) * prefill.memory_ratio / prefill.mixed_memory_ratio
+        )
         self._mixed_sequence_s = per_stage * prefill.head_s * chip.scale * llm.heads * heads
         expansion = self._expansion_flops()
         self._prefill_ctx_s = per_stage * (
