@@ -68,8 +68,10 @@ def open_rows() -> pd.DataFrame:
     return rows[rows.concurrency.notna() | rows.batch_size.notna()]
 
 
-def scenario(row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A row's configuration and protocol as a scenario."""
+def scenario(
+    row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None, calibration: str | None = None
+) -> dict[str, Any]:
+    """A row's configuration and protocol as a scenario, with other options of the roofline or a calibration file."""
     inferencemax = row["source"] == "inferencemax"
     launch = launched(row)
     concurrency = int(row["concurrency"] if pd.notna(row["concurrency"]) else row["batch_size"])
@@ -93,9 +95,15 @@ def scenario(row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None)
                 "name": "served",
                 "llm": LLMS[row["model"]],
                 "accelerator": SYSTEMS[row["system"]],
-                "parallelism": {"tp": tp, "pp": max(int(row["pp"]), 1) if pd.notna(row["pp"]) else 1, "dp": dp, "ep": ep},
+                "parallelism": {
+                    "tp": tp,
+                    "pp": max(int(row["pp"]), 1) if pd.notna(row["pp"]) else 1,
+                    "dp": dp,
+                    "ep": ep,
+                },
                 "engine": {
                     "kind": engine(row),
+                    "calibration": calibration,
                     "weights": weights(row, row["model"], precision),
                     "prefix_cache": False,
                     "scheduler": {
@@ -220,9 +228,9 @@ def simulate(mapping: Mapping[str, Any], base_dir: Path = Path()) -> list[Reques
     return ended
 
 
-def serve(row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None) -> Served:
+def serve(row: Mapping[str, Any], step_time: Mapping[str, Any] | None = None, calibration: str | None = None) -> Served:
     """Mean TTFT and TPOT of a simulated point, the initial burst included as in the measurement."""
-    ended = [r for r in simulate(scenario(row, step_time)) if r.status == FINISHED]
+    ended = [r for r in simulate(scenario(row, step_time, calibration)) if r.status == FINISHED]
     ttft = np.array([r.first_token_s - r.arrival_s + CLIENT_S for r in ended])
     tpot = np.array([(r.end_s - r.first_token_s) / (r.output_tokens - 1) for r in ended if r.output_tokens > 1])
     if not len(ttft):

@@ -12,7 +12,8 @@ import pandas as pd
 
 from fleetsim.calibration.kernels import Kernels, joined
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
-from fleetsim.catalog.llm import BYTES_PER_VALUE, load_llm
+from fleetsim.catalog.llm import load_llm
+from fleetsim.errors import DataError, Finding
 
 DATA = Path(os.environ.get("FLEETSIM_DATA", Path(__file__).parents[3] / "shared" / "data")).absolute()
 """Folder of the reference data: beside the checkout, or where FLEETSIM_DATA says, whatever the working directory is later."""
@@ -71,6 +72,19 @@ L2_BYTES = {
 """Last-level caches: weights that fit are read from there in a loop over one kernel, but not in a model."""
 TOKENS_MAX = 16384
 """Most tokens of a step that fits look at."""
+
+
+def require_data() -> None:
+    """Make sure that the folder of measurements is there.
+
+    Raises
+    ------
+    DataError
+        If it is not.
+    """
+    if not OPEN.is_dir():
+        hint = "Set FLEETSIM_DATA to the folder that holds reference/open"
+        raise DataError(Finding(f"no measurements at {OPEN}", hint=hint))
 
 
 @cache
@@ -202,7 +216,14 @@ def moe(name: str, form: str, library: str = "vllm") -> Kernels:
     loads = np.array([expert_loads(int(t), int(e), int(k), int(r), s) for t, e, k, r, s in zip(*columns, strict=True)])
     width = (rows.inter_size / rows.moe_tp).to_numpy(float)
     return experts(
-        load_accelerator(name), form, rows.tokens, rows.hidden_size, width, loads[:, 1], loads[:, 0], rows.latency_ms * 1e-3
+        load_accelerator(name),
+        form,
+        rows.tokens,
+        rows.hidden_size,
+        width,
+        loads[:, 1],
+        loads[:, 0],
+        rows.latency_ms * 1e-3,
     )
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "trace": "Describe, convert, generate and fetch request traces.",
     "calibrate": "Fit the physics to measurements of your own server or accelerator.",
     "profile": "Measure this machine's accelerators for `calibrate`.",
+    "accuracy": "Errors of the physics against published measurements.",
     "bench": "Speed of the simulator on this machine.",
     "schema": "JSON Schema of scenario files, for editors.",
     "version": "Versions of fleetsim and of what it stands on.",
