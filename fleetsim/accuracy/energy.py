@@ -86,6 +86,8 @@ PROMPT_TOKENS = {"lm-arena-chat": 200, "gpqa": 250}
 Between 100 and 1,500 tokens, 200 to 400 fit the throughputs of the dense chat rows best. Other tasks are left out: code
 infilling has prompts of thousands of tokens, and images and videos have towers of their own.
 """
+LONGEST_PROMPT = 4096
+"""Longer prompts are cut to this [tokens]."""
 BATCHED_TOKENS = 8192
 """Tokens per step in the benchmark's configuration (ml-energy/benchmark, configs/vllm), which also schedules ahead."""
 HOST_S = 0.9e-3
@@ -319,7 +321,12 @@ def scenario(point: Served, requests: int) -> dict[str, Any]:
             "kind": "synthetic",
             "requests": requests,
             "arrivals": {"process": "closed-loop", "concurrency": point.max_num_seqs},
-            "prompt_tokens": {"distribution": "lognormal", "mean": point.prompt_tokens, "cv": 1.0, "max": 4096},
+            "prompt_tokens": {
+                "distribution": "lognormal",
+                "mean": point.prompt_tokens,
+                "cv": 1.0,
+                "max": LONGEST_PROMPT,
+            },
             "output_tokens": {"distribution": "quantiles", "values": [round(v, 1) for v in point.spread]},
         },
         "pools": [
@@ -550,43 +557,43 @@ def _write_power(name: str, constants: Mapping[str, float], source: str, note: s
 
 # --- blind --------------------------------------------------------------------------------------------------------------
 
-BLIND_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
+BLIND_SEQS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 def blind() -> pd.DataFrame:
-    """Predictions for the models that are kept apart: chat prompts, and questions where the model answers only those.
+    """Predictions for the models that are kept apart, by the tasks whose lengths of outputs are known of them.
 
-    On the fewest accelerators, a power of two, that hold the weights and eight answers of mean length.
+    On every power of two of accelerators, up to 8, that holds the weights and eight requests of mean length, or the longest.
     """
     lengths = table("mlenergy_output_length_hist")
     out = []
-    for (model_id, llm), gpu in product(BLIND.items(), ("H100", "B200")):
-        for task in PROMPT_TOKENS:
-            rows = lengths[(lengths.model_id == model_id) & (lengths.task == task)]
-            if rows.empty:
+    for (model_id, llm), gpu, task in product(BLIND.items(), ("H100", "B200"), PROMPT_TOKENS):
+        rows = lengths[(lengths.model_id == model_id) & (lengths.task == task)]
+        if rows.empty:
+            continue
+        output = float(np.average((rows.bin_lo_tokens + rows.bin_hi_tokens) / 2, weights=rows["count"]))
+        weights = "auto" if "gpt-oss" in llm else "bf16"
+        for seqs, gpus in product(BLIND_SEQS, (1, 2, 4, 8)):
+            ep = gpus if load_llm(llm).is_moe and "gpt-oss" not in llm else 1  # as in the open rows
+            point = Served(model_id, llm, task, gpu, gpus, 1, ep, weights, seqs, output)
+            if not _fits(point):
                 continue
-            output = float(np.average((rows.bin_lo_tokens + rows.bin_hi_tokens) / 2, weights=rows["count"]))
-            for seqs in BLIND_SEQS:
-                weights = "auto" if "gpt-oss" in llm else "bf16"
-                point = _fewest(Served(model_id, llm, task, gpu, 1, 1, 1, weights, seqs, output))
-                found = steady(point)
-                out.append({
-                    "model_id": model_id, "task": task, "gpu": gpu, "num_gpus": point.gpus, "max_num_seqs": seqs,
-                    "avg_batch": found.batch, "output_tokens_per_s": found.tokens_per_s,
-                    "power_per_gpu_w": found.power_per_gpu_w, "energy_per_token_j": found.energy_per_token_j,
-                })  # fmt: skip
+            found = steady(point)
+            out.append({
+                "model_id": model_id, "task": task, "gpu": gpu, "num_gpus": gpus, "max_num_seqs": seqs,
+                "avg_batch": found.batch, "output_tokens_per_s": found.tokens_per_s,
+                "power_per_gpu_w": found.power_per_gpu_w, "energy_per_token_j": found.energy_per_token_j,
+            })  # fmt: skip
     return pd.DataFrame(out)
 
 
-def _fewest(point: Served) -> Served:
-    needed = 8 * (point.prompt_tokens + point.output_tokens)
-    engine = Engine.model_validate({"kind": "vllm", "weights": point.weights, "kv": {"dtype": "bf16"}})
-    for gpus in (1, 2, 4, 8):
-        tried = replace(point, gpus=gpus, ep=gpus if point.is_moe else 1)
-        plan = memory_plan(load_llm(point.llm), load_accelerator(point.accelerator), tried.parallelism, engine)
-        if plan.capacity_tokens >= needed:
-            return tried
-    raise ValueError(f"{point.model_id} does not fit on 8 {point.gpu}")
+def _fits(point: Served) -> bool:
+    llm, chip = load_llm(point.llm), load_accelerator(point.accelerator)
+    if llm.kv_heads % point.gpus and point.gpus % llm.kv_heads:
+        return False
+    engine = Engine.model_validate(scenario(point, 1)["pools"][0]["engine"])  # states of all sequences take room
+    needed = max(8 * (point.prompt_tokens + point.output_tokens), LONGEST_PROMPT + point.spread[-1])
+    return bool(memory_plan(llm, chip, point.parallelism, engine).capacity_tokens >= needed)
 
 
 # --- command line -------------------------------------------------------------------------------------------------------
