@@ -28,6 +28,8 @@ Ints = NDArray[np.int64]
 
 BUSY = 0.9
 """A client with both a rate and a limit of requests in flight is taken for a closed loop above this share of the limit."""
+JITTER = 0.05
+"""Spread of lengths of which only the mean is known: it breaks up the waves in which equal requests would go on for ever."""
 FORMATS = "vllm bench serve, GuideLLM and AIPerf JSON, AIPerf JSON lines, or a log with arrival_s, prompt_tokens, output_tokens"
 
 
@@ -299,7 +301,7 @@ def _vllm(fields: Fields, name: str, told: Load | None) -> Run:
         return _vllm_detailed(fields, name, load)
     completed = int(fields.number("completed", 1))
     prompt = np.full(completed, round(fields.number("total_input_tokens", 1) / completed), np.int64)
-    output = np.full(completed, round(fields.number("total_output_tokens", 1) / completed), np.int64)
+    output = _alike(completed, fields.number("total_output_tokens", 1) / completed)
     means = np.array([[fields.number("mean_ttft_ms", 1e-9) / 1e3], [fields.number("mean_tpot_ms") / 1e3]])
     return _run(name, fields.file, load, prompt, output, means)
 
@@ -465,6 +467,12 @@ def _timed(table: Fields, name: str) -> Floats | None:
     return None
 
 
+def _alike(count: int, mean: float) -> Ints:
+    """Output lengths of which only the mean is known."""
+    spread = np.random.default_rng(2).uniform(1 - JITTER, 1 + JITTER, count)
+    return np.maximum(np.rint(mean * spread / spread.mean()), 1).astype(np.int64)
+
+
 # --- from what was read to a run ---------------------------------------------------------------------------------------
 
 
@@ -473,7 +481,7 @@ def _lengths(fields: Fields, levels: Fields, known: Mapping[str, int], mean: str
     points = {level / 100: levels.number(key) for key, level in known.items() if levels.has(key)}
     average = fields.number(mean, 1e-9)
     if len(points) < 2:
-        return np.full(count, max(round(average), 1), np.int64)
+        return _alike(count, average)
     low = fields.number("min") if fields.has("min") else min(points.values())
     high = fields.number("max") if fields.has("max") else max(points.values())
     points = {0.0: low, **points, 1.0: high}

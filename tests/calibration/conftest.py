@@ -54,7 +54,7 @@ def measured(server: Server, run: Run, constants: Mapping[str, float], detailed:
 
 def vllm_json(run: Run, detailed: bool) -> dict[str, Any]:
     """``vllm bench serve --save-result``, keys as of vLLM 0.19."""
-    ttft, tpot = run.ttft_s, run.tpot_s
+    ttft, tpot, count = run.ttft_s, run.tpot_s, len(run.prompt_tokens)
     content: dict[str, Any] = {
         "date": "20261120-101500",
         "endpoint_type": "vllm",
@@ -62,16 +62,16 @@ def vllm_json(run: Run, detailed: bool) -> dict[str, Any]:
         "label": "vllm",
         "model_id": "meta-llama/Llama-3.1-8B-Instruct",
         "tokenizer_id": "meta-llama/Llama-3.1-8B-Instruct",
-        "num_prompts": len(ttft),
+        "num_prompts": count,
         "request_rate": run.load.rate_per_s or "inf",
         "burstiness": 1.0,
         "max_concurrency": run.load.concurrency,
         "duration": 10.0,
-        "completed": len(ttft),
+        "completed": count,
         "failed": 0,
         "total_input_tokens": int(run.prompt_tokens.sum()),
         "total_output_tokens": int(run.output_tokens.sum()),
-        "request_throughput": len(ttft) / 10.0,
+        "request_throughput": count / 10.0,
         "request_goodput": None,
         "mean_ttft_ms": float(ttft.mean() * 1e3),
         "median_ttft_ms": float(np.median(ttft) * 1e3),
@@ -81,15 +81,15 @@ def vllm_json(run: Run, detailed: bool) -> dict[str, Any]:
         "mean_itl_ms": float(np.nanmean(tpot) * 1e3),
     }
     if detailed:
-        starts = run.arrival_s if run.arrival_s is not None else np.arange(len(ttft)) * 0.01
+        starts = run.arrival_s if run.arrival_s is not None else np.arange(count) * 0.01
         content |= {
             "input_lens": run.prompt_tokens.tolist(),
             "output_lens": run.output_tokens.tolist(),
             "ttfts": ttft.tolist(),
             "itls": [[t] * (n - 1) for t, n in zip(tpot.tolist(), run.output_tokens.tolist(), strict=True)],
             "start_times": (starts + 181_234.5).tolist(),
-            "generated_texts": ["…"] * len(ttft),
-            "errors": [""] * len(ttft),
+            "generated_texts": ["…"] * count,
+            "errors": [""] * count,
         }
     return content
 
