@@ -35,6 +35,8 @@ class RooflineConfig(PolicyConfig):
 
     scale: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Factor on the accelerators' time, beside the engine's own."""
+    prompt_scale: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Factor on the accelerators' time in steps that have a prompt, such as for an engine older than its measured kernels."""
     expert_spread: Annotated[float, Field(ge=0, le=3)] = 0.0
     """Spread of how often the router picks each expert: standard deviation of the logarithm of their popularities. A measured
     run over conversations is met best at 0, measured runs over random tokens (four models of 117B to 1T) near 1."""
@@ -102,6 +104,7 @@ class Roofline:
         if parallelism.dp > 1:
             self._host_s += profile.host_data_parallel_s
         self._host_sequence_s = profile.host_per_sequence_s if host_sequence_s is None else host_sequence_s
+        self._prompt_scale = config.prompt_scale
         self._eager_s = profile.eager_layer_s * llm.layers
         calibration = calibration_for(accelerator, engine)
         self._chip = Chip(accelerator, calibration, profile.scale * config.scale, profile.fuses_quantisation)
@@ -233,6 +236,9 @@ class Roofline:
         attention, attention_j = self._attention(
             tokens, prefill_pairs, prefill_ctx_tokens, prefill_sequences, decode_batch, decode_ctx_tokens
         )
+        if prefill_sequences:
+            compute *= self._prompt_scale
+            attention *= self._prompt_scale
         time = compute + network + self._host_s + sampled * self._host_sequence_s
         if self._overlap:
             hidden = compute + network + attention - max(compute, network, attention)
