@@ -58,17 +58,22 @@ def replayed(run: str, folder: Path) -> pd.DataFrame:
     _write_trace(rows, trace)
     ended = simulate(_scenario(run, trace))
     order = {index: request for index, request in enumerate(rows.sort_values("arrival_measured_s").index)}
-    return pd.DataFrame(
-        {
-            "request": [order[r.id] for r in ended],
-            "ttft_ms": [(r.first_token_s - r.arrival_s) * 1e3 for r in ended],
-            "tpot_ms": [
-                (r.end_s - r.first_token_s) / (r.output_tokens - 1) * 1e3 if r.output_tokens > 1 else np.nan for r in ended
-            ],
-            "e2e_ms": [(r.end_s - r.arrival_s) * 1e3 for r in ended],
-            "end_s": [r.end_s for r in ended],
-        }
-    ).set_index("request").sort_index()
+    return (
+        pd.DataFrame(
+            {
+                "request": [order[r.id] for r in ended],
+                "ttft_ms": [(r.first_token_s - r.arrival_s) * 1e3 for r in ended],
+                "tpot_ms": [
+                    (r.end_s - r.first_token_s) / (r.output_tokens - 1) * 1e3 if r.output_tokens > 1 else np.nan
+                    for r in ended
+                ],
+                "e2e_ms": [(r.end_s - r.arrival_s) * 1e3 for r in ended],
+                "end_s": [r.end_s for r in ended],
+            }
+        )
+        .set_index("request")
+        .sort_index()
+    )
 
 
 def _write_trace(rows: pd.DataFrame, path: Path) -> None:

@@ -139,7 +139,9 @@ def generic(vendor: str) -> str:
         for form in forms:
             fits = [its[group][form] for its in groups if form in its.get(group, {})]
             constants = {k: float(np.median([getattr(fit, k) for fit in fits])) for k in KEYS}
-            constants["memory_ratio"] = min(constants["memory_ratio"], 1.0)  # above it the last-level cache was measured
+            constants["memory_ratio"] = min(
+                constants["memory_ratio"], 1.0
+            )  # above it the last-level cache was measured
             beside = KEYS if group == "prefill_attention" else [k for k in KEYS if k != "mixed_memory_ratio"]
             wanted = tuple(k for k in beside if k in ALWAYS or constants[k] not in (OFF.get(k), 0.0))
             body = [f"    {KEYS[k][0]}: {constants[k] * KEYS[k][1]:.3g}{KEYS[k][2]}" for k in wanted]
