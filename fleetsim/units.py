@@ -32,8 +32,12 @@ UNITS: dict[str, dict[str, float]] = {
     "power": {"mW": 1e-3, "W": 1.0, "kW": 1e3, "MW": 1e6},
     "energy": {"J": 1.0, "kJ": 1e3, "MJ": 1e6, "Wh": 3600.0, "kWh": 3.6e6},
     "price": {"USD/h": 1.0, "$/h": 1.0, "USD/d": 1 / 24, "USD/y": 1 / 8760},
+    "carbon intensity": {"g/kWh": 1.0, "kg/kWh": 1e3, "kg/MWh": 1.0, "t/GWh": 1.0},
+    "price of energy": {"USD/kWh": 1.0, "$/kWh": 1.0, "USD/MWh": 1e-3, "$/MWh": 1e-3},
+    "temperature": {"C": 1.0, "°C": 1.0, "degC": 1.0},
 }
-"""Accepted units and their factor to the base unit, per dimension: s, B, B/s, 1/s, Hz, FLOP/s, W, J, USD/h."""
+"""Accepted units and their factor to the base unit, per dimension: s, B, B/s, 1/s, Hz, FLOP/s, W, J, USD/h, g/kWh (of
+CO2 equivalents), USD/kWh, °C."""
 
 _QUANTITY = re.compile(r"^\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s].*?)?\s*$")
 _EXAMPLES = {
@@ -46,6 +50,9 @@ _EXAMPLES = {
     "power": "700 W, 1.2 kW",
     "energy": "5 kWh",
     "price": "2.5 USD/h",
+    "carbon intensity": "380 g/kWh",
+    "price of energy": "0.12 USD/kWh",
+    "temperature": "60 C",
 }
 
 
@@ -121,6 +128,7 @@ SecondsOrZero = Annotated[float, Quantity("time", "s", ge=0)]
 PerSecond = Annotated[float, Quantity("rate", "1/s", gt=0)]
 PerSecondOrZero = Annotated[float, Quantity("rate", "1/s", ge=0)]
 UsdPerHour = Annotated[float, Quantity("price", "USD/h", ge=0)]
+Watts = Annotated[float, Quantity("power", "W", ge=0)]
 
 
 def show(value: float, unit: str = "", digits: int = 4) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
+from fleetsim.catalog.data import catalogue
 from fleetsim.catalog.floors import Floors, floors
 from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import Llm, load_llm
@@ -373,6 +374,17 @@ def _price_known(site: Site) -> Findings:
         yield site.finding(("accelerator",), message, "set `price`", "warning")
 
 
+def _powers_possible(site: Site) -> Findings:
+    power, chip = site.pool.power, site.accelerator
+    if power.cap is not None and not chip.power.idle_w < power.cap <= chip.power.limit_w:
+        limits = f"above its idle power of {show(chip.power.idle_w, 'W')}, at most its limit of {show(chip.power.limit_w, 'W')}"
+        yield site.finding(("power", "cap"), f"{show(power.cap, 'W')} is no cap for {chip.name}: must be {limits}")
+    if power.curve == "logistic" and chip.power.logistic is None:
+        known = [name for name in catalogue("accelerator") if load_accelerator(name).power.logistic]
+        hint = f"known for: {', '.join(sorted(known))}"
+        yield site.finding(("power", "curve"), f"{chip.name} has no logistic power curve", hint)
+
+
 def _attention_is_full(site: Site) -> Findings:
     if site.llm.sliding_window:
         window = f"{site.llm.sliding_window:,}"
@@ -397,6 +409,7 @@ _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
     _arithmetic_exists,
     _longest_request_fits,
     _price_known,
+    _powers_possible,
     _attention_is_full,
     _tower_left_out,
 )

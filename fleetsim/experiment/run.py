@@ -154,7 +154,7 @@ class _Live:
         self.loaded, self.scenario, self.clock, self.check = loaded, scenario, clock, check
         self.digest = digest(scenario)
         self.workload = open_workload(loaded, streams)
-        self.log = RequestLog(scenario.slo)
+        self.log = RequestLog(scenario.slo, scenario.energy)
         ended = self._verified if check else self.log.take
         self.fleet = Fleet(scenario, loaded.base_dir, clock, streams, ended, VERIFY_EVERY if check else 0)
 
@@ -171,7 +171,7 @@ def _simulate(
     notice = None if progress is None else lambda ended: progress(ended, total, clock.now_s)
     log = live.log
     log.bind(fleet, folder, notice)
-    sampler = Sampler(folder, fleet, scenario.run.interval)
+    sampler = Sampler(folder, fleet, scenario.run.interval, scenario.energy)
     fleet.feed(live.workload)
     interrupted = _run_clock(clock, float("inf") if scenario.run.horizon is None else scenario.run.horizon)
     stopped = interrupted or bool(fleet.in_flight) or not fleet.exhausted
@@ -315,9 +315,15 @@ def _verify_totals(summary: Mapping[str, Any]) -> None:
     states = sum(summary[k] for k in ("finished", "rejected", "timed_out", "failed", "unfinished"))
     if states != summary["requests"]:
         raise LawError(f"law 1 (conservation): {summary['requests']} requests, {states} in terminal states")
-    charged = summary["energy_requests_j"] + summary["energy_idle_j"]
-    if abs(charged - summary["energy_j"]) > 1e-6 * max(summary["energy_j"], 1.0):
-        raise LawError(f"law 5 (energy): meter {summary['energy_j']} J, requests and idle {charged} J")
+    for meter in ("energy", "site_energy"):
+        total = summary[f"{meter}_j"]
+        charged = summary[f"{meter}_requests_j"] + summary[f"{meter}_idle_j"]
+        if abs(charged - total) > 1e-9 * max(total, 1.0):
+            raise LawError(f"law 5 ({meter.replace('_', ' ')}): meter {total} J, requests and idle {charged} J")
+    if summary["carbon_g"] is not None:
+        charged = summary["carbon_requests_g"] + summary["carbon_idle_g"]
+        if abs(charged - summary["carbon_g"]) > 1e-9 * max(summary["carbon_g"], 1e-3):
+            raise LawError(f"law 5 (carbon): meter {summary['carbon_g']} g, requests and idle {charged} g")
 
 
 def folder_name(name: str) -> str:

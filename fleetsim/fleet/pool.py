@@ -13,6 +13,7 @@ from fleetsim.catalog.own import accelerator_for, link_for
 from fleetsim.engine.api import StepTimeModel
 from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.replica import Replica
+from fleetsim.engine.steptime.governor import governed
 from fleetsim.scenario import schema
 
 
@@ -40,6 +41,16 @@ class Pool:
     def accelerators(self) -> int:
         """Accelerators of the whole pool."""
         return len(self.replicas) * self.config.parallelism.accelerators
+
+    @property
+    def host_busy_w(self) -> float:
+        """Power of the servers around one replica while it computes [W]."""
+        return self.config.power.host_busy * self.config.parallelism.accelerators
+
+    @property
+    def host_idle_w(self) -> float:
+        """The same while it does not [W]."""
+        return self.config.power.host_idle * self.config.parallelism.accelerators
 
     @property
     def capacity_tokens(self) -> int:
@@ -71,7 +82,9 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
         llm=llm,
         accelerator=accelerator,
         link=link,
-        model=engine.step_time.located(base_dir).create(llm, accelerator, link, config.parallelism, engine),
+        model=governed(
+            engine.step_time.located(base_dir).create, config.power, llm, accelerator, link, config.parallelism, engine
+        ),
         capacity_blocks=max(capacity_tokens // engine.kv.block_tokens, 1),
         price_usd_per_h=price * config.parallelism.accelerators,
     )

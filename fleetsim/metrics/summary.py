@@ -14,7 +14,8 @@ from fleetsim.engine.gaps import edge_s
 from fleetsim.fleet.pool import Pool
 from fleetsim.metrics.statistics import batch_means_interval, percentiles
 from fleetsim.metrics.verdict import Verdict, verdict
-from fleetsim.scenario.schema import Scenario
+from fleetsim.scenario.schema import Energy, Scenario
+from fleetsim.units import UNITS
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Reader = Callable[[str, list[str]], pa.Table]
@@ -23,6 +24,7 @@ Reader = Callable[[str, list[str]], pa.Table]
 Figures = dict[str, float | int | None]
 """Figures by name; None where there is nothing to average."""
 
+KWH_J = UNITS["energy"]["kWh"]
 LATENCIES = ("ttft", "tpot", "ntpot", "e2el", "queue_wait")
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 STATES = ("finished", "rejected", "timed_out", "failed", "unfinished")
@@ -81,6 +83,8 @@ def summarise(
     summary |= _rates(summary, makespan_s, sum(pool.accelerators for pool in pools))
     summary |= _machines(pools, totals.end_s, int(summary["output_tokens"] or 0))
     summary |= _energy_of_requests(read, status)
+    summary |= _site(summary, pools, totals.end_s, scenario.energy)
+    summary |= _site_of_requests(read, status, scenario.energy)
     summary["power_peak_w"] = totals.peak_power_w
     used = read("replicas", ["kv_used_ratio"])["kv_used_ratio"].to_numpy()
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
@@ -223,6 +227,45 @@ def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:
         "energy_requests_j": float(energy.sum()),
         "energy_per_request_mean_j": _number(energy[finished].mean()) if finished.any() else None,
         "cost_requests_usd": float(_floats(read, "cost_usd").sum()),
+    }
+
+
+def _site(summary: Mapping[str, Any], pools: Sequence[Pool], end_s: float, energy: Energy) -> Figures:
+    """Energy of accelerators and servers with cooling, its carbon and its price."""
+    host_j = host_idle_j = 0.0
+    for pool in pools:
+        for replica in pool.replicas:
+            busy_s = replica.meter(end_s).busy_s
+            idle_j = pool.host_idle_w * (end_s - busy_s)
+            host_idle_j += idle_j
+            host_j += idle_j + pool.host_busy_w * busy_s
+    site_j = energy.pue * (summary["energy_j"] + host_j)
+    site_idle_j = energy.pue * (summary["energy_idle_j"] + host_idle_j)
+    grid, price, tokens = energy.carbon_intensity, energy.electricity_price, summary["output_tokens"]
+    return {
+        "host_energy_j": host_j,
+        "host_energy_idle_j": host_idle_j,
+        "site_energy_j": site_j,
+        "site_energy_idle_j": site_idle_j,
+        "site_energy_per_output_token_j": site_j / tokens if tokens else None,
+        "carbon_g": None if grid is None else site_j / KWH_J * grid,
+        "carbon_idle_g": None if grid is None else site_idle_j / KWH_J * grid,
+        "carbon_per_million_output_tokens_g": None
+        if grid is None or not tokens
+        else site_j / KWH_J * grid / tokens * 1e6,
+        "electricity_cost_usd": None if price is None else site_j / KWH_J * price,
+    }
+
+
+def _site_of_requests(read: Reader, status: np.ndarray[Any, Any], energy: Energy) -> Figures:
+    site = _floats(read, "site_energy_j")
+    finished = status == FINISHED
+    grid = energy.carbon_intensity
+    mean_j = _number(site[finished].mean()) if finished.any() else None
+    return {
+        "site_energy_requests_j": float(site.sum()),
+        "carbon_requests_g": None if grid is None else float(_floats(read, "carbon_g").sum()),
+        "carbon_per_request_mean_g": None if grid is None or mean_j is None else mean_j / KWH_J * grid,
     }
 
 

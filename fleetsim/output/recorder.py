@@ -16,9 +16,11 @@ from fleetsim.fleet.pool import Pool
 from fleetsim.kernel.clock import SAMPLE
 from fleetsim.metrics.slo import slo_met
 from fleetsim.output.tables import arrow_schema
-from fleetsim.scenario.schema import Slo
+from fleetsim.scenario.schema import Energy, Slo
+from fleetsim.units import UNITS
 from fleetsim.workload.request import FINISHED, STATUS, Request
 
+KWH_J = UNITS["energy"]["kWh"]
 FLUSH_ROWS = 2048
 """Few enough that ended requests are still in the processor's cache when their columns are made."""
 
@@ -38,12 +40,15 @@ class RequestLog:
     ----------
     slo : Slo or None
         Limits for the column ``slo_met``.
+    energy : Energy
+        Overheads and carbon intensity of the site.
     """
 
-    def __init__(self, slo: Slo | None) -> None:
+    def __init__(self, slo: Slo | None, energy: Energy) -> None:
         self.written = 0
         """Rows written so far."""
         self._slo = slo
+        self._energy = energy
         self._on_notice: Callable[[int], None] | None = None
         self._sink: Sink | None = None
         self._rows: list[Request] = []
@@ -51,6 +56,7 @@ class RequestLog:
         self._pool_names: list[str] = []
         self._llm_names: list[str] = []
         self._usd_per_s: np.ndarray[Any, Any] = np.zeros(0)
+        self._host_w: np.ndarray[Any, Any] = np.zeros(0)
 
     def bind(self, fleet: Fleet, sink: Sink, on_notice: Callable[[int], None] | None = None) -> None:
         """Learn which replica belongs to which pool, where batches go, and whom to tell now and then how many ended."""
@@ -60,6 +66,7 @@ class RequestLog:
         self._pool_names = [pool.name for pool in fleet.pools]
         self._llm_names = [pool.llm.name for pool in fleet.pools]
         self._usd_per_s = np.array([pool.price_usd_per_h / 3600.0 for pool in fleet.pool_of])
+        self._host_w = np.array([pool.host_busy_w for pool in fleet.pool_of])
 
     def take(self, request: Request) -> None:
         """Record a request that ended."""
@@ -100,7 +107,9 @@ class RequestLog:
             ntpot = e2el / output
         classes = list(map(attrgetter("klass"), rows))
         met = slo_met(self._slo, classes, finished, ttft, tpot, e2el) if self._slo is not None else None
-        cost = floats("cost_share_s") * np.where(served, self._usd_per_s[replica], 0.0)
+        busy, energy = floats("cost_share_s"), floats("energy_j")
+        cost = busy * np.where(served, self._usd_per_s[replica], 0.0)
+        site = self._energy.pue * (energy + busy * np.where(served, self._host_w[replica], 0.0))
         columns: dict[str, Any] = {
             "request_id": ints("id"),
             "session_id": _ints_or_null(ints("session")),
@@ -128,7 +137,9 @@ class RequestLog:
             "e2el_s": _float_or_null(e2el),
             "queue_wait_s": _float_or_null(scheduled - queued),
             "itl_max_s": _float_or_null(np.where(output > 1, floats("itl_max_s"), np.nan)),
-            "energy_j": floats("energy_j"),
+            "energy_j": energy,
+            "site_energy_j": site,
+            "carbon_g": _carbon(site, self._energy),
             "cost_usd": cost,
             "slo_met": pa.nulls(len(rows), pa.bool_()) if met is None else pa.array(met),
         }
@@ -138,8 +149,9 @@ class RequestLog:
 class Sampler:
     """Rows of the `replicas` and `fleet` tables: what happened since the last sample."""
 
-    def __init__(self, sink: Sink, fleet: Fleet, interval_s: float) -> None:
+    def __init__(self, sink: Sink, fleet: Fleet, interval_s: float, energy: Energy) -> None:
         self._sink = sink
+        self._energy = energy
         self._fleet = fleet
         self._interval_s = interval_s
         self._start_s = 0.0
@@ -170,6 +182,7 @@ class Sampler:
             return
         rows = self._rows["replicas"]
         power_w = [0.0] * len(self._fleet.pools)
+        host_w = [0.0] * len(self._fleet.pools)
         totals = [[0, 0, 0, 0] for _ in self._fleet.pools]
         for i, (replica, pool) in enumerate(zip(self._fleet.replicas, self._fleet.pool_of, strict=True)):
             before, meter = self._meters[i], replica.meter(now_s)
@@ -190,22 +203,30 @@ class Sampler:
                 min(max(busy_s / length_s, 0.0), 1.0), steps, (prompt + output) / steps if steps else 0.0, prompt, output, watts,
             ))  # fmt: skip
             power_w[pool.index] += watts
+            host_w[pool.index] += (pool.host_busy_w * busy_s + pool.host_idle_w * (length_s - busy_s)) / length_s
             for k, value in enumerate((prompt, output, running, waiting)):
                 totals[pool.index][k] += value
-        self._pool_rows(start_s, now_s, power_w, totals)
+        self._pool_rows(start_s, now_s, power_w, host_w, totals)
         self.peak_power_w = max(self.peak_power_w, sum(power_w))
         self._start_s = now_s
         if len(rows) >= FLUSH_ROWS:
             self.flush()
 
-    def _pool_rows(self, start_s: float, now_s: float, power_w: list[float], totals: list[list[int]]) -> None:
-        fleet = self._fleet
-        for pool, watts, (prompt, output, running, waiting) in zip(fleet.pools, power_w, totals, strict=True):
+    def _pool_rows(
+        self, start_s: float, now_s: float, power_w: list[float], host_w: list[float], totals: list[list[int]]
+    ) -> None:
+        fleet, energy = self._fleet, self._energy
+        for pool, watts, host, (prompt, output, running, waiting) in zip(
+            fleet.pools, power_w, host_w, totals, strict=True
+        ):
+            site_w = energy.pue * (watts + host)
+            grid = energy.carbon_intensity
+            carbon_g = None if grid is None else site_w * (now_s - start_s) / KWH_J * grid
             sent, ended = fleet.sent[pool.index], fleet.finished[pool.index]
             count = len(pool.replicas)
             self._rows["fleet"].append((
                 start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,
-                running, waiting, count, 0, count, pool.price_usd_per_h * count, watts,
+                running, waiting, count, 0, count, pool.price_usd_per_h * count, watts, site_w, carbon_g,
             ))  # fmt: skip
             self._sent[pool.index], self._ended[pool.index] = sent, ended
 
@@ -290,6 +311,13 @@ def _coded(codes: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryAr
     known = list(dict.fromkeys(names))
     place = np.array([known.index(name) for name in names], dtype=np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(place[codes], mask=codes < 0), array_of(known, pa.string()))
+
+
+def _carbon(site_j: np.ndarray[Any, Any], energy: Energy) -> pa.Array:
+    """Greenhouse gases [g]; nulls where the grid's are not known."""
+    if energy.carbon_intensity is None:
+        return pa.nulls(len(site_j), pa.float64())
+    return pa.array(site_j / KWH_J * energy.carbon_intensity)
 
 
 def _float_or_null(values: np.ndarray[Any, Any]) -> pa.Array:

@@ -65,6 +65,20 @@ REQUESTS = (
         "Its share of the steps' energy: each step's energy is divided evenly over the tokens computed in it",
     ),
     Column(
+        "site_energy_j",
+        _F,
+        "J",
+        "The same with its share of the busy servers and of cooling; idle energy is charged to nobody",
+        "pue x (energy_j + host_busy power x its share of the busy time)",
+    ),
+    Column(
+        "carbon_g",
+        _F,
+        "g",
+        "Greenhouse gases of that, in CO2 equivalents; null without a carbon intensity",
+        "site_energy_j / 3.6e6 x carbon_intensity",
+    ),
+    Column(
         "cost_usd",
         _F,
         "USD",
@@ -92,7 +106,7 @@ REPLICAS = (
         "power_w",
         _F,
         "W",
-        "Mean power in the interval",
+        "Mean power of the accelerators in the interval",
         "(energy of steps + idle power x idle time) / (end_s - start_s)",
     ),
 )
@@ -111,7 +125,11 @@ FLEET = (
     Column("replicas_starting", "int32", "count", "Replicas starting"),
     Column("replicas_ready", "int32", "count", "Replicas ready"),
     Column("cost_usd_per_h", _F, "USD/h", "Price of the replicas that are paid for"),
-    Column("power_w", _F, "W", "Mean power in the interval"),
+    Column("power_w", _F, "W", "Mean power of the accelerators in the interval"),
+    Column("site_power_w", _F, "W", "The same with servers and cooling", "pue x (power_w + power of the servers)"),
+    Column(
+        "carbon_g", _F, "g", "Greenhouse gases of the interval, in CO2 equivalents; null without a carbon intensity"
+    ),
 )
 
 EVENTS = (

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetsim.plugins import Choice, PolicyField, ScenarioFile
-from fleetsim.units import PerSecond, PerSecondOrZero, Quantity, Seconds, SecondsOrZero, UsdPerHour
+from fleetsim.units import PerSecond, PerSecondOrZero, Quantity, Seconds, SecondsOrZero, UsdPerHour, Watts
 
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
@@ -411,6 +411,23 @@ def _default(field: PolicyField) -> Choice:
     return field._validate({})
 
 
+class PoolPower(Block):
+    """How the accelerators of a pool are clocked and capped, and what the servers around them draw."""
+
+    clock_ratio: Annotated[Number, Field(ge=0.2, le=1)] = 1.0
+    """Clock over the usual one: arithmetic slows down with it, memory and links do not, and the voltage falls too."""
+    cap: Watts | None = None
+    """Most power of one accelerator, below its board limit: steps that would take more are stretched until they do not."""
+    temperature: Annotated[float, Quantity("temperature", "C", ge=0)] = 60.0
+    """Temperature of the chip: leakage grows with it. The default is what the powers were measured at."""
+    curve: Literal["roofline", "logistic"] = "roofline"
+    """Power of a step from its arithmetic, bytes and tokens, or by a logistic curve over the batch size alone."""
+    host_idle: Watts = 0.0
+    """Power of the server (processors, memory, fans, network) per accelerator while that computes nothing."""
+    host_busy: Watts = 0.0
+    """The same while it computes."""
+
+
 class Pool(Block):
     """Replicas of one LLM on one kind of accelerator."""
 
@@ -430,6 +447,19 @@ class Pool(Block):
     """Link between a replica's accelerators (`fleetsim list links`); default: what the accelerator has."""
     price: UsdPerHour | None = None
     """Price of one accelerator; default: the catalogue's."""
+    power: PoolPower = PoolPower()
+    """Clocks, caps and servers."""
+
+
+class Energy(Block):
+    """What energy costs besides being drawn."""
+
+    pue: Annotated[Number, Field(ge=1, le=10)] = 1.0
+    """Power usage effectiveness: energy of the site over energy of its servers."""
+    carbon_intensity: Annotated[float, Quantity("carbon intensity", "g/kWh", ge=0)] | None = None
+    """Greenhouse gases of the grid, in CO2 equivalents; without it no carbon is reported."""
+    electricity_price: Annotated[float, Quantity("price of energy", "USD/kWh", ge=0)] | None = None
+    """Price of the site's energy, reported beside the price of the accelerators; without it none is."""
 
 
 class Gateway(Block):
@@ -469,5 +499,7 @@ class Scenario(Block):
     """Where requests enter."""
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """The fleet."""
+    energy: Energy = Energy()
+    """What energy costs besides being drawn."""
     run: Run = Run()
     """How to simulate."""

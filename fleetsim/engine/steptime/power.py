@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from fleetsim.catalog.accelerator import Accelerator
 from fleetsim.catalog.link import Link
 from fleetsim.catalog.llm import Llm
@@ -11,9 +9,7 @@ from fleetsim.engine.api import StepTimeModel
 from fleetsim.engine.steptime.roofline import Roofline
 from fleetsim.plugins import PolicyConfig
 from fleetsim.scenario.schema import Engine, Parallelism
-from fleetsim.units import Quantity
-
-Watts = Annotated[float, Quantity("power", "W", ge=0)]
+from fleetsim.units import Watts
 
 
 class PowerConfig(PolicyConfig):
