@@ -91,6 +91,12 @@ class Run:
         """Whether every request's times are known."""
         return len(self.ttft_s) == len(self.prompt_tokens) > 1
 
+    @property
+    def how(self) -> str:
+        """How the requests are sent, for people."""
+        recorded = self.arrival_s is not None and self.load == Load() and bool(self.arrival_s[-1])
+        return "at the recorded times" if recorded else str(self.load)
+
     def first(self, requests: int) -> Run:
         """The same run cut to its first requests."""
         if len(self.prompt_tokens) <= requests:
@@ -470,7 +476,8 @@ def _timed(table: Fields, name: str) -> Floats | None:
 def _alike(count: int, mean: float) -> Ints:
     """Output lengths of which only the mean is known."""
     spread = np.random.default_rng(2).uniform(1 - JITTER, 1 + JITTER, count)
-    return np.maximum(np.rint(mean * spread / spread.mean()), 1).astype(np.int64)
+    lengths: Ints = np.maximum(np.rint(mean * spread / spread.mean()), 1).astype(np.int64)
+    return lengths
 
 
 # --- from what was read to a run ---------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def _tell_engine(result: Calibrated) -> None:
     click.echo()
     print_table(
         ("run", "requests", "sent"),
-        [(run.name, f"{len(run.prompt_tokens):,}", str(run.load)) for run in result.runs],
+        [(run.name, f"{len(run.prompt_tokens):,}", run.how) for run in result.runs],
         right=(1,),
     )
     click.echo(
