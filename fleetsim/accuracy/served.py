@@ -194,7 +194,7 @@ class Launch:
     fuse_all_reduce: bool = False
     async_scheduling: bool = False
     held_steps: int = 0
-    """Steps that a prompt is held back for others to join it (TensorRT-LLM's batch_wait_timeout_iters)."""
+    """Steps that a prompt is held back on average: TensorRT-LLM's batch_wait_timeout_iters, half of SGLang's receive interval."""
 
 
 def launched(row: Mapping[str, Any]) -> Launch:
@@ -217,16 +217,31 @@ def launched(row: Mapping[str, Any]) -> Launch:
         ratio = 0.85 if "gpt-oss" in model else 0.9
         return Launch(tokens, "auto" if hopper_oss else "fp8", ratio, fuse_all_reduce=True, held_steps=held)
     if backend == "sglang":
-        return Launch(32_768 if "GLM" not in model else 8192, "fp8" if "Qwen3.5" in model else "auto", 0.82)
+        return _sglang(row)
     if "Llama" in model:
         return Launch(8192, "fp8", fuse_all_reduce=blackwell, async_scheduling=True)
     if "gpt-oss" in model:
         return Launch(8192, "fp8" if blackwell else "auto", fuse_all_reduce=blackwell, async_scheduling=True)
     if "Kimi" in model and precision == "fp4":
         return Launch(2 * int(row["isl_tokens"]), "fp8", fuse_all_reduce=True)
+    if "MiniMax" in model and precision == "fp8" and blackwell and not str(row["backend_version"]).startswith("0.17"):
+        return Launch(2 * int(row["isl_tokens"]), "fp8")
     if "MiniMax" in model and row["system"] == "h200_sxm":
         return Launch(16_384 if row["concurrency"] < 64 else 32_768, "fp8", 0.95)
     return Launch(8192, "auto", 0.9 if precision == "fp4" else 0.95, precision in ("fp4", "int4"))
+
+
+def _sglang(row: Mapping[str, Any]) -> Launch:
+    """Options of SGLang's scripts; its scheduler looks for new prompts only every so many steps where they say so."""
+    if "Qwen3.5" not in row["model"]:
+        return Launch(32_768 if "DeepSeek" in row["model"] else 8192, "auto", 0.82)
+    if row["system"] == "h200_sxm":
+        return Launch(16_384, "fp8", 0.8, fuse_all_reduce=True)
+    if row["system"] == "b300_sxm":
+        return Launch(16_384, "auto" if row["precision"] == "bf16" else "fp8", 0.8, held_steps=5)
+    wide = row["concurrency"] >= 16 or row["precision"] == "fp4"
+    fused, cache = row["precision"] == "bf16", "auto" if row["precision"] == "bf16" else "fp8"
+    return Launch(32_768, cache, 0.82, fused, held_steps=15 if wide else 5)
 
 
 def _lengths(nominal: int, low: float) -> dict[str, Any]:

@@ -22,6 +22,10 @@ FUSED = ("fp8", "fp4")
 Kernel tables time the product together with a separate quantisation.
 """
 
+RECURRENT_KERNELS = {"gated_delta_net": 6, "mamba2": 4, "lightning": 3}
+"""Kernels of a recurrent layer beside its projections, as vLLM and SGLang launch them in decode: a second small projection
+(gated delta net), split, convolution, gates, recurrence, norm."""
+
 LARGEST_OF_NORMAL = {1: 0.0, 2: 0.564, 4: 1.029, 8: 1.424, 16: 1.766, 32: 2.070, 64: 2.344}
 """Mean of the largest of n standard normal draws: how far the busiest of n ranks is from the mean (Harter, 1961)."""
 
@@ -217,7 +221,7 @@ class Layers:
         return Cost(time, energy)
 
     def _recurrence_cost(self, tokens: float) -> Cost:
-        """Convolution, recurrence over the state, and gated norm of recurrent layers: three kernels each.
+        """What recurrent layers do beside their projections: split, convolution, recurrence over the state, gated norm.
 
         Each token is taken to read and write a state, as in decode; chunked prompts do so once per chunk and are limited
         by their arithmetic instead, which is small beside the projections'.
@@ -232,7 +236,7 @@ class Layers:
         one = self.chip.cost("prefill_attention", ACTIVATIONS, ACTIVATIONS, flops, 0.0)
         attention_s = self.chip.calibration.efficiency("prefill_attention", ACTIVATIONS).overhead_s * self.chip.scale
         time = max(one.time_s - attention_s, moved * self.chip.byte_s(efficiency))
-        time += 3 * efficiency.overhead_s * self.chip.scale
+        time += RECURRENT_KERNELS[llm.linear_kind] * efficiency.overhead_s * self.chip.scale
         return Cost(time * llm.linear_layers, (one.energy_j + moved * self.chip.joule_per_byte) * llm.linear_layers)
 
     # --- experts ----------------------------------------------------------------------------------------------------
