@@ -222,13 +222,15 @@ def launched(row: Mapping[str, Any]) -> Launch:
         return Launch(8192, "fp8", fuse_all_reduce=blackwell, async_scheduling=True)
     if "gpt-oss" in model:
         return Launch(8192, "fp8" if blackwell else "auto", fuse_all_reduce=blackwell, async_scheduling=True)
+    ahead = not str(row["backend_version"]).startswith(("0.11", "0.12", "0.13"))  # the default from vLLM 0.14 on
     if "Kimi" in model and precision == "fp4":
-        return Launch(2 * int(row["isl_tokens"]), "fp8", fuse_all_reduce=True)
+        return Launch(2 * int(row["isl_tokens"]), "fp8", fuse_all_reduce=True, async_scheduling=ahead)
     if "MiniMax" in model and precision == "fp8" and blackwell and not str(row["backend_version"]).startswith("0.17"):
-        return Launch(2 * int(row["isl_tokens"]), "fp8")
+        return Launch(2 * int(row["isl_tokens"]), "fp8", async_scheduling=ahead)
     if "MiniMax" in model and row["system"] == "h200_sxm":
-        return Launch(16_384 if row["concurrency"] < 64 else 32_768, "fp8", 0.95)
-    return Launch(8192, "auto", 0.9 if precision == "fp4" else 0.95, precision in ("fp4", "int4"))
+        return Launch(16_384 if row["concurrency"] < 64 else 32_768, "fp8", 0.95, async_scheduling=ahead)
+    fused = precision in ("fp4", "int4")
+    return Launch(8192, "auto", 0.9 if precision == "fp4" else 0.95, fused, async_scheduling=ahead)
 
 
 def _sglang(row: Mapping[str, Any]) -> Launch:
