@@ -317,7 +317,11 @@ def _vllm_detailed(fields: Fields, name: str, load: Load) -> Run:
     count = len(ttft)
     prompt, output = fields.numbers("input_lens", count), fields.numbers("output_lens", count)
     gaps = fields.content.get("itls")
-    if not isinstance(gaps, list) or len(gaps) != count or not all(isinstance(g, list) for g in gaps):
+    if (
+        not isinstance(gaps, list)
+        or len(gaps) != count
+        or not all(isinstance(gap, list) and all(type(g) in (int, float) for g in gap) for gap in gaps)
+    ):
         raise fields.wrong("itls", f"expected {count} lists of gaps")
     with np.errstate(divide="ignore", invalid="ignore"):
         tpot = np.where(output > 1, np.array([math.fsum(g) for g in gaps]) / (output - 1), np.nan)
@@ -427,7 +431,7 @@ def _found(content: Any, keys: Sequence[str]) -> float | None:
 def _seconds(fields: Fields, key: str = "avg") -> float:
     factors = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "us": 1e-6, "ns": 1e-9}
     unit = fields.content.get("unit")
-    if unit not in factors:
+    if not isinstance(unit, str) or unit not in factors:
         raise fields.wrong("unit", f"expected {', '.join(factors)}, found {unit!r}")
     return fields.number(key) * factors[unit]
 
@@ -509,7 +513,7 @@ def _kept(
     recorded: bool = True,
 ) -> Run:
     """A run with the requests that succeeded, in the order of sending."""
-    good = (prompt >= 1) & (output >= 1) & (times[0] > 0)
+    good = (prompt >= 1) & (output >= 1) & (times[0] > 0) & np.isfinite(prompt + output + times[0])
     if starts is not None:
         good &= np.isfinite(starts)
     if good.sum() < 2:

@@ -70,7 +70,7 @@ def test_a_log_at_recorded_times(server_scenario: LoadedScenario) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0.2e-3, 8e-3), st.floats(1e-3, 0.2), st.floats(0.7, 2.0))
 def test_whatever_the_constants(server_scenario: LoadedScenario, host: float, frontend: float, scale: float) -> None:
     truth = {"host": host, "frontend": frontend, "scale": scale}
