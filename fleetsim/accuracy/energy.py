@@ -1,7 +1,7 @@
 """Power and energy of served models: what the roofline predicts against ML.ENERGY's measurements, and the fit to them.
 
 ``python -m fleetsim.accuracy.energy --fit`` fits the powers of H100 and B200 to the open rows, family by family left out
-once, and writes them into ``models/accelerator``; ``--blind FILE`` writes predictions for the families that are not in
+once, and writes them into ``models/accelerator``; ``--blind`` writes predictions for the families that are not in
 the open table; without options the errors are printed.
 """
 
@@ -557,6 +557,8 @@ def _write_power(name: str, constants: Mapping[str, float], source: str, note: s
 
 # --- blind --------------------------------------------------------------------------------------------------------------
 
+BLIND_FILE = Path(__file__).resolve().parents[2] / "docs" / "blind" / "energy.parquet"
+"""Predictions made before anybody compared them."""
 BLIND_SEQS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -627,13 +629,12 @@ def main() -> None:
     """Fit, predict or report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fit", action="store_true", help="fit the powers and write them into models/accelerator")
-    parser.add_argument("--blind", type=Path, help="write predictions for the models that are kept apart to this file")
+    parser.add_argument("--blind", action="store_true", help=f"write {BLIND_FILE.name}: models that are kept apart")
     chosen = parser.parse_args()
     if chosen.fit:
         refit()
     if chosen.blind:
-        chosen.blind.parent.mkdir(parents=True, exist_ok=True)
-        blind().to_parquet(chosen.blind, index=False)
+        blind().to_parquet(BLIND_FILE, index=False)
     if not (chosen.fit or chosen.blind):
         report()
 
