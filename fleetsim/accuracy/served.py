@@ -118,6 +118,7 @@ def scenario(
                         "fuse_all_reduce": launch.fuse_all_reduce,
                         "async_scheduling": launch.async_scheduling,
                         "prompt_scale": prompt_scale(row),
+                        "marlin": "gpt-oss" in row["model"] and row["backend"] == "vllm",
                         **(step_time or {}),
                     },
                 },

@@ -50,12 +50,29 @@ MOE_FORMATS = {
     "fp8_block": "fp8_block",
     "fp4": "nvfp4",
     "mxfp4_bf16": "w4a16_mxfp4",
+    "int4_bf16": "w4a16_mxfp4",
     "mxfp4_fp8": "w4a8_mxfp4_mxfp8",
 }
 """Number formats of experts: weights in mxfp4 meet activations in 16 or 8 bits."""
-ARITHMETIC = {"bf16": "bf16", "fp8": "fp8", "fp8_block": "fp8", "fp4": "fp4", "mxfp4_bf16": "bf16", "mxfp4_fp8": "fp8"}
+ARITHMETIC = {
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "fp8_block": "fp8",
+    "fp4": "fp4",
+    "mxfp4_bf16": "bf16",
+    "int4_bf16": "bf16",
+    "mxfp4_fp8": "fp8",
+}
 """Data type that each format is multiplied in."""
-WIDTHS = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "fp4": 0.5625, "mxfp4_bf16": 0.53125, "mxfp4_fp8": 0.53125}
+WIDTHS = {
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "fp4": 0.5625,
+    "mxfp4_bf16": 0.53125,
+    "int4_bf16": 0.53125,
+    "mxfp4_fp8": 0.53125,
+}
 """Bytes per weight, scales included."""
 L2_BYTES = {
     "a100-80": 40e6,
@@ -105,9 +122,13 @@ def formats(table_name: str, name: str, library: str) -> list[str]:
     present = set(measured(table_name, name, library)[column])
     peaks = load_accelerator(name).peak_flop_per_s
     usable = [d for d, its in known.items() if its in present and ARITHMETIC[d] in peaks]
+    if table_name == "aic_moe":
+        usable = [d for d in usable if len(moe(name, d, library)) >= FEWEST]
     return [d for d in usable if (table_name, d, library) not in UNUSABLE | {k[:3] for k in SLOW if k[3] == name}]
 
 
+FEWEST = 40
+"""Kernels below which nothing is fitted."""
 UNUSABLE = {("aic_gemm", "fp8_block", "vllm")}
 """Products that were timed without a captured graph: they show the host, not the kernel."""
 SLOW = {("aic_moe", "fp8", "vllm", "h100-sxm"), ("aic_moe", "fp8", "vllm", "h200-sxm")}
@@ -181,6 +202,9 @@ def decode_attention(name: str, library: str = "vllm", cache: str = "bfloat16") 
     )
 
 
+MARLIN = "marlin"
+"""Kernels that widen 4-bit weights with instructions that every chip since Ampere has: int4 experts always run on them, mxfp4
+experts where nothing made for the chip is chosen."""
 SKEWS = {"balanced": 0.0, "power_law_1.01": 1.01, "power_law_1.2": 1.2}
 """Exponents of the loads of experts in the table."""
 
@@ -212,8 +236,11 @@ def moe(name: str, form: str, library: str = "vllm") -> Kernels:
     rows = measured("aic_moe", name, library)
     rows = rows[(rows.moe_dtype == MOE_FORMATS[form]) & (rows.tokens <= TOKENS_MAX)]
     rows = rows[~rows.kernel.str.contains("nongated")]
+    if form in ("mxfp4_bf16", "int4_bf16"):
+        rows = rows[rows.kernel.str.contains(MARLIN) == (form == "int4_bf16")]
     columns = (rows.tokens, rows.num_experts, rows.topk, rows.moe_ep, rows.distribution.map(SKEWS))
-    loads = np.array([expert_loads(int(t), int(e), int(k), int(r), s) for t, e, k, r, s in zip(*columns, strict=True)])
+    found = [expert_loads(int(t), int(e), int(k), int(r), s) for t, e, k, r, s in zip(*columns, strict=True)]
+    loads = np.array(found).reshape(-1, 2)
     width = (rows.inter_size / rows.moe_tp).to_numpy(float)
     return experts(
         load_accelerator(name),

@@ -18,7 +18,8 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "fp8": ("fp8_block",),
     "fp8_block": ("fp8",),
     "fp4": (),
-    "mxfp4_bf16": ("bf16",),
+    "mxfp4_bf16": ("int4_bf16", "bf16"),
+    "int4_bf16": ("mxfp4_bf16", "bf16"),
     "mxfp4_fp8": ("fp8",),
 }
 """Whose constants a format takes where its own were not measured; after these, those of bf16."""

@@ -90,17 +90,33 @@ class Chip:
     ) -> Cost:
         """Time and energy of one kernel of an operator group in a number format; see `Efficiency` for the formula."""
         efficiency = self.calibration.efficiency(group, form)
-        overhead_s, width_s, passes = efficiency.overhead_s, efficiency.width_s, efficiency.passes
         if self.fused and group == "gemm" and form in FUSED:
             plain = self.calibration.efficiency(group, ACTIVATIONS)
-            overhead_s, width_s, passes = min(overhead_s, plain.overhead_s), min(width_s, plain.width_s), 0.0
+            efficiency = replace(
+                efficiency,
+                overhead_s=min(efficiency.overhead_s, plain.overhead_s),
+                width_s=min(efficiency.width_s, plain.width_s),
+                passes=0.0,
+            )
+        return self.price(efficiency, arithmetic, flops, size_bytes, pass_bytes, width)
+
+    def price(
+        self,
+        efficiency: Efficiency,
+        arithmetic: str,
+        flops: float,
+        size_bytes: float,
+        pass_bytes: float = 0.0,
+        width: float = 0.0,
+    ) -> Cost:
+        """Time and energy of one kernel with the given constants."""
         roof = smooth_max(
             efficiency.sharpness,
             flops * self.flop_s(efficiency, arithmetic),
             size_bytes * self.byte_s(efficiency),
-            width * width_s * self.scale,
+            width * efficiency.width_s * self.scale,
         )
-        beside = overhead_s + passes * pass_bytes / self.accelerator.bandwidth_bytes_per_s
+        beside = efficiency.overhead_s + efficiency.passes * pass_bytes / self.accelerator.bandwidth_bytes_per_s
         energy = flops * self.joule_per_flop(arithmetic) + (size_bytes + pass_bytes) * self.joule_per_byte
         return Cost(roof + self.scale * beside, energy)
 
@@ -123,6 +139,10 @@ class Options(Protocol):
     @property
     def fuse_all_reduce(self) -> bool:
         """Whether norms are part of all-reduces."""
+
+    @property
+    def marlin(self) -> bool:
+        """Whether experts in mxfp4 run on Marlin kernels."""
 
 
 class Layers:
@@ -150,6 +170,12 @@ class Layers:
         self._expert_dtype = llm.weights_dtype(engine.weights)
         self._expert_width = llm.expert_width(engine.weights)
         self._expert_form, self._expert_arithmetic = self._expert_format()
+        self._expert_efficiency = self.chip.calibration.efficiency("moe", self._expert_form)
+        if options.marlin and self._expert_form == "mxfp4_bf16":
+            marlin = self.chip.calibration.efficiency("moe", "int4_bf16")
+            # its fixed time was measured with seven times as many experts, which take most of it
+            own = self._expert_efficiency
+            self._expert_efficiency = replace(marlin, overhead_s=own.overhead_s, width_s=own.width_s)
         self._popularity = _popularity(llm.experts, llm.experts_per_token, options.expert_spread)
 
     # --- formats ----------------------------------------------------------------------------------------------------
@@ -163,7 +189,7 @@ class Layers:
         """The same of the experts; mxfp4 weights meet 8-bit activations where the chip has 4-bit units, else 16-bit."""
         form, arithmetic = self._product_format(self._expert_dtype)
         if self._expert_dtype == "int4":
-            return "mxfp4_bf16", "bf16"  # the same kernels: 4-bit weights widened on their way to 16-bit arithmetic
+            return "int4_bf16", "bf16"
         if self._expert_dtype != "fp4" or self.llm.quantised_parts != "experts":
             return form, arithmetic
         return ("mxfp4_fp8", "fp8") if arithmetic == "fp4" else ("mxfp4_bf16", "bf16")
@@ -270,9 +296,8 @@ class Layers:
         assigned = mean * self.busiest(mean, ranks)
         hit = min(self.hit(tokens * assigned / max(mean, 1e-9)) / ranks, max(assigned, 1.0))
         size = llm.projections * llm.hidden * width
-        one = self.chip.cost(
-            "moe",
-            self._expert_form,
+        one = self.chip.price(
+            self._expert_efficiency,
             self._expert_arithmetic,
             flops=2.0 * assigned * size,
             size_bytes=hit * size * self._expert_width,

@@ -7,6 +7,7 @@ in the simulation's inner loop is a few look-ups and multiplications.
 from __future__ import annotations
 
 from bisect import bisect_right
+from math import ceil
 from typing import Annotated, ClassVar, TypeVar
 
 from mypy_extensions import mypyc_attr
@@ -42,6 +43,8 @@ class RooflineConfig(PolicyConfig):
     run over conversations is met best at 0, measured runs over random tokens (four models of 117B to 1T) near 1."""
     fuse_all_reduce: Annotated[bool, Field(strict=True)] = False
     """Whether each norm is part of the all-reduce before it (tensor parallelism only): no launch and no bytes of its own."""
+    marlin: Annotated[bool, Field(strict=True)] = False
+    """Whether experts in mxfp4 run on Marlin kernels (vLLM: VLLM_MXFP4_USE_MARLIN), where the chip has no 4-bit units."""
     graph_padding: Annotated[bool, Field(strict=True)] = False
     """Whether decode steps compute the next larger batch that a graph was captured for: 1, 2, 4 and multiples of 8."""
     async_scheduling: Annotated[bool, Field(strict=True)] = False
@@ -125,6 +128,8 @@ class Roofline:
         self._top_k = llm.sparse_top_k
         self._straight = not (self._window or self._top_k or self._overlap or self._coupled)
         self._plain = self._straight and self._stages == 1 and not config.draft_tokens and not config.graph_padding
+        self._alike = not (self._window or self._top_k) and self._stages == 1
+        self._padding = config.graph_padding
         self._prepare_attention(engine.kv.dtype)
 
     # --- what the engine asks ---------------------------------------------------------------------------------------
@@ -208,34 +213,23 @@ class Roofline:
         group_tokens: int,
     ) -> tuple[float, float]:
         """Duration and dynamic energy of a step without speculation."""
-        if self._stages > 1:
-            base = self._staged_base(tokens, decode_batch + prefill_sequences)
-        else:
-            computed = tokens
-            if self.config.graph_padding and not prefill_sequences:
-                computed = _captured(tokens)
-            try:
-                base = self._base[computed] or self._fill_base(computed)
-            except IndexError:
-                base = self._fill_base(computed)
-        try:
-            head = self._head[sampled] or self._fill_head(sampled)
-        except IndexError:
-            head = self._fill_head(sampled)
-        compute = base[0] + head[0]
-        network = base[1] + head[1]
-        energy = base[2] + head[2]
-        if self._coupled:
-            try:
-                experts = self._experts[group_tokens] or self._fill_experts(group_tokens)
-            except IndexError:
-                experts = self._fill_experts(group_tokens)
-            compute += experts[0]
-            network += experts[1]
-            energy += experts[2]
-        attention, attention_j = self._attention(
-            tokens, prefill_pairs, prefill_ctx_tokens, prefill_sequences, decode_batch, decode_ctx_tokens
+        compute, network, energy = self._beside(
+            tokens, sampled, prefill_sequences, decode_batch + prefill_sequences, group_tokens
         )
+        if self._alike:
+            attention, attention_j = self._attention_over(
+                self._full_layers,
+                tokens - decode_batch,
+                prefill_pairs,
+                prefill_ctx_tokens,
+                prefill_sequences,
+                decode_batch,
+                decode_ctx_tokens,
+            )
+        else:
+            attention, attention_j = self._attention(
+                tokens, prefill_pairs, prefill_ctx_tokens, prefill_sequences, decode_batch, decode_ctx_tokens
+            )
         if prefill_sequences:
             compute *= self._prompt_scale
             attention *= self._prompt_scale
@@ -249,6 +243,32 @@ class Roofline:
             time = self._eager_s
         energy += self._occupancy_w * time * tokens / (tokens + self._half_occupied)
         return time, energy + attention_j
+
+    def _beside(
+        self, tokens: int, sampled: int, prefill_sequences: int, sequences: int, group_tokens: int
+    ) -> tuple[float, float, float]:
+        """Time of computing, time of collectives and dynamic energy of a step beside attention."""
+        if self._stages > 1:
+            base = self._staged_base(tokens, sequences)
+        else:
+            computed = tokens
+            if self._padding and not prefill_sequences:
+                computed = _captured(tokens)
+            try:
+                base = self._base[computed] or self._fill_base(computed)
+            except IndexError:
+                base = self._fill_base(computed)
+        try:
+            head = self._head[sampled] or self._fill_head(sampled)
+        except IndexError:
+            head = self._fill_head(sampled)
+        if not self._coupled:
+            return base[0] + head[0], base[1] + head[1], base[2] + head[2]
+        try:
+            experts = self._experts[group_tokens] or self._fill_experts(group_tokens)
+        except IndexError:
+            experts = self._fill_experts(group_tokens)
+        return base[0] + head[0] + experts[0], base[1] + head[1] + experts[1], base[2] + head[2] + experts[2]
 
     def _attention(
         self,
@@ -340,10 +360,10 @@ class Roofline:
         """
         more = decode_batch * self.config.draft_tokens
         decodes = decode_batch * self._queries
-        verify = self._step(
-            decodes, decodes, 0, 0, 0, decode_batch, decode_ctx_tokens, max(group_tokens * self._queries, decodes)
-        )
-        plain = self._step(decode_batch, decode_batch, 0, 0, 0, decode_batch, decode_ctx_tokens, group_tokens)
+        fresh = tokens - decode_batch
+        group = self._verified(decode_batch, group_tokens)
+        verify = self._step(decodes, decodes, 0, 0, 0, decode_batch, decode_ctx_tokens, group - fresh)
+        plain = self._step(decode_batch, decode_batch, 0, 0, 0, decode_batch, decode_ctx_tokens, group_tokens - fresh)
         time = (verify[0] + self._draft * plain[0]) / self._yield
         energy = (verify[1] + self._draft * plain[1]) / self._yield
         if prefill_sequences:
@@ -355,11 +375,15 @@ class Roofline:
                 prefill_sequences,
                 decode_batch,
                 decode_ctx_tokens,
-                group_tokens + more,
+                group,
             )
             time += max(whole[0] - verify[0], 0.0)
             energy += max(whole[1] - verify[1], 0.0)
         return time, energy
+
+    def _verified(self, decode_batch: int, group_tokens: int) -> int:
+        """Tokens of all ranks where each verifies its proposals: the others are taken to decode as many sequences."""
+        return group_tokens + self.config.draft_tokens * min(group_tokens, decode_batch * self.parallelism.dp)
 
     # --- lines ------------------------------------------------------------------------------------------------------
 
@@ -367,35 +391,30 @@ class Roofline:
         """The lines of a decode step between the context sums at which its slope changes."""
         bends = {batch * reach for reach in (self._window, self._top_k) if reach > 1}
         starts = [0, *sorted(bends)]
-        lines = []
-        for start, end in zip(starts, [*starts[1:], INFINITY], strict=True):
-            lines += self._line_with_overlap(batch, group_tokens, start, end)
-        return lines
+        if self._overlap:
+            for start, end in zip(list(starts), [*starts[1:], INFINITY], strict=True):
+                starts += self._overlap_bends(batch, group_tokens, start, end)
+            starts = sorted({*starts})
+        ends = [*(float(start) for start in starts[1:]), INFINITY]
+        return [self._line(batch, group_tokens, start, end) for start, end in zip(starts, ends, strict=True)]
 
-    def _line_with_overlap(self, batch: int, group_tokens: int, start: int, end: float) -> list[Line]:
-        """The line from one bend to the next, in two where attention becomes longer than all that it hides behind."""
-        if not self._overlap:
-            return [self._line(batch, group_tokens, start, end)]
-        low, high = start, int(end) - 1 if end < INFINITY else max(4 * start, batch) * 2**24
-        slope_low = self._slope(batch, group_tokens, low)
-        if self._slope(batch, group_tokens, high - 1) <= slope_low * (1 + 1e-9):
-            return [self._line(batch, group_tokens, start, end)]
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._slope(batch, group_tokens, middle) <= slope_low * (1 + 1e-9):
-                low = middle
-            else:
-                high = middle
-        # one context sum lies across the bend: it gets a line of its own
-        return [
-            self._line(batch, group_tokens, start, low + 1),
-            self._line(batch, group_tokens, low, low + 2),
-            self._line(batch, group_tokens, low + 1, end),
-        ]
-
-    def _slope(self, batch: int, group_tokens: int, ctx: int) -> float:
-        one, two = (self.mixed(batch, batch, 0, 0, 0, batch, at, group_tokens)[0] for at in (ctx, ctx + 1))
-        return two - one
+    def _overlap_bends(self, batch: int, group_tokens: int, start: int, end: float) -> list[int]:
+        """First context sums at which attention is longer than all that it hides behind, on its line from `start` to `end`."""
+        steps = [(batch, group_tokens)]
+        if self._queries > 1:
+            steps.append((batch * self._queries, self._verified(batch, group_tokens)))
+        far = start + 1024 * batch if end == INFINITY else int(end)
+        found = []
+        for tokens, group in steps:
+            compute, network, _ = self._beside(tokens, tokens, 0, batch, group)
+            first, _ = self._attention(tokens, 0, 0, 0, batch, start)
+            last, _ = self._attention(tokens, 0, 0, 0, batch, far)
+            missing = max(compute, network) - first
+            if missing > 0 and last > first:
+                bend = start + ceil(missing * (far - start) / (last - first))
+                if bend < end:
+                    found.append(bend)
+        return found
 
     def _line(self, batch: int, group_tokens: int, start: int, end: float) -> Line:
         """The line through the steps at `start` and at a context sum below `end`."""
@@ -443,7 +462,7 @@ class Roofline:
         prefill = chip.calibration.efficiency("prefill_attention", dtype)
         flops = llm.decode_flops_per_context_token * heads
         operation_j = chip.joule_per_flop(ACTIVATIONS)
-        self._full_layers, self._window_layers = llm.full_layers, llm.window_layers
+        self._full_layers, self._window_layers = float(llm.full_layers), float(llm.window_layers)
         self._ctx_s = per_stage * max(cached * chip.byte_s(decode), flops * chip.flop_s(prefill, ACTIVATIONS))
         self._decode_start_s = decode.overhead_s * chip.scale
         self._decode_sequence_s = per_stage * decode.head_s * chip.scale * llm.heads * heads
