@@ -138,7 +138,8 @@ SLOW = {("aic_moe", "fp8", "vllm", "h100-sxm"), ("aic_moe", "fp8", "vllm", "h200
 def gemm(name: str, form: str, library: str = "vllm") -> Kernels:
     """Matrix products whose weights a model would read from memory, and small ones that show the launch alone.
 
-    The small ones find their weights in the last-level cache: they are marked, fitted with a bandwidth of their own, and not judged.
+    The small ones find their weights in the last-level cache: they are marked, fitted with a bandwidth of their own, and
+    not judged.
     """
     rows = measured("aic_gemm", name, library)
     rows = rows[(rows.dtype == GEMM_FORMATS[form]) & (rows.m <= TOKENS_MAX)]

@@ -219,6 +219,7 @@ class Roofline:
         if self._alike:
             attention, attention_j = self._attention_over(
                 self._full_layers,
+                1.0,
                 tokens - decode_batch,
                 prefill_pairs,
                 prefill_ctx_tokens,
@@ -286,6 +287,7 @@ class Roofline:
         fresh = tokens - decode_batch
         time, energy = self._attention_over(
             self._full_layers,
+            share,
             fresh,
             prefill_pairs,
             prefill_ctx_tokens,
@@ -297,6 +299,7 @@ class Roofline:
         if window:
             more, more_j = self._attention_over(
                 self._window_layers,
+                share,
                 fresh,
                 min(prefill_pairs, fresh * window),
                 min(prefill_ctx_tokens, fresh + prefill_sequences * window),
@@ -307,13 +310,14 @@ class Roofline:
             time += more
             energy += more_j
         if self._top_k:
-            time += (prefill_pairs + decode_ctx_tokens) * self._index_s
+            time += share * (prefill_pairs + decode_ctx_tokens) * self._index_s
             energy += (prefill_pairs + decode_ctx_tokens) * self._index_j
-        return time * share, energy
+        return time, energy
 
     def _attention_over(
         self,
         layers: float,
+        share: float,
         fresh: int,
         pairs: int,
         prefill_ctx: int,
@@ -321,7 +325,10 @@ class Roofline:
         decode_batch: int,
         decode_ctx: int,
     ) -> tuple[float, float]:
-        """Duration and dynamic energy of attention in `layers` layers of the same reach."""
+        """Duration and dynamic energy of attention in `layers` layers of the same reach.
+
+        A pipeline with room for `share` times as many micro-batches works that much longer on each; its kernels start as often.
+        """
         if self._top_k:
             pairs = min(pairs, fresh * self._top_k)
             decode_ctx = min(decode_ctx, decode_batch * self._top_k)
@@ -329,16 +336,17 @@ class Roofline:
         if not prefill_sequences:
             if not decode_batch:
                 return 0.0, 0.0
-            time = self._decode_start_s + decode_batch * self._decode_sequence_s + decode_ctx * self._ctx_s
+            time = self._decode_start_s + share * (decode_batch * self._decode_sequence_s + decode_ctx * self._ctx_s)
             return layers * time, layers * energy
-        arithmetic = pairs * self._pair_s + decode_ctx * self._padded_ctx_s
+        arithmetic = share * (pairs * self._pair_s + decode_ctx * self._padded_ctx_s)
         memory = prefill_ctx * self._prefill_ctx_s + fresh * self._prefill_token_s + decode_ctx * self._mixed_ctx_s
+        memory *= share
         serial = prefill_ctx / prefill_sequences
         if decode_batch and decode_ctx > serial * decode_batch:
             serial = decode_ctx / decode_batch
         serial *= self._serial_s
         p = self._sharpness
-        time = self._prefill_start_s + decode_batch * self._mixed_sequence_s
+        time = self._prefill_start_s + share * decode_batch * self._mixed_sequence_s
         time += (arithmetic**p + memory**p + serial**p) ** self._inverse_sharpness
         energy += pairs * self._pair_j + prefill_ctx * self._prefill_ctx_j
         return layers * time, layers * energy
@@ -361,7 +369,7 @@ class Roofline:
         more = decode_batch * self.config.draft_tokens
         decodes = decode_batch * self._queries
         fresh = tokens - decode_batch
-        group = self._verified(decode_batch, group_tokens)
+        group = self._verified(decode_batch, fresh, group_tokens)
         verify = self._step(decodes, decodes, 0, 0, 0, decode_batch, decode_ctx_tokens, group - fresh)
         plain = self._step(decode_batch, decode_batch, 0, 0, 0, decode_batch, decode_ctx_tokens, group_tokens - fresh)
         time = (verify[0] + self._draft * plain[0]) / self._yield
@@ -381,9 +389,9 @@ class Roofline:
             energy += max(whole[1] - verify[1], 0.0)
         return time, energy
 
-    def _verified(self, decode_batch: int, group_tokens: int) -> int:
+    def _verified(self, decode_batch: int, fresh: int, group_tokens: int) -> int:
         """Tokens of all ranks where each verifies its proposals: the others are taken to decode as many sequences."""
-        return group_tokens + self.config.draft_tokens * min(group_tokens, decode_batch * self.parallelism.dp)
+        return group_tokens + self.config.draft_tokens * min(group_tokens - fresh, decode_batch * self.parallelism.dp)
 
     # --- lines ------------------------------------------------------------------------------------------------------
 
@@ -402,7 +410,7 @@ class Roofline:
         """First context sums at which attention is longer than all that it hides behind, on its line from `start` to `end`."""
         steps = [(batch, group_tokens)]
         if self._queries > 1:
-            steps.append((batch * self._queries, self._verified(batch, group_tokens)))
+            steps.append((batch * self._queries, self._verified(batch, 0, group_tokens)))
         far = start + 1024 * batch if end == INFINITY else int(end)
         found = []
         for tokens, group in steps:
@@ -418,13 +426,11 @@ class Roofline:
 
     def _line(self, batch: int, group_tokens: int, start: int, end: float) -> Line:
         """The line through the steps at `start` and at a context sum below `end`."""
-        if end < INFINITY:
-            far = max(int(end) - 1, start + 1)
-        else:
-            far = 2 * start + 1024 * batch
+        far = max(int(end) - 1, start + 1) if end < INFINITY else 2 * start + 1024 * batch
         time, energy = self.mixed(batch, batch, 0, 0, 0, batch, start, group_tokens)
         far_time, far_energy = self.mixed(batch, batch, 0, 0, 0, batch, far, group_tokens)
-        slope_s, slope_j = (far_time - time) / (far - start), (far_energy - energy) / (far - start)
+        slope_s = max((far_time - time) / (far - start), 0.0)  # below zero by rounding, where attention is hidden
+        slope_j = max((far_energy - energy) / (far - start), 0.0)
         return Line(time - slope_s * start, slope_s, energy - slope_j * start, slope_j, end)
 
     # --- parts, each computed once per count ------------------------------------------------------------------------
