@@ -162,6 +162,7 @@ _FIGURES = (
     ("mean power", "power_mean_w", "W"),
     ("energy", "energy_j", "J"),
     ("energy per output token", "energy_per_output_token_j", "J"),
+    ("carbon", "carbon_g", "g"),
     ("cost", "cost_usd", "USD"),
     ("cost per million output tokens", "cost_per_million_output_tokens_usd", "USD"),
 )

@@ -20,8 +20,8 @@ from fleetsim.scenario.schema import Engine, Parallelism, PoolPower
 
 LOWEST_VOLTAGE = 0.6
 """Voltage over that of the usual clock below which it does not fall. Down to it the voltage falls with the clock: energy
-per operation then falls with its square. Measured energy-delay optima of A100 and H100 lie at 0.47 to 0.67 of the highest
-clock for language and vision models (mertside/ai-inference-energy): savings end about there."""
+per operation then falls with its square. Measured energy-delay optima of LLaMA and ViT on A100 and H100 lie at 0.46 to
+0.57 of the highest clock (mertside/ai-inference-energy): savings end about there."""
 STRETCH = 0.2
 """Relative growth of a step's time over the relative power above idle that a cap takes away. Lower clocks take less energy
 per operation and slow down arithmetic only: prompts on H100 capped at half their limit took 1.30 times as long and not
