@@ -362,9 +362,10 @@ class Roofline:
         decode_ctx_tokens: int,
         group_tokens: int,
     ) -> tuple[float, float]:
-        """Prompts at their full price, decodes at the price of a verifying step over the tokens that it yields.
+        """Prompts at the price that they add, decodes at that of a verifying step over the tokens that it yields.
 
-        The verifying step computes all proposed tokens of the batch while it reads each cached token once.
+        The verifying step computes all proposed tokens of the batch while it reads each cached token once. Over many steps
+        the sum is that of the real ones; a single step with a prompt can last less with one more decode beside it.
         """
         more = decode_batch * self.config.draft_tokens
         decodes = decode_batch * self._queries
@@ -375,18 +376,23 @@ class Roofline:
         time = (verify[0] + self._draft * plain[0]) / self._yield
         energy = (verify[1] + self._draft * plain[1]) / self._yield
         if prefill_sequences:
-            whole = self._step(
-                tokens + more,
-                sampled + more,
-                prefill_pairs,
-                prefill_ctx_tokens,
-                prefill_sequences,
-                decode_batch,
-                decode_ctx_tokens,
-                group,
-            )
-            time += max(whole[0] - verify[0], 0.0)
-            energy += max(whole[1] - verify[1], 0.0)
+            added_s = added_j = 0.0
+            # decodes can hide behind prompts, but no more of them than at no context: more context never shortens a step
+            for ctx in (decode_ctx_tokens, 0):
+                whole = self._step(
+                    tokens + more,
+                    sampled + more,
+                    prefill_pairs,
+                    prefill_ctx_tokens,
+                    prefill_sequences,
+                    decode_batch,
+                    ctx,
+                    group,
+                )
+                alone = self._step(decodes, decodes, 0, 0, 0, decode_batch, ctx, group - fresh)
+                added_s, added_j = max(added_s, whole[0] - alone[0]), max(added_j, whole[1] - alone[1])
+            time += added_s
+            energy += added_j
         return time, energy
 
     def _verified(self, decode_batch: int, fresh: int, group_tokens: int) -> int:
