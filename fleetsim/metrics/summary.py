@@ -128,7 +128,8 @@ def _window_s(read: Reader, counted: np.ndarray[Any, Any]) -> float:
     if not counted.any():
         return 0.0
     ends = _floats(read, "end_s")
-    return float(np.nanmax(ends) - _floats(read, "arrival_s")[counted].min())
+    ends = ends[~np.isnan(ends)]
+    return float(ends.max() - _floats(read, "arrival_s")[counted].min()) if len(ends) else 0.0
 
 
 def _latency(name: str, values: Floats) -> Figures:
