@@ -52,6 +52,44 @@ def test_table(scenario: dict[str, Any], seed: int, tmp_path: Path) -> None:
     assert_same(*run_both(with_model(scenario, {"model": "table", "file": str(path)}), tmp_path))
 
 
+KINDS: list[tuple[str, str, dict[str, int]]] = [
+    ("gemma-3-12b", "h100-sxm", {}),
+    ("gemma-3-12b", "l40s", {"pp": 2}),
+    ("gpt-oss-20b", "h100-sxm", {}),
+    ("gpt-oss-120b", "h200-sxm", {"tp": 2}),
+    ("qwen3-next-80b-a3b", "h200-sxm", {"tp": 4}),
+    ("nemotron-nano-9b-v2", "h100-sxm", {}),
+    ("deepseek-v3.2", "b200-sxm", {"tp": 8}),
+    ("deepseek-v3", "b200-sxm", {"dp": 8, "ep": 8}),
+]
+"""Layers of every kind: windows, experts, recurrence, latent and sparse attention; stages and coupled ranks."""
+options = st.fixed_dictionaries(
+    {"model": st.just("roofline")},
+    optional={
+        "expert_spread": st.sampled_from([0.3, 1.0]),
+        "fuse_all_reduce": st.booleans(),
+        "graph_padding": st.booleans(),
+        "async_scheduling": st.booleans(),
+        "host_per_sequence": st.just("20 us"),
+        "overlap": st.sampled_from([0.2, 1.0]),
+        "draft_tokens": st.sampled_from([1, 4]),
+        "acceptance": st.sampled_from([0.0, 0.8]),
+    },
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(scenario=scenarios(), kind=st.sampled_from(KINDS), step_time=options)
+def test_roofline(
+    scenario: dict[str, Any], kind: tuple[str, str, dict[str, int]], step_time: dict[str, Any], tmp_path: Path
+) -> None:
+    llm, accelerator, parallelism = kind
+    pools = [{**p, "llm": llm, "accelerator": accelerator, "parallelism": parallelism} for p in scenario["pools"]]
+    assert_same(*run_both(with_model({**scenario, "pools": pools}, step_time), tmp_path))
+
+
 @pytest.mark.skipif(find_spec(PACKAGE) is None, reason="aiconfigurator-core is not installed: fleetsim[silicon]")
 @ANYTHING
 @given(scenario=scenarios())
@@ -59,6 +97,26 @@ def test_silicon(scenario: dict[str, Any], tmp_path: Path) -> None:
     measured = {"rtx-4090": "l40s"}
     pools = [{**p, "accelerator": measured.get(p["accelerator"], p["accelerator"])} for p in scenario["pools"]]
     assert_same(*run_both(with_model({**scenario, "pools": pools}, {"model": "silicon"}), tmp_path))
+
+
+@pytest.mark.parametrize("values", [{}, {"overlap": 1.0, "draft_tokens": 2}], ids=["default", "overlapped"])
+def test_leaps_pass_windows(values: dict[str, Any], tmp_path: Path) -> None:
+    """Not vacuous either: answers grow from inside the window of gpt-oss (128 tokens) far beyond it, in leaps."""
+    scenario: dict[str, Any] = {
+        "schema": 1,
+        "name": "windows",
+        "workload": {
+            "kind": "synthetic",
+            "requests": 20,
+            "arrivals": {"process": "poisson", "rate": "5 req/s"},
+            "prompt_tokens": {"distribution": "fixed", "value": 20},
+            "output_tokens": {"distribution": "fixed", "value": 900},
+        },
+        "pools": [{"name": "main", "llm": "gpt-oss-20b", "accelerator": "h100-sxm", "engine": {}}],
+    }
+    fast, slow = run_both(with_model(scenario, {"model": "roofline", **values}), tmp_path)
+    assert_same(fast, slow)
+    assert fast.events < 0.1 * slow.events
 
 
 def test_lines_end_within_leaps(tmp_path: Path) -> None:
