@@ -29,7 +29,7 @@ from fleetsim.catalog.memory import memory_plan
 from fleetsim.engine.steptime.roofline import Roofline
 from fleetsim.experiment.check import open_workload
 from fleetsim.fleet.fleet import Fleet
-from fleetsim.kernel.clock import Clock
+from fleetsim.kernel.clock import SAMPLE, Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.scenario.load import load_mapping
 from fleetsim.scenario.schema import Engine, Parallelism
@@ -365,7 +365,10 @@ def steady(point: Served) -> Steady:
         nonlocal ended
         ended += 1
         if ended in (users, requests - users):
-            seen.append((clock.now_s, fleet.replicas[0].meter(clock.now_s)))
+            clock.at(clock.now_s, read, SAMPLE)  # when the step that ended it is in the books
+
+    def read() -> None:
+        seen.append((clock.now_s, fleet.replicas[0].meter(clock.now_s)))
 
     fleet = Fleet(loaded.scenario, loaded.base_dir, clock, streams, count)
     fleet.feed(open_workload(loaded, streams))
