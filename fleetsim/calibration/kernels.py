@@ -126,7 +126,9 @@ class Fit:
 
 
 def fit(kernels: Kernels, free: tuple[str, ...], **fixed: float) -> Fit:
-    """Fits constants (least absolute errors of the logarithm, nearly) to one half of the rows and judges them on those rows of the other half that a model would see.
+    """Fits constants to one half of the rows (nearly least absolute errors of the logarithm) and judges them on the other half.
+
+    Rows whose operands are read from the last-level cache, as in no model, are not judged.
 
     Parameters
     ----------

@@ -68,12 +68,16 @@ class Calibration:
 
     def efficiency(self, group: str, form: str) -> Efficiency:
         """Constants of an operator group in a number format; those of the nearest format where nothing knows it."""
+        return self.found(group, form)[2]
+
+    def found(self, group: str, form: str) -> tuple[str, str, Efficiency]:
+        """The same constants, behind the name of the calibration and the number format that they are of."""
         for wanted in ((form, *FORMATS.get(form, ())), ("bf16",)):
             for calibration in (self, *self.fallbacks):
                 known = calibration.groups.get(group, {})
                 for name in wanted:
                     if name in known:
-                        return known[name]
+                        return calibration.name, name, known[name]
         raise KeyError(group)
 
 
@@ -91,7 +95,7 @@ def load_calibration(accelerator: str, vendor: str, engine: str = "vllm") -> Cal
     known = catalogue("calibration")
     chain = [name for name in (f"{accelerator}-{engine}", accelerator, f"generic-{vendor}", "generic") if name in known]
     loaded = [_load(locate("calibration", name)) for name in chain]
-    return Calibration(accelerator, loaded[0].groups, tuple(loaded[1:]))
+    return Calibration(loaded[0].name, loaded[0].groups, tuple(loaded[1:]))
 
 
 def calibration_of(accelerator: Accelerator, engine: str = "vllm") -> Calibration:

@@ -79,6 +79,7 @@ def contract(result: Result) -> dict[str, Any]:
         "summary": result.summary,
         "warnings": result.warnings,
         "assumptions": result.assumptions,
+        "extrapolated": result.extrapolated,
         "files": [str(file) for file in result.files],
     }
 
@@ -110,6 +111,8 @@ def _tell(result: Result, quiet: bool) -> None:
     click.echo()
     if result.assumptions:
         click.echo(f"assumed, not published: {'; '.join(result.assumptions)}")
+    if result.extrapolated:
+        click.echo(f"beyond what was measured: {'; '.join(result.extrapolated)}")
     click.echo(f"{result.out}: {', '.join(file.name for file in result.files)}")
     speed = show(_per_wall_s(result), "requests/s")
     click.echo(f"{result.events:,} events in {result.wall_s:.2f} s, {speed}", err=True)

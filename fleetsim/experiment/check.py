@@ -385,13 +385,6 @@ def _powers_possible(site: Site) -> Findings:
         yield site.finding(("power", "curve"), f"{chip.name} has no logistic power curve", hint)
 
 
-def _attention_is_full(site: Site) -> Findings:
-    if site.llm.sliding_window:
-        window = f"{site.llm.sliding_window:,}"
-        message = f"layers with a sliding window of {window} tokens are simulated as full attention: an upper bound"
-        yield site.finding(("llm",), message, severity="warning")
-
-
 def _tower_left_out(site: Site) -> Findings:
     if site.llm.left_out:
         message = f"{site.pool.llm} has more than a language model: its {site.llm.left_out} is left out"
@@ -410,7 +403,6 @@ _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
     _longest_request_fits,
     _price_known,
     _powers_possible,
-    _attention_is_full,
     _tower_left_out,
 )
 

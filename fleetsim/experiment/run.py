@@ -67,6 +67,8 @@ class Result:
     warnings: Sequence[str] = ()
     assumptions: Sequence[str] = field(default=())
     """Catalogue values used that are assumed, not sourced."""
+    extrapolated: Sequence[str] = ()
+    """Step times beyond what anybody measured, and why."""
     interrupted: bool = False
 
     def __repr__(self) -> str:
@@ -204,8 +206,9 @@ def _simulate(
     row = {"run": live.digest[:12], "name": scenario.name, "seed": scenario.seed, "verdict": word.word, **summary}
     folder.add_table("summary", table_of([row]))
     folder.add_table("groups", table_of(groups or [{"by": "", "value": ""}]))
-    assumptions = _assumptions(fleet)
-    manifest = _manifest(live, row, wall_s, warnings, assumptions, interrupted, word.reason)
+    assumptions, extrapolated = _assumptions(fleet), _extrapolated(fleet)
+    manifest = _manifest(live, row, wall_s, warnings, interrupted, word.reason)
+    manifest |= {"assumptions": assumptions, "extrapolated": extrapolated}
     files = folder.publish(manifest)
     return Result(
         name=scenario.name,
@@ -220,6 +223,7 @@ def _simulate(
         slo_met=met,
         warnings=warnings,
         assumptions=assumptions,
+        extrapolated=extrapolated,
         interrupted=interrupted,
     )
 
@@ -247,7 +251,6 @@ def _manifest(
     row: Mapping[str, Any],
     wall_s: float,
     warnings: Sequence[str],
-    assumptions: Sequence[str],
     interrupted: bool,
     reason: str,
 ) -> dict[str, Any]:
@@ -270,19 +273,16 @@ def _manifest(
         "events": live.clock.events,
         "checked": live.check,
         "warnings": list(warnings),
-        "assumptions": list(assumptions),
         "summary": dict(row),
         "manifest": MANIFEST,
     }
 
 
 def _assumptions(fleet: Fleet) -> list[str]:
-    """Catalogue values in use whose source is an assumption, and chips whose step times nobody measured."""
+    """Catalogue values in use whose source is an assumption."""
     texts: dict[str, None] = {}
     for pool in fleet.pools:
         chip, parallelism = pool.accelerator, pool.config.parallelism
-        if chip.status != "measured":
-            texts[f"{chip.name}: step times are {chip.status}, from the data sheet and generic efficiencies"] = None
         engine = engine_profile(pool.config.engine)
         used = [(chip.name, chip.sourced), (f"engine {engine.name}", engine.sourced)]
         if parallelism.accelerators > 1:
@@ -291,6 +291,16 @@ def _assumptions(fleet: Fleet) -> list[str]:
             for path, value in values.items():
                 if value.is_assumed:
                     texts[f"{name}.{path} = {value.published:g} {value.unit}".rstrip()] = None
+    return list(texts)
+
+
+def _extrapolated(fleet: Fleet) -> list[str]:
+    """Chips whose step times nobody measured, and what step-time models remark on how far they reach."""
+    texts: dict[str, None] = {}
+    for pool in fleet.pools:
+        chip = pool.accelerator
+        if chip.status != "measured":
+            texts[f"{chip.name}: step times are {chip.status}, from the data sheet and generic efficiencies"] = None
         texts |= dict.fromkeys(f"{pool.name}: {text}" for text in getattr(pool.model, "remarks", tuple)())
     return list(texts)
 

@@ -195,16 +195,30 @@ def test_figures_fit_a_terminal_of_80_columns(folder: Path) -> None:
 
 def test_every_assumed_value_in_use_is_listed(tiny: str, call: Call) -> None:
     """A measured chip alone, the same over an assumed link, and a chip that nobody measured."""
-    alone, linked, projected = (
-        json.loads(call("run", tiny, "--out", name, "--json", *settings).stdout)["assumptions"]
+    alone, sglang, linked, projected = (
+        json.loads(call("run", tiny, "--out", name, "--json", *settings).stdout)
         for name, settings in (
             ("a", ()),
+            ("d", ("--set", "pools[0].engine.kind=sglang")),
             ("b", ("--set", "pools[0].parallelism.tp=2", "--set", "pools[0].link=roce-200")),
             ("c", ("--set", "pools[0].accelerator=ascend-910b")),
         )
     )
-    assert any(text.startswith("engine vllm.") for text in alone)
-    assert not any("link" in text or "projected" in text for text in alone)
-    assert "link roce-200.latency = 15 us" in linked  # as published, with the unit it was published in
-    assert any(text.startswith("ascend-910b: step times are projected") for text in projected)
-    assert any(text.startswith("ascend-910b.power.idle") for text in projected)
+    assert any(text.startswith("engine sglang.") for text in sglang["assumptions"])
+    assert not any("link" in text for text in alone["assumptions"])
+    assert not any("projected" in text for text in alone["extrapolated"])
+    assert "link roce-200.latency = 15 us" in linked["assumptions"]  # with the unit it was published in
+    assert any(text.startswith("ascend-910b: step times are projected") for text in projected["extrapolated"])
+    assert any(text.startswith("ascend-910b.power.idle") for text in projected["assumptions"])
+
+
+def test_a_run_beyond_all_measurements_says_so(tiny: str, call: Call) -> None:
+    """A chip and a model that nobody measured run, and the answer lists what stands in for measurements."""
+    settings = ("pools[0].llm=deepseek-v3", "pools[0].accelerator=mi325x", "pools[0].parallelism.tp=8")
+    result = call("run", tiny, "--out", "o", *(part for value in settings for part in ("--set", value)))
+    assert result.exit_code == 0
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("beyond what was measured: "))
+    assert "mi325x: step times are projected" in line
+    assert "constants of other chips: " in line
+    assert "moe fp8_block (of bf16)" in line
+    assert "latent attention" in line

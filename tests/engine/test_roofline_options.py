@@ -354,6 +354,46 @@ def test_speculation_pays_alone_and_not_in_large_batches() -> None:
     assert prompt_step(sure, 1000, 0, 8, 8000)[0] > decode_s(sure, 8, 8000)
 
 
+# --- remarks ----------------------------------------------------------------------------------------------------------
+
+
+def test_remarks_on_a_measured_chip_and_model_are_few() -> None:
+    """H100: only norms and the sampler were profiled elsewhere; more tokens than any fit saw are told once asked for."""
+    m = roofline("plain")
+    prompt_step(m, 2048, 0, 64, 64_000)
+    (told,) = m.remarks()
+    assert told == "constants of other chips: elementwise, sampler"
+    prompt_step(m, 20_000)
+    m.decode(1000, 1000, 1000)
+    (_, longer) = m.remarks()
+    assert longer.startswith("larger than any measured: ")
+    assert "gemm to 20,000 tokens (fitted to 16,384)" in longer
+    assert "decode_attention to 1,000 tokens (fitted to 512)" in longer
+    assert "prefill" not in longer
+
+
+def test_remarks_name_kinds_of_layers_that_nobody_measured_as_kernels() -> None:
+    for name, what in (
+        ("windows", "windows"),
+        ("recurrence", "recurrence"),
+        ("latent attention", "latent attention"),
+        ("sparse attention", "latent attention, sparse attention"),
+    ):
+        assert f"priced as plain attention and bytes, no kernels measured: {what}" in roofline(name).remarks()
+
+
+def test_remarks_on_a_chip_and_formats_that_nobody_measured() -> None:
+    chip = load_accelerator("mi325x")
+    link, eight = load_link(chip.link), Parallelism(tp=8)
+    m = Roofline(RooflineConfig(), load_llm("deepseek-v3"), chip, link, eight, Engine())
+    others, formats, kinds = m.remarks()
+    assert others == (
+        "constants of other chips: decode_attention, elementwise, gemm, gemm fp8_block, moe fp8_block, prefill_attention, sampler"
+    )
+    assert formats == "constants of another number format: gemm fp8_block (of bf16), moe fp8_block (of bf16)"
+    assert kinds.endswith("latent attention")
+
+
 # --- parallelism ------------------------------------------------------------------------------------------------------
 
 

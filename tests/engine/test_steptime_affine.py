@@ -133,13 +133,13 @@ def test_the_fit_refuses_what_cannot_be(change: Any, message: str) -> None:
 
 def test_steps_beyond_the_fit_are_listed_with_the_assumptions(tmp_path: Path) -> None:
     result = fleetsim.run(scenario(tokens_max=512, batch_max=1000, context_max=300), out=tmp_path / "out")
-    told = [text for text in result.assumptions if "extrapolated" in text]
+    told = [text for text in result.extrapolated if "extrapolated" in text]
     assert len(told) == 2
     assert "main: step times are extrapolated: up to 70" in told[0]
     assert told[0].endswith("tokens per step, the fit ends at 512")
     assert "context per decoding sequence, the fit ends at 300" in told[1]
     known = fleetsim.run(scenario(tokens_max=100_000), out=tmp_path / "known")
-    assert not [text for text in known.assumptions if "extrapolated" in text]
+    assert not [text for text in known.extrapolated if "extrapolated" in text]
 
 
 def test_missing_numbers_and_steps_without_time_are_refused(tmp_path: Path) -> None:

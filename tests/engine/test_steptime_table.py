@@ -215,7 +215,7 @@ def test_the_file_is_found_from_the_scenario(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir("/")
     result = fleetsim.run(path, out=tmp_path / "out", check=True)
     assert result.summary["finished"] == 20
-    assert "extrapolated" not in str(result.assumptions)
+    assert "extrapolated" not in str(result.extrapolated)
 
 
 def test_a_bad_file_is_told_where_the_scenario_names_it(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_steps_outside_are_reported_or_refused(tmp_path: Path) -> None:
     path = in_file(tmp_path)
     write(tmp_path / "tables" / "t.csv", small)
     result = fleetsim.run(path, out=tmp_path / "out")
-    assert [text for text in result.assumptions if "tokens per step, the table of prompts ends at 256" in text]
+    assert [text for text in result.extrapolated if "tokens per step, the table of prompts ends at 256" in text]
     path = in_file(tmp_path, outside="error")
     with pytest.raises(InputError, match=r"t\.csv  a step is outside the measured table: up to 700 tokens per step"):
         fleetsim.run(path, out=tmp_path / "refused")

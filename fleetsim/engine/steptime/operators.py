@@ -194,6 +194,11 @@ class Layers:
             return form, arithmetic
         return ("mxfp4_fp8", "fp8") if arithmetic == "fp4" else ("mxfp4_bf16", "bf16")
 
+    def formats(self) -> list[tuple[str, str]]:
+        """Operator groups of the layers, with their number formats."""
+        products = [("gemm", self._product_format(product.dtype)[0]) for product in self._products]
+        return [*products, ("moe", self._expert_form)] if self.llm.is_moe else products
+
     # --- layers -----------------------------------------------------------------------------------------------------
 
     def work(self, tokens: float, with_experts: bool) -> Work:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from fleetsim.catalog.architecture import Llm
+from fleetsim.catalog.calibration import Calibration
 from fleetsim.units import show
 
 INFINITY = float("inf")
@@ -55,3 +57,39 @@ class Reach:
             for value, most, name in asked
             if value > most
         ]
+
+
+def beyond_calibration(
+    calibration: Calibration, used: Sequence[tuple[str, str]], asked: Mapping[str, int], llm: Llm
+) -> Sequence[str]:
+    """What a simulation took from constants that were fitted to something else, in a few lines.
+
+    Parameters
+    ----------
+    used : sequence of (str, str)
+        Operator groups in use, with their number formats.
+    asked : mapping
+        Most tokens (or sequences) per step that an operator group was asked for.
+    """
+    generic, other, longer = [], [], []
+    for group, form in sorted(set(used)):
+        name, known, efficiency = calibration.found(group, form)
+        if name.startswith("generic"):
+            generic.append(f"{group} {form}".removesuffix(" bf16"))
+        if known != form:
+            other.append(f"{group} {form} (of {known})")
+        if asked.get(group, 0) > efficiency.tokens_max > 0:
+            longer.append(f"{group} to {show(asked[group])} tokens (fitted to {show(efficiency.tokens_max)})")
+    parts = {
+        "latent attention": llm.attention == "mla",
+        "sparse attention": llm.sparse_top_k > 0,
+        "windows": llm.window_layers > 0,
+        "recurrence": llm.linear_layers > 0,
+    }
+    told = {
+        "constants of other chips": generic,
+        "constants of another number format": other,
+        "larger than any measured": longer,
+        "priced as plain attention and bytes, no kernels measured": [k for k, v in parts.items() if v],
+    }
+    return [f"{why}: {', '.join(what)}" for why, what in told.items() if what]

@@ -7,6 +7,7 @@ in the simulation's inner loop is a few look-ups and multiplications.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from math import ceil
 from typing import Annotated, ClassVar, TypeVar
 
@@ -19,6 +20,7 @@ from fleetsim.catalog.link import Link
 from fleetsim.catalog.own import calibration_for, engine_profile
 from fleetsim.engine.api import Line
 from fleetsim.engine.steptime.operators import Chip, Layers, Work
+from fleetsim.engine.steptime.reach import beyond_calibration
 from fleetsim.plugins import PolicyConfig
 from fleetsim.scenario.schema import Engine, Parallelism
 from fleetsim.units import Quantity
@@ -130,7 +132,8 @@ class Roofline:
         self._plain = self._straight and self._stages == 1 and not config.draft_tokens and not config.graph_padding
         self._alike = not (self._window or self._top_k) and self._stages == 1
         self._padding = config.graph_padding
-        self._prepare_attention(engine.kv.dtype)
+        self._kv_dtype = llm.kv_dtype(engine.kv.dtype)
+        self._prepare_attention(self._kv_dtype)
 
     # --- what the engine asks ---------------------------------------------------------------------------------------
 
@@ -198,6 +201,20 @@ class Roofline:
             decode_ctx_tokens,
             group_tokens,
         )
+
+    def remarks(self) -> Sequence[str]:
+        """What of the steps asked for so far is beyond the measurements that the constants were fitted to."""
+        used = [*self._layers.formats(), *((group, ACTIVATIONS) for group in ("gemm", "elementwise", "sampler"))]
+        if self.llm.attention_layers:
+            used += [(group, self._kv_dtype) for group in ("prefill_attention", "decode_attention")]
+        tokens = max([len(self._base) - 1, *(count // stages for count, stages in self._staged)])
+        asked = {
+            "gemm": tokens,
+            "moe": max(tokens, len(self._experts) - 1),
+            "prefill_attention": tokens,
+            "decode_attention": max([len(self._lines) - 1, *(batch for batch, _ in self._bent_lines)]),
+        }
+        return beyond_calibration(self._chip.calibration, used, asked, self.llm)
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
@@ -459,11 +476,10 @@ class Roofline:
         share = max(group_tokens, 1) / self._stages
         return _keep(self._experts, group_tokens, self._layers.coupled_experts(share))
 
-    def _prepare_attention(self, kv_dtype: str) -> None:
+    def _prepare_attention(self, dtype: str) -> None:
         """Coefficients of attention per layer, per unit of what a step is described by."""
         llm, parallel, chip = self.llm, self.parallelism, self._chip
         tp, per_stage = parallel.tp, 1 / parallel.pp
-        dtype = llm.kv_dtype(kv_dtype)
         width = BYTES_PER_VALUE[dtype]
         heads = 1 / tp
         values = llm.kv_values_per_token
