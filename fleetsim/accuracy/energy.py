@@ -96,9 +96,6 @@ HOST_SEQUENCE_S = 40e-6
 """Added per sequence and step: the benchmark streams every token of every request to one client."""
 EXPERT_LAYER_S = 85e-6
 """Added per layer of experts where they are spread over accelerators."""
-REASONING_HOST_S = 28e-3
-"""More of it in every step of reasoning tasks on B200 with dense models on one accelerator: all three such models in the
-open table (Qwen3 8B and 14B, Nemotron 12B) show it at every batch, on H100 none does. Not explained."""
 TERMS = ("static", "occupancy", "active", "compute", "memory")
 """Coefficients of `Power` that are fitted, in the order of the columns of `shares`."""
 
@@ -302,8 +299,6 @@ class Steady:
 def host(point: Served) -> dict[str, str]:
     """What the benchmark's host adds to every step, as options of the roofline."""
     host_s = HOST_S + (load_llm(point.llm).moe_layers * EXPERT_LAYER_S if point.ep > 1 else 0.0)
-    if (point.gpu, point.gpus, point.task) == ("B200", 1, "gpqa") and not point.is_moe:
-        host_s += REASONING_HOST_S
     return {
         "host": f"{host_s:.9f} s",
         "host_per_sequence": f"{HOST_SEQUENCE_S:.9f} s",
