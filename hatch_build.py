@@ -25,6 +25,7 @@ HOT_MODULES = (
     "fleetsim/engine/batch.py",
     "fleetsim/engine/replica.py",
     "fleetsim/engine/schedulers/vllm_v1.py",
+    "fleetsim/engine/steptime/operators.py",
     "fleetsim/engine/steptime/roofline.py",
     "fleetsim/routing/api.py",
     "fleetsim/routing/basic.py",
