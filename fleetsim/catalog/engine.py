@@ -25,7 +25,9 @@ class EngineProfile:
     host_per_sequence_s: float
     """Added host time per sequence that gets a token [s]."""
     eager_layer_s: float
-    """Time per layer in which the host launches a step that has a prompt: no graph of it was captured [s]."""
+    """Time per layer in which the host launches a step that has a prompt and of which no graph was captured [s]."""
+    graph_tokens: int
+    """Steps with prompts of up to so many tokens run from captured graphs; 0 if none do."""
     host_data_parallel_s: float
     """Added host time per step where data-parallel ranks agree on the next one [s]."""
     frontend_s: float
@@ -66,6 +68,7 @@ def load_engine(kind: str) -> EngineProfile:
         host_s=record.quantity("host", "time"),
         host_async_s=record.quantity("host_async", "time"),
         host_per_sequence_s=record.quantity("host_per_sequence", "time"),
+        graph_tokens=int(record.quantity("graph_tokens", "count")),
         eager_layer_s=record.quantity("eager_per_layer", "time"),
         host_data_parallel_s=record.quantity("host_data_parallel", "time"),
         frontend_s=record.quantity("frontend", "time"),

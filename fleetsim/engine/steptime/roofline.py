@@ -111,6 +111,7 @@ class Roofline:
         self._host_sequence_s = profile.host_per_sequence_s if host_sequence_s is None else host_sequence_s
         self._prompt_scale = config.prompt_scale
         self._eager_s = profile.eager_layer_s * llm.layers
+        self._graph_tokens = profile.graph_tokens
         calibration = calibration_for(accelerator, engine)
         self._chip = Chip(accelerator, calibration, profile.scale * config.scale, profile.fuses_quantisation)
         self._layers = Layers(llm, self._chip, link, parallelism, engine, profile, config)
@@ -257,7 +258,7 @@ class Roofline:
             attention -= self._overlap * hidden
         energy += self._active_w * (compute + network + attention)
         time += attention
-        if prefill_sequences and time < self._eager_s:
+        if prefill_sequences and time < self._eager_s and tokens > self._graph_tokens:
             time = self._eager_s
         energy += self._occupancy_w * time * tokens / (tokens + self._half_occupied)
         return time, energy + attention_j
