@@ -28,6 +28,10 @@ engine:
 """An engine of which nothing is known but the host's time per step in a whole vLLM run on another chip."""
 
 
+UNTOUCHED = {"expert_spread": 0.0, "prompt_scale": 1.0}
+"""Options that were fitted to served points, as they were before."""
+
+
 @contextmanager
 def unfitted() -> Iterator[str]:
     """Name of a calibration file for an engine that nothing was fitted to."""
@@ -42,7 +46,7 @@ def predictions(rows: pd.DataFrame) -> pd.DataFrame:
     records = rows.to_dict("records")
     found = [served.serve(row) for row in records]
     with unfitted() as path:
-        bare = [served.serve(row, calibration=path).tpot_ms for row in records]
+        bare = [served.serve(row, UNTOUCHED, path).tpot_ms for row in records]
     return pd.DataFrame(
         {
             "tpot_ms": [f.tpot_ms for f in found],

@@ -297,8 +297,9 @@ SERVED = """\
 
 A fixed number of users, each sending its next prompt when the answer ends, all at once at the start; simulated with the
 protocol and the launch options of each benchmark, ten prompts per user. Medians of the APE (and of the signed error).
-*Unfitted*: kernels, links and the host time per step of a vLLM run on another chip, nothing else. *Engine*: the catalogue's
-constants of `models/engine`, pooled over all chips, models and precisions of an engine. *By group*: host time and one scale
+*Unfitted*: kernels, links, launch options and the host time per step of a vLLM run on another chip, nothing else. *Engine*: the catalogue's
+constants of `models/engine`, pooled over all chips, models and precisions of an engine, how unevenly random tokens visit
+experts, and a quarter more time for prompts under older vLLM on Blackwell. *By group*: host time and one scale
 fitted to every second row of the group, judged on the others. TTFT: below saturation only, with the engine's constants.
 """
 WHOLE = """\
