@@ -324,6 +324,24 @@ def test_tables_are_those_of_the_checkout(name: str, checkout: Installed, wheel:
     assert "requests.parquet" in {path.name for path in outs[0].iterdir()}
 
 
+SCHEMAS = """
+import json
+from fleetsim.engine.schedulers.vllm_v1 import VllmV1
+from fleetsim.engine.steptime.roofline import Roofline
+from fleetsim.routing import basic
+policies = [VllmV1, Roofline, basic.JoinShortestQueue, basic.PowerOfTwoChoices, basic.SessionAffinity]
+print(json.dumps({policy.__name__: policy.Config.model_json_schema() for policy in policies}, sort_keys=True))
+"""
+
+
+def test_options_of_policies_keep_their_limits_and_units(checkout: Installed, wheel: Installed) -> None:
+    """mypyc drops all but the bare type of an annotation, unless it is quoted."""
+    one, two = (json.loads(installed.run("-c", SCHEMAS).stdout) for installed in (checkout, wheel))
+    assert one == two
+    assert one["VllmV1"]["properties"]["max_seqs"]["minimum"] == 1
+    assert "ms" in json.dumps(one["Roofline"]["properties"]["host"])
+
+
 def test_the_checkout_is_plain_python(checkout: Installed) -> None:
     """Otherwise the comparisons above would show nothing."""
     for name, file in origins(checkout).items():

@@ -75,7 +75,7 @@ class LeastOutstanding:
 class JoinShortestQueueConfig(PolicyConfig):
     """Parameters of join-shortest-queue by tokens."""
 
-    decode_weight_tokens: Annotated[int, Field(ge=0, strict=True, json_schema_extra={"unit": "tokens"})] = 64
+    decode_weight_tokens: "Annotated[int, Field(ge=0, strict=True, json_schema_extra={'unit': 'tokens'})]" = 64
     """How many pending prompt tokens a request that already decodes counts for."""
 
 
@@ -99,7 +99,7 @@ class JoinShortestQueue:
 class PowerOfTwoChoicesConfig(PolicyConfig):
     """Parameters of the power of d choices."""
 
-    choices: Annotated[int, Field(ge=1, strict=True, json_schema_extra={"unit": "count"})] = 2
+    choices: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'count'})]" = 2
     """Replicas sampled (with equal chance, without repetition). 1 is random."""
 
 

@@ -14,13 +14,13 @@ from fleetsim.plugins import PolicyConfig
 class VllmV1Config(PolicyConfig):
     """Parameters of vLLM V1's scheduler."""
 
-    max_batched_tokens: Annotated[int, Field(ge=1, strict=True, json_schema_extra={"unit": "tokens"})] = 2048
+    max_batched_tokens: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'tokens'})]" = 2048
     """Tokens computed in one step at most (max_num_batched_tokens)."""
-    max_seqs: Annotated[int, Field(ge=1, strict=True, json_schema_extra={"unit": "count"})] = 256
+    max_seqs: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'count'})]" = 256
     """Requests running at a time at most (max_num_seqs)."""
-    long_prefill_tokens: Annotated[int, Field(ge=0, strict=True, json_schema_extra={"unit": "tokens"})] = 0
+    long_prefill_tokens: "Annotated[int, Field(ge=0, strict=True, json_schema_extra={'unit': 'tokens'})]" = 0
     """Largest chunk of one prompt per step (long_prefill_token_threshold); 0: no limit but the budget."""
-    watermark_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    watermark_ratio: "Annotated[float, Field(ge=0, lt=1)]" = 0.0
     """Share of the KV blocks kept free when a request is admitted (0 in vLLM V1, 0.01 in V0)."""
     reserve_whole_prompt: bool = True
     """Admit a request only when its whole prompt fits, not just its first chunk (vLLM from March 2026 on)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from math import ceil
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Optional, TypeVar
 
 from mypy_extensions import mypyc_attr
 from pydantic import Field
@@ -23,7 +23,7 @@ from fleetsim.engine.steptime.operators import Chip, Layers, Work
 from fleetsim.engine.steptime.reach import beyond_calibration
 from fleetsim.plugins import PolicyConfig
 from fleetsim.scenario.schema import Engine, Parallelism
-from fleetsim.units import Quantity
+from fleetsim.units import SecondsOrZero
 
 T = TypeVar("T")
 
@@ -36,32 +36,32 @@ GRAPH_STEP = 8
 class RooflineConfig(PolicyConfig):
     """Options of the roofline."""
 
-    scale: Annotated[float, Field(gt=0, le=100)] = 1.0
+    scale: "Annotated[float, Field(gt=0, le=100)]" = 1.0
     """Factor on the accelerators' time, beside the engine's own."""
-    prompt_scale: Annotated[float, Field(gt=0, le=100)] = 1.0
+    prompt_scale: "Annotated[float, Field(gt=0, le=100)]" = 1.0
     """Factor on the accelerators' time in steps that have a prompt, such as for an engine older than its measured kernels."""
-    expert_spread: Annotated[float, Field(ge=0, le=3)] = 0.0
+    expert_spread: "Annotated[float, Field(ge=0, le=3)]" = 0.0
     """Spread of how often the router picks each expert: standard deviation of the logarithm of their popularities. A measured
     run over conversations is met best at 0, measured runs over random tokens (four models of 117B to 1T) near 1."""
-    fuse_all_reduce: Annotated[bool, Field(strict=True)] = False
+    fuse_all_reduce: "Annotated[bool, Field(strict=True)]" = False
     """Whether each norm is part of the all-reduce before it (tensor parallelism only): no launch and no bytes of its own."""
-    marlin: Annotated[bool, Field(strict=True)] = False
+    marlin: "Annotated[bool, Field(strict=True)]" = False
     """Whether experts in mxfp4 run on Marlin kernels (vLLM: VLLM_MXFP4_USE_MARLIN), where the chip has no 4-bit units."""
-    graph_padding: Annotated[bool, Field(strict=True)] = False
+    graph_padding: "Annotated[bool, Field(strict=True)]" = False
     """Whether decode steps compute the next larger batch that a graph was captured for: 1, 2, 4 and multiples of 8."""
-    async_scheduling: Annotated[bool, Field(strict=True)] = False
+    async_scheduling: "Annotated[bool, Field(strict=True)]" = False
     """Whether the host prepares the next step while the accelerators work, so that little of its time shows."""
-    host: Annotated[float, Quantity("time", "s", ge=0)] | None = None
+    host: "Optional[SecondsOrZero]" = None
     """Time per step in which the accelerators wait for the host; default: the engine's."""
-    host_per_sequence: Annotated[float, Quantity("time", "s", ge=0)] | None = None
+    host_per_sequence: "Optional[SecondsOrZero]" = None
     """Added to it per sequence that gets a token, such as when one process streams all answers; default: the engine's."""
-    overlap: Annotated[float, Field(ge=0, le=1)] = 0.0
+    overlap: "Annotated[float, Field(ge=0, le=1)]" = 0.0
     """Share of a step in which products, attention and collectives run side by side, as in NanoFlow; 0 one by one."""
-    draft_tokens: Annotated[int, Field(ge=0, le=16, strict=True)] = 0
+    draft_tokens: "Annotated[int, Field(ge=0, le=16, strict=True)]" = 0
     """Speculative decoding: tokens that are proposed per step and verified together."""
-    acceptance: Annotated[float, Field(ge=0, le=1)] = 0.7
+    acceptance: "Annotated[float, Field(ge=0, le=1)]" = 0.7
     """Speculative decoding: chance that a proposed token is accepted where those before it were."""
-    draft_cost: Annotated[float, Field(ge=0, le=1)] = 0.05
+    draft_cost: "Annotated[float, Field(ge=0, le=1)]" = 0.05
     """Speculative decoding: time to propose one token, as a share of a step without proposals."""
 
 
