@@ -37,13 +37,13 @@ def without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trace(benchmark: Any, tmp_path: Path) -> None:
     measured = benchmark(lambda: measure(case("trace-default", workload__limit=REQUESTS), tmp_path))
     assert (measured.requests, measured.replicas, measured.output_tokens) == (REQUESTS, 4, 609_260)
-    assert measured.events == 13_557
+    assert measured.events == 13_540
     assert measured.events_per_request < 5
     assert measured.verdict == "STABLE"
 
 
 @pytest.mark.parametrize(
-    ("requests", "output_tokens", "events"), [(1000, 216_049, 3847), (3000, 654_809, 10_654), (9000, 1_958_706, 28_974)]
+    ("requests", "output_tokens", "events"), [(1000, 216_049, 3935), (3000, 654_809, 10_913), (9000, 1_958_706, 29_598)]
 )
 def test_growth_in_requests(benchmark: Any, tmp_path: Path, requests: int, output_tokens: int, events: int) -> None:
     measured = benchmark(lambda: measure(case("million", workload__requests=requests), tmp_path))
@@ -52,7 +52,7 @@ def test_growth_in_requests(benchmark: Any, tmp_path: Path, requests: int, outpu
     assert measured.events_per_request < 4
 
 
-@pytest.mark.parametrize(("replicas", "events"), [(10, 9099), (100, 11_015), (1000, 11_753)])
+@pytest.mark.parametrize(("replicas", "events"), [(10, 9335), (100, 11_215), (1000, 11_930)])
 def test_growth_in_replicas(benchmark: Any, tmp_path: Path, replicas: int, events: int) -> None:
     """At most an arrival, an admission, and for most a step or two: no event per replica or token."""
     measured = benchmark(lambda: measure(case(f"replicas-{replicas}", workload__requests=REQUESTS), tmp_path))
