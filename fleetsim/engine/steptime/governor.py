@@ -101,7 +101,9 @@ def governed(
 
 
 def _roofline(llm: Llm, accelerator: Accelerator, link: Link, parallelism: Parallelism, engine: Engine) -> Roofline:
-    return Roofline(Roofline.Config(), llm, accelerator, link, parallelism, engine)
+    """The accelerators' times alone: a clock leaves the host as it is, and steps that wait for it would lose nothing."""
+    alone = engine.model_copy(update={"kind": "generic"})
+    return Roofline(Roofline.Config(), llm, accelerator, link, parallelism, alone)
 
 
 class Wrapper:
