@@ -181,7 +181,9 @@ def _power_marks(power: pd.DataFrame, joules: pd.DataFrame) -> list[Mark]:
     return [
         Mark("power per GPU, dense (MAPE)", 0.07, float(watts[~power.moe].mean())),
         Mark("power per GPU, all (MAPE)", 0.12, float(watts.mean())),
-        Mark("energy per output token, dense (MAPE, throughput simulated)", 0.12, float(tokens[~joules.moe].mean()), note),
+        Mark(
+            "energy per output token, dense (MAPE, throughput simulated)", 0.12, float(tokens[~joules.moe].mean()), note
+        ),
         Mark("energy per output token, all (MAPE, throughput simulated)", 0.18, float(tokens.mean())),
     ]
 
@@ -297,10 +299,11 @@ SERVED = """\
 
 A fixed number of users, each sending its next prompt when the answer ends, all at once at the start; simulated with the
 protocol and the launch options of each benchmark, ten prompts per user. Medians of the APE (and of the signed error).
-*Unfitted*: kernels, links, launch options and the host time per step of a vLLM run on another chip, nothing else. *Engine*: the catalogue's
-constants of `models/engine`, pooled over all chips, models and precisions of an engine, how unevenly random tokens visit
-experts, and a quarter more time for prompts under older vLLM on Blackwell. *By group*: host time and one scale
-fitted to every second row of the group, judged on the others. TTFT: below saturation only, with the engine's constants.
+*Unfitted*: kernels, links, launch options and the host time per step of a vLLM run on another chip, nothing else.
+*Engine*: the catalogue's constants of `models/engine`, pooled over all chips, models and precisions of an engine, how
+unevenly random tokens visit experts, and a quarter more time for prompts under older vLLM on Blackwell. *By group*: host
+time and one scale fitted to every second row of the group, judged on the others. TTFT: below saturation only, with the
+engine's constants.
 """
 WHOLE = """\
 ## Whole vLLM runs, request by request
