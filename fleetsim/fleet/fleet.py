@@ -120,7 +120,7 @@ class Fleet:
         group = self._groups.get(model)
         if group is None:
             chosen = [i for i, pool in enumerate(self.pool_of) if model is None or pool.llm.name == model]
-            view = FleetView([self.pool_of[i].name for i in chosen])
+            view = FleetView([self.pool_of[i].name for i in chosen], [self.pool_of[i].capacity_tokens for i in chosen])
             for position, i in enumerate(chosen):
                 if self._views[i]:
                     view.begin_like(position, *self._views[i][0])
@@ -195,7 +195,7 @@ class Fleet:
     def _finished(self, request: Request) -> None:
         index = request.replica
         for view, position in self._views[index]:
-            view.ended(position)
+            view.ended(position, request.prompt_tokens)
         self.finished[self._pool_index[index]] += 1
         self._end(request)
 

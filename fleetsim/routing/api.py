@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
+from fleetsim.errors import PolicyError
 from fleetsim.routing.router import Router
+from fleetsim.workload.prefixes import Path, Segment, private_path
 from fleetsim.workload.request import Request
 
-__all__ = ["FleetView", "MinIndex", "Reject", "RequestView", "Router"]
+__all__ = ["KV_FULL", "FleetView", "MinIndex", "Reject", "RequestView", "Router"]
+
+KV_FULL = 1 << 40
+"""A full KV cache in the whole numbers of `FleetView.index_kv`: sums of shares that cancel exactly."""
+_CAPACITY_TOKENS = 1 << 18
 
 
 class RequestView:
@@ -49,6 +55,35 @@ class RequestView:
     def klass(self) -> str | None:
         """Service class, if known."""
         return self._request.klass
+
+    def prefix(self, block_tokens: int) -> Path:
+        """Keys of the prompt's whole blocks of `block_tokens` tokens, as a hash chained over its tokens would give them.
+
+        Two prompts begin with the same tokens as far as their keys are equal. Costs nothing for routers that do not ask.
+
+        Raises
+        ------
+        PolicyError
+            If the prompt is known by a trace's hashes only, whose blocks cannot be cut or joined to `block_tokens`.
+        """
+        request = self._request
+        left = request.prompt_tokens // block_tokens
+        segments: list[Segment] = []
+        blocks = left
+        if request.content is not None:
+            try:
+                known = request.content.path(block_tokens)
+            except ValueError as error:
+                raise PolicyError(f"a router reads prefixes in blocks of {block_tokens} tokens: {error}") from error
+            for segment in known:
+                if not left:
+                    break
+                size = len(segment)
+                segments.append(segment if size <= left else segment[:left])
+                left -= min(size, left)
+        if left:
+            segments.append(private_path(request.id, blocks - left, left))
+        return tuple(segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +137,29 @@ class FleetView:
     """
 
     __slots__ = (
+        "_kv_scale",
+        "by_kv",
+        "by_most_outstanding",
         "by_outstanding",
         "by_work",
+        "capacity_tokens",
         "decode_weight_tokens",
         "decoding",
+        "expected_output_tokens",
+        "in_flight",
         "now_s",
         "outstanding",
         "pending_tokens",
         "pools",
     )
 
-    def __init__(self, pools: Sequence[str]) -> None:
+    def __init__(self, pools: Sequence[str], capacity_tokens: Sequence[int] = ()) -> None:
         self.pools = tuple(pools)
         """Pool name of each replica."""
+        self.capacity_tokens = tuple(capacity_tokens) or (_CAPACITY_TOKENS,) * len(self.pools)
+        """Tokens that each replica's KV cache holds (all equal where nobody says)."""
+        self.in_flight = 0
+        """Requests sent and not ended yet, on all replicas."""
         self.now_s = 0.0
         """Time of this decision [s]."""
         self.outstanding = [0] * len(self.pools)
@@ -124,8 +169,12 @@ class FleetView:
         self.pending_tokens = [0] * len(self.pools)
         """Prompt tokens sent whose first output token has not come yet, per replica; counted like `decoding`."""
         self.by_outstanding: MinIndex | None = None
+        self.by_most_outstanding: MinIndex | None = None
         self.by_work: MinIndex | None = None
+        self.by_kv: MinIndex | None = None
         self.decode_weight_tokens = 0
+        self.expected_output_tokens = 0
+        self._kv_scale = [KV_FULL // max(1, capacity) for capacity in self.capacity_tokens]
 
     @property
     def count(self) -> int:
@@ -136,6 +185,22 @@ class FleetView:
         """Ask, at construction, for an index of the replica with the fewest outstanding requests."""
         self.by_outstanding = MinIndex(self.outstanding)
         return self.by_outstanding
+
+    def index_most_outstanding(self) -> MinIndex:
+        """Ask, at construction, for an index whose `smallest` has the most outstanding requests (its values are negative)."""
+        self.by_most_outstanding = MinIndex([-value for value in self.outstanding])
+        return self.by_most_outstanding
+
+    def index_kv(self, expected_output_tokens: int) -> MinIndex:
+        """Ask, at construction, for an index of the replica whose KV cache the gateway takes for the least used.
+
+        Its estimate counts every request sent and not ended with its prompt and `expected_output_tokens`, as a share of the
+        replica's capacity; `MinIndex.values` are such shares times `KV_FULL`. Shared prefixes are counted once per request.
+        Requests that another view of the same replicas sent before are not counted.
+        """
+        self.expected_output_tokens = expected_output_tokens
+        self.by_kv = MinIndex([0] * len(self.pools))
+        return self.by_kv
 
     def index_work(self, decode_weight_tokens: int) -> MinIndex:
         """Ask, at construction, for an index of the replica with the least work.
@@ -148,15 +213,21 @@ class FleetView:
 
     def begin_like(self, position: int, other: FleetView, other_position: int) -> None:
         """Take over the counts that another view has of the same replica."""
+        self.in_flight += other.outstanding[other_position] - self.outstanding[position]
         self.outstanding[position] = other.outstanding[other_position]
         self.decoding[position] = other.decoding[other_position]
         self.pending_tokens[position] = other.pending_tokens[other_position]
 
     def sent(self, position: int, prompt_tokens: int) -> None:
         """Count a request that goes to a replica (called by the gateway)."""
+        self.in_flight += 1
         self.outstanding[position] += 1
         if self.by_outstanding is not None:
             self.by_outstanding.add(position, 1)
+        if self.by_most_outstanding is not None:
+            self.by_most_outstanding.add(position, -1)
+        if self.by_kv is not None:
+            self.by_kv.add(position, self._kv_scale[position] * (prompt_tokens + self.expected_output_tokens))
         if self.by_work is not None:
             self.pending_tokens[position] += prompt_tokens
             self.by_work.add(position, prompt_tokens)
@@ -168,11 +239,16 @@ class FleetView:
             self.decoding[position] += 1
             self.by_work.add(position, self.decode_weight_tokens - prompt_tokens)
 
-    def ended(self, position: int) -> None:
+    def ended(self, position: int, prompt_tokens: int) -> None:
         """Count the end of a request that had its first token (called by the gateway)."""
+        self.in_flight -= 1
         self.outstanding[position] -= 1
         if self.by_outstanding is not None:
             self.by_outstanding.add(position, -1)
+        if self.by_most_outstanding is not None:
+            self.by_most_outstanding.add(position, 1)
+        if self.by_kv is not None:
+            self.by_kv.add(position, -self._kv_scale[position] * (prompt_tokens + self.expected_output_tokens))
         if self.by_work is not None:
             self.decoding[position] -= 1
             self.by_work.add(position, -self.decode_weight_tokens)

@@ -14,6 +14,7 @@ import numpy as np
 from fleetsim.errors import PolicyError
 from fleetsim.routing.api import FleetView, Reject, RequestView, Router
 from fleetsim.testing.report import Config, Policy, Report
+from fleetsim.workload.prefixes import Content
 from fleetsim.workload.request import Request
 
 _KNOWN = frozenset({"id", "arrival_s", "prompt_tokens", "session", "tenant", "klass"})
@@ -86,7 +87,7 @@ def _plural(replicas: int) -> str:
 
 
 def _trial(replicas: int, seed: int, outputs: int = 0) -> _Trial:
-    """Requests in bursts and lulls, a third of them in sessions; `outputs` changes their output lengths and nothing else."""
+    """Requests in bursts and lulls, a third in sessions, two thirds with a known prefix; `outputs` changes output lengths only."""
     rng = np.random.default_rng([seed, 17])
     arrival_s = np.cumsum(rng.standard_gamma(0.3, _REQUESTS)) / replicas
     prompts = np.maximum(rng.lognormal(5.5, 1.5, _REQUESTS), 1).astype(int).tolist()
@@ -95,8 +96,20 @@ def _trial(replicas: int, seed: int, outputs: int = 0) -> _Trial:
     end_s = first_s + rng.lognormal(0.0, 1.0, _REQUESTS)
     tokens = np.random.default_rng([seed, outputs]).integers(1, 2000, _REQUESTS).tolist()
     tenants, classes = ("a", "b", None), ("chat", None)
+    contents = [Content(((group, 150 + 200 * group),)) for group in range(8)]
     requests = [
-        Request(i, time_s, prompts[i], tokens[i], None, sessions[i], 0, classes[i % 2], tenants[i % 3], None)
+        Request(
+            i,
+            time_s,
+            prompts[i],
+            tokens[i],
+            contents[i * i % 8] if i % 3 else None,
+            sessions[i],
+            0,
+            classes[i % 2],
+            tenants[i % 3],
+            None,
+        )
         for i, time_s in enumerate(arrival_s.tolist())
     ]
     return _Trial(requests, first_s.tolist(), end_s.tolist())
@@ -108,9 +121,10 @@ class _SealedView:
     def __init__(self, request: Request) -> None:
         for name in _KNOWN:
             object.__setattr__(self, name, getattr(request, name))
+        object.__setattr__(self, "prefix", RequestView(request).prefix)
 
     def __getattr__(self, name: str) -> Any:
-        raise PolicyError(f"reads `{name}` of the request; a gateway knows {', '.join(sorted(_KNOWN))}")
+        raise PolicyError(f"reads `{name}` of the request; a gateway knows {', '.join(sorted(_KNOWN))}, prefix")
 
 
 def _decisions(
@@ -149,7 +163,7 @@ def _advance(view: FleetView, due: list[tuple[float, int, int, bool]], now_s: fl
     while due and due[0][0] <= now_s:
         time_s, number, position, last = heappop(due)
         if last:
-            view.ended(position)
+            view.ended(position, trial.requests[number].prompt_tokens)
         else:
             view.started(position, trial.requests[number].prompt_tokens)
             heappush(due, (time_s + trial.end_s[number], number, position, True))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import fleetsim
 from fleetsim.plugins import load
-from fleetsim.routing.api import FleetView, MinIndex, RequestView
+from fleetsim.routing.api import KV_FULL, FleetView, MinIndex, RequestView
 from fleetsim.scenario.schema import Scenario
 from fleetsim.workload.request import Request
 
@@ -58,6 +58,7 @@ def test_view_counts_what_was_sent_started_and_ended(sends: list[tuple[int, int]
     """Outstanding, decoding and pending tokens, and both indexes, against sets of requests in each state."""
     view = FleetView(["a"] * 4)
     by_outstanding, by_work = view.index_outstanding(), view.index_work(64)
+    by_most, by_kv = view.index_most_outstanding(), view.index_kv(7)
     sent: list[tuple[int, int]] = []
     started: list[tuple[int, int]] = []
     for position, tokens in sends:
@@ -68,12 +69,16 @@ def test_view_counts_what_was_sent_started_and_ended(sends: list[tuple[int, int]
             view.started(*one)
             started.append(one)
         while started and random.random() < 0.4:
-            view.ended(started.pop(random.randrange(len(started)))[0])
+            view.ended(*started.pop(random.randrange(len(started))))
         pending, decoding = Counter[int](), Counter(p for p, _ in started)
         for p, t in sent:
             pending[p] += t
         outstanding = Counter(p for p, _ in sent + started)
         assert view.outstanding == [outstanding[p] for p in range(4)] == by_outstanding.values
+        assert [-outstanding[p] for p in range(4)] == by_most.values
+        assert view.in_flight == len(sent) + len(started)
+        held = [sum(t + 7 for q, t in sent + started if q == p) for p in range(4)]
+        assert by_kv.values == [tokens * (KV_FULL // view.capacity_tokens[p]) for p, tokens in enumerate(held)]
         assert view.decoding == [decoding[p] for p in range(4)]
         assert view.pending_tokens == [pending[p] for p in range(4)]
         assert by_work.values == [pending[p] + 64 * decoding[p] for p in range(4)]
