@@ -1,0 +1,129 @@
+"""What a gateway believes to be in the replicas' prefix caches: one tree of prefixes, each with the replicas that were sent it.
+
+The tree is path-compressed: a node is a run of blocks that the same replicas were sent. A look-up costs the number of branch points
+on a prompt's path, whatever the number of replicas or blocks. A replica that holds a node holds all nodes above it.
+"""
+
+from __future__ import annotations
+
+from fleetsim.routing.api import MinIndex
+from fleetsim.workload.prefixes import Path, Segment
+
+
+class PrefixNode:
+    """A run of blocks after the path of its parents."""
+
+    __slots__ = ("children", "end", "holders", "keys", "parent")
+
+    def __init__(self, parent: PrefixNode | None, keys: Segment, end: int, holders: dict[int, int]) -> None:
+        self.parent = parent
+        self.keys = keys
+        self.end = end
+        """Blocks from the beginning of the prompt to the end of this run."""
+        self.holders = holders
+        """When (by count of insertions) each replica that holds it was last sent it, in order of the first time."""
+        self.children: dict[int, PrefixNode] = {}
+
+
+class PrefixIndex:
+    """Prefixes and the replicas that were sent them.
+
+    Parameters
+    ----------
+    replicas : int
+        Number of replicas.
+    """
+
+    __slots__ = ("_clock", "_held", "_root", "sizes")
+
+    def __init__(self, replicas: int) -> None:
+        self.sizes = MinIndex([0] * replicas)
+        """Blocks that each replica is believed to hold."""
+        self._root = PrefixNode(None, (), 0, {})
+        self._held: list[dict[PrefixNode, None]] = [{} for _ in range(replicas)]
+        self._clock = 0
+
+    def longest(self, path: Path) -> tuple[int, PrefixNode]:
+        """Leading blocks of `path` that some replica holds, and the node that they end in (the root, if there are none)."""
+        node, blocks = self._root, 0
+        for segment in path:
+            position, end = 0, len(segment)
+            while position < end:
+                child = node.children.get(segment[position])
+                if child is None:
+                    return blocks, node
+                same = _same(child.keys, segment, position)
+                blocks += same
+                node = child
+                if same < len(child.keys):
+                    return blocks, node
+                position += same
+        return blocks, node
+
+    def insert(self, path: Path, replica: int) -> None:
+        """Note that `replica` is sent a prompt that begins with `path`."""
+        self._clock += 1
+        node, added = self._root, 0
+        for segment in path:
+            position, end = 0, len(segment)
+            while position < end:
+                child = node.children.get(segment[position])
+                if child is None:
+                    keys = segment[position:end]
+                    child = PrefixNode(node, keys, node.end + len(keys), {})
+                    node.children[keys[0]] = child
+                else:
+                    same = _same(child.keys, segment, position)
+                    if same < len(child.keys):
+                        child = self._split(child, same)
+                if replica not in child.holders:
+                    added += len(child.keys)
+                    self._held[replica][child] = None
+                child.holders[replica] = self._clock
+                position += len(child.keys)
+                node = child
+        if added:
+            self.sizes.add(replica, added)
+
+    def trim(self, replica: int, blocks: int) -> None:
+        """Forget whole runs that `replica` was not sent for longest, last blocks first, until it holds at most `blocks`."""
+        held = self._held[replica]
+        surplus = self.sizes.values[replica] - blocks
+        if surplus <= 0:
+            return
+        gone = 0
+        for node in sorted(held, key=lambda node: (node.holders[replica], -node.end)):
+            if gone >= surplus:
+                break
+            gone += len(node.keys)
+            del held[node]
+            del node.holders[replica]
+            if not node.holders and node.parent is not None:
+                del node.parent.children[node.keys[0]]
+        self.sizes.add(replica, -gone)
+
+    def _split(self, node: PrefixNode, length: int) -> PrefixNode:
+        """Cut `node` after `length` blocks; returns the upper part."""
+        parent = node.parent
+        assert parent is not None
+        upper = PrefixNode(parent, node.keys[:length], node.end - len(node.keys) + length, dict(node.holders))
+        parent.children[upper.keys[0]] = upper
+        node.parent = upper
+        node.keys = node.keys[length:]
+        upper.children[node.keys[0]] = node
+        for replica in upper.holders:
+            self._held[replica][upper] = None
+        return upper
+
+
+def _same(keys: Segment, segment: Segment, position: int) -> int:
+    """How many leading `keys` equal those of `segment` from `position` on; the first is known to."""
+    length = min(len(keys), len(segment) - position)
+    if isinstance(keys, range) and isinstance(segment, range):
+        return length if keys.step == segment.step else 1
+    if keys[:length] == segment[position : position + length]:
+        return length
+    same = 1
+    while same < length and keys[same] == segment[position + same]:
+        same += 1
+    return same

@@ -1,0 +1,99 @@
+"""The gateway's tree of prefixes, against a plain set of prefixes per replica."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleetsim.routing.prefix_index import PrefixIndex, PrefixNode
+from fleetsim.workload.prefixes import Path
+
+STREAMS = (1000, 2000, 3000)
+
+
+def make(parts: list[tuple[int, int, bool]]) -> Path:
+    """A path of runs, and of explicit keys where the flag says so; short ones, so that many share a beginning."""
+    path: list[range | tuple[int, ...]] = []
+    for stream, length, explicit in parts:
+        first = STREAMS[stream] + 100_000 * len(path)
+        run = range(first, first + length * 16, 16)
+        path.append(tuple(first + i * i for i in range(length)) if explicit else run)
+    return tuple(path)
+
+
+paths = st.lists(st.tuples(st.integers(0, 1), st.integers(1, 6), st.just(False)), min_size=1, max_size=3) | st.lists(
+    st.tuples(st.integers(0, 1), st.integers(1, 6), st.just(True)), min_size=1, max_size=3
+)
+"""Runs or keys of a trace: one workload has one of them."""
+
+
+def flat(path: Path) -> tuple[int, ...]:
+    return tuple(key for segment in path for key in segment)
+
+
+def nodes(index: PrefixIndex) -> list[PrefixNode]:
+    found, stack = [], list(index._root.children.values())
+    while stack:
+        node = stack.pop()
+        found.append(node)
+        stack.extend(node.children.values())
+    return found
+
+
+def holders_of(node: PrefixNode) -> set[int]:
+    return set(node.holders)
+
+
+@given(st.lists(st.tuples(paths, st.integers(0, 3)), max_size=40), paths)
+def test_longest_prefix_and_its_holders_are_those_of_a_search_through_everything(
+    inserted: list[tuple[list[tuple[int, int, bool]], int]], wanted: list[tuple[int, int, bool]]
+) -> None:
+    index = PrefixIndex(4)
+    held: list[set[tuple[int, ...]]] = [set() for _ in range(4)]
+    for parts, replica in inserted:
+        path = make(parts)
+        index.insert(path, replica)
+        keys = flat(path)
+        held[replica] |= {keys[:n] for n in range(1, len(keys) + 1)}
+    assert index.sizes.values == [len(prefixes) for prefixes in held]
+    keys = flat(make(wanted))
+    best = max((n for n in range(1, len(keys) + 1) if any(keys[:n] in h for h in held)), default=0)
+    blocks, node = index.longest(make(wanted))
+    assert blocks == best
+    if best:
+        assert holders_of(node) == {replica for replica in range(4) if keys[:best] in held[replica]}
+
+
+@given(
+    st.lists(st.tuples(paths, st.integers(0, 3), st.integers(-1, 12)), max_size=40),
+)
+def test_trimming_keeps_what_was_sent_last_and_never_a_block_without_those_before_it(
+    events: list[tuple[list[tuple[int, int, bool]], int, int]],
+) -> None:
+    """Sizes are sums over nodes; the rest is the most recent; whoever holds a node holds its parents; no empty node stays."""
+    index = PrefixIndex(4)
+    for parts, replica, keep in events:
+        index.insert(make(parts), replica)
+        if keep < 0:
+            continue
+        before = {node: node.holders[replica] for node in nodes(index) if replica in node.holders}
+        index.trim(replica, keep)
+        kept = {node for node in nodes(index) if replica in node.holders}
+        lost = before.keys() - kept
+        assert index.sizes.values[replica] <= keep or not lost
+        assert max((before[node] for node in lost), default=0) <= min((before[node] for node in kept), default=1 << 30)
+        if lost:  # no more than needed: without the run that went last, there would be too many
+            size = index.sizes.values[replica]
+            last = max(lost, key=lambda node: (before[node], -node.end))
+            assert size + len(last.keys) > keep
+    sizes = [0] * 4
+    for node in nodes(index):
+        assert node.holders
+        assert node.parent is index._root or (node.parent and holders_of(node) <= holders_of(node.parent))
+        assert node.parent is not None
+        assert node.end == node.parent.end + len(node.keys)
+        for replica in node.holders:
+            sizes[replica] += len(node.keys)
+            assert node in index._held[replica]
+    assert sizes == index.sizes.values
+    assert [sum(len(node.keys) for node in held) for held in index._held] == sizes
