@@ -1,0 +1,108 @@
+"""Replicas scored by prefix, queue and KV use, as in llm-d's scheduler."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from mypy_extensions import mypyc_attr
+from numpy.random import Generator
+from pydantic import Field
+
+from fleetsim.plugins import PolicyConfig
+from fleetsim.routing.api import KV_FULL, FleetView, RequestView
+from fleetsim.routing.prefix_index import PrefixIndex, PrefixNode
+from fleetsim.workload.prefixes import Path
+
+_SLACK = 1.125
+"""What is remembered of a replica is cut back to its capacity whenever it exceeds it by this factor, so seldom."""
+
+
+class PrefixScoreConfig(PolicyConfig):
+    """Parameters of scoring by prefix, queue and KV use; weights are those of llm-d."""
+
+    prefix_weight: "Annotated[float, Field(ge=0, json_schema_extra={'unit': 'ratio'})]" = 2.0
+    """Weight of the part of the prompt that the replica was sent before."""
+    queue_weight: "Annotated[float, Field(ge=0, json_schema_extra={'unit': 'ratio'})]" = 1.0
+    """Weight of having few outstanding requests among the candidates."""
+    kv_weight: "Annotated[float, Field(ge=0, json_schema_extra={'unit': 'ratio'})]" = 1.0
+    """Weight of the part of the KV cache that is not in use."""
+    candidates: "Annotated[int, Field(ge=0, strict=True, json_schema_extra={'unit': 'count'})]" = 16
+    """Replicas with a prefix that are scored, those with the longest one first; the least loaded one always is."""
+    expected_output_tokens: "Annotated[int, Field(ge=0, strict=True, json_schema_extra={'unit': 'tokens'})]" = 256
+    """Output that the gateway allows for in each running request when it estimates KV use."""
+    block_tokens: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'tokens'})]" = 16
+    """Tokens per block in which the gateway reads prompts."""
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class PrefixScore:
+    """The highest weighted sum of three scores from 0 to 1: prefix sent before, short queue, free KV cache.
+
+    For candidate i of a prompt of B blocks, ``prefix = matched_i / B``, ``queue = (most - outstanding_i) / (most - least)`` over
+    the candidates (1 where all are equal), ``kv = 1 - used_i``. Candidates are the least loaded replica and up to `candidates`
+    others that share a prefix, so the cost does not grow with the fleet. A replica with no prefix and more load than the least
+    loaded one could win by its KV use alone; it is not looked at. Ties go to the least loaded replica, then to the longest prefix.
+
+    The gateway remembers of each replica as many tokens as its KV cache holds (and up to an eighth more for a while), least
+    recently sent ones forgotten first; KV use is its estimate, as in `least-kv`. It learns nothing from the engines.
+
+    References
+    ----------
+    llm-d's inference scheduler, scorers ``prefix-cache``, ``queue`` and ``kv-cache-utilization`` (github.com/llm-d/llm-d).
+    """
+
+    Config: ClassVar = PrefixScoreConfig
+
+    def __init__(self, config: PrefixScoreConfig, rng: Generator, fleet: FleetView) -> None:
+        self._fleet = fleet
+        self._config = config
+        self._least = fleet.index_outstanding()
+        self._kv = fleet.index_kv(config.expected_output_tokens)
+        self._index = PrefixIndex(fleet.count)
+        self._block_tokens = config.block_tokens
+        self._caps = [max(1, tokens // config.block_tokens) for tokens in fleet.capacity_tokens]
+
+    def route(self, request: RequestView) -> int:
+        """Choose a replica."""
+        path = request.prefix(self._block_tokens)
+        matched = self._candidates(path)
+        chosen = self._best(matched, request.prompt_tokens // self._block_tokens)
+        index, cap = self._index, self._caps[chosen]
+        index.insert(path, chosen)
+        if index.sizes.values[chosen] > _SLACK * cap:
+            index.trim(chosen, cap)
+        return chosen
+
+    def _candidates(self, path: Path) -> dict[int, int]:
+        """Candidates and how many leading blocks of `path` each was sent; the least loaded one first."""
+        least = self._least.smallest()
+        matched = {least: 0}
+        room = self._config.candidates + 1
+        blocks, at = self._index.longest(path)
+        node: PrefixNode | None = at
+        while node is not None and blocks:
+            if least in node.holders and not matched[least]:
+                matched[least] = blocks
+            for holder in node.holders:
+                if len(matched) >= room:
+                    break
+                matched.setdefault(holder, blocks)
+            node = node.parent
+            blocks = 0 if node is None else node.end
+        return matched
+
+    def _best(self, matched: dict[int, int], blocks: int) -> int:
+        config, outstanding, used = self._config, self._fleet.outstanding, self._kv.values
+        if len(matched) == 1:
+            return next(iter(matched))
+        loads = [outstanding[candidate] for candidate in matched]
+        most, least = max(loads), min(loads)
+        per_block = config.prefix_weight / blocks
+        per_request = config.queue_weight / (most - least) if most > least else 0.0
+        per_use = config.kv_weight / KV_FULL
+        best, chosen = -float("inf"), -1
+        for candidate, prefix in matched.items():
+            score = per_block * prefix + per_request * (most - outstanding[candidate]) - per_use * used[candidate]
+            if score > best:
+                best, chosen = score, candidate
+        return chosen
