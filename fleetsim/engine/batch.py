@@ -18,8 +18,9 @@ from fleetsim.workload.request import RUNNING, WAITING, Request
 class Batch:
     """State of one attention data-parallel rank between two steps, and the verbs by which a scheduler changes it.
 
-    A scheduler reads `waiting`, `prefilling`, `running`, `decoding` and `spare_blocks`, and acts by `extend`, `admit` and
-    `preempt`. Each verb checks that it can be done, so that no policy can break the books.
+    A scheduler reads `waiting`, `prefilling`, `running`, `decoding`, `spare_blocks` and `answered`, and acts by `extend`, `admit`
+    and `preempt`; one that computes prompts and decodes in separate steps sets `held`. Each verb checks that it can be done, so
+    that no policy can break the books.
 
     Parameters
     ----------
@@ -41,6 +42,7 @@ class Batch:
         "coming",
         "ctx_tokens",
         "decoding",
+        "held",
         "now_s",
         "phases",
         "preempted",
@@ -53,6 +55,7 @@ class Batch:
         "retain_unmatched",
         "running",
         "sampled",
+        "stalled",
         "step",
         "waiting",
     )
@@ -65,7 +68,7 @@ class Batch:
         self.block_tokens = block_tokens
         self.now_s = 0.0
         self.step = 0
-        """Steps that this rank has done."""
+        """Steps in which this rank decoded, or would have if it had had requests to decode."""
         self.waiting: deque[Request] = deque()
         """Requests in the queue; the head is next."""
         self.coming = 0
@@ -80,6 +83,10 @@ class Batch:
         """Tokens that the decoding requests' keys and values cover, summed."""
         self.phases = [0] * block_tokens
         """Decoding requests by (tokens covered - step) modulo block size: who needs a new block when."""
+        self.held = False
+        """Whether the decoding requests get no token in the step being planned, and no blocks: it computes prompt chunks only."""
+        self.stalled: dict[Request, float] = {}
+        """Decoding requests that were held back since their last token, and for how long [s]."""
         self.by_finish: list[tuple[int, int, Request]] = []
         """Heap of (step after which it is done, id, request); entries of preempted requests are stale."""
         self.chunks: list[tuple[Request, int]] = []
@@ -99,11 +106,17 @@ class Batch:
     def spare_blocks(self) -> int:
         """Blocks that may be allocated in this step beside those that the decoding requests need; below zero if they lack some."""
         cache = self.cache
-        return cache.capacity - cache.used - self.phases[-self.step % self.block_tokens]
+        return cache.capacity - cache.used - (0 if self.held else self.phases[-self.step % self.block_tokens])
 
     def newest(self) -> Request:
         """The running request that was admitted last."""
         return next(reversed(self.running))
+
+    def answered(self, request: Request) -> int:
+        """Tokens that a request has got so far."""
+        if request.finish_step >= 0:
+            return request.output_tokens - (request.finish_step - self.step)
+        return request.generated
 
     # --- verbs of a scheduler ----------------------------------------------------------------------------------------
 
@@ -113,7 +126,7 @@ class Batch:
         needed = -(-(request.computed + tokens) // block_tokens) - request.blocks
         if needed > 0:
             cache = self.cache
-            if needed > cache.capacity - cache.used - self.phases[-self.step % block_tokens]:
+            if needed > cache.capacity - cache.used - (0 if self.held else self.phases[-self.step % block_tokens]):
                 return False
             cache.allocate(needed)
             request.blocks += needed
@@ -156,7 +169,8 @@ class Batch:
             needed = -(-target // block_tokens) if whole else planned
         else:
             planned = needed = -(-target // block_tokens)
-        if needed - hits + idle + keep_free > cache.capacity - cache.used - self.phases[-self.step % block_tokens]:
+        kept = keep_free if self.held else keep_free + self.phases[-self.step % block_tokens]
+        if needed - hits + idle + kept > cache.capacity - cache.used:
             # a first chunk needs fewer blocks once cached ones before it are evicted; a whole prompt never does
             self.recheck = idle > 0 and not whole
             return 0
@@ -282,6 +296,7 @@ class Batch:
     def clear_plan(self) -> None:
         """Forget the planned chunks after their step."""
         self.chunks = []
+        self.held = False
         self.sampled = self.prefill_tokens = self.prefill_pairs = self.prefill_ctx_tokens = 0
 
     def used_blocks(self, steps_ahead: int) -> int:

@@ -174,6 +174,8 @@ class Replica:
                 for request, tokens in batch.chunks:
                     request.energy_j += tokens * share_j
                     request.cost_share_s += tokens * share_s
+                if batch.held:
+                    self._stall(batch, 0.0, share_j, share_s)
             self.energy_j, self.busy_s = total_j, total_s
             self.timer.cancel()
         self.timer = None
@@ -216,6 +218,8 @@ class Replica:
                 if batch.chunks:
                     has_chunks = True
                     tokens += batch.prefill_tokens
+                    if batch.held:
+                        continue
             tokens += batch.decoding
         if self.verify_every:
             self._verify()
@@ -250,10 +254,13 @@ class Replica:
             for request in batch.preempted:
                 if request.segment_mark >= 0:
                     self._settle(request)
-                    request.last_token_s = now_s
+                    request.last_token_s = now_s - batch.stalled.pop(request, 0.0)
             batch.preempted = []
-        cache = batch.cache
-        if batch.phases[-batch.step % batch.block_tokens] > cache.capacity - cache.used:
+        if batch.held and not batch.chunks:
+            raise PolicyError(
+                f"scheduler {type(self.scheduler).__name__} holds decodes back in a step that computes no prompts"
+            )
+        if batch.spare_blocks() < 0:
             raise PolicyError(f"scheduler {type(self.scheduler).__name__} left decoding requests without KV blocks")
         if batch.waiting and not batch.running:
             raise PolicyError(
@@ -267,7 +274,7 @@ class Replica:
         model = self.model
         slowest = dynamic_j = 0.0
         for batch in self.batches:
-            decoding = batch.decoding
+            decoding = 0 if batch.held else batch.decoding
             tokens = decoding + batch.prefill_tokens
             if not tokens:
                 continue
@@ -278,7 +285,7 @@ class Replica:
                 batch.prefill_ctx_tokens,
                 len(batch.chunks),
                 decoding,
-                batch.ctx_tokens + decoding,
+                batch.ctx_tokens + decoding if decoding else 0,
                 group_tokens,
             )
             dynamic_j += energy_j
@@ -342,6 +349,8 @@ class Replica:
         self.gaps.add_run(first_s, slope_s, steps, size)
         self.longest.push(first_s + slope_s * (steps - 1))
         for batch in self.batches:
+            if batch.stalled:
+                self._resume(batch, first_s)
             batch.decode(steps)
             heap = batch.by_finish
             while heap and heap[0][0] <= batch.step:
@@ -361,6 +370,12 @@ class Replica:
         self.time_per_token_s += per_token_s
         self.longest.push(step_s)
         for batch in self.batches:
+            if batch.held:
+                self._stall(batch, step_s, per_token_j, per_token_s)
+                self._finish_chunks(batch, per_token_j, per_token_s)
+                continue
+            if batch.stalled:
+                self._resume(batch, step_s)
             decoding = batch.decoding
             if decoding:
                 self.gaps.add(step_s, decoding)
@@ -400,6 +415,26 @@ class Replica:
                 request.cost_mark = self.time_per_token_s
                 request.segment_mark = self.longest.number
         batch.clear_plan()
+
+    def _stall(self, batch: Batch, step_s: float, per_token_j: float, per_token_s: float) -> None:
+        """Note a step in which a rank's decoding requests were held back: they take no part in its cost, and their gaps grow."""
+        stalled = batch.stalled
+        for request in batch.running:
+            if request.segment_mark >= 0:
+                stalled[request] = stalled.get(request, 0.0) + step_s
+                request.energy_mark += per_token_j
+                request.cost_mark += per_token_s
+
+    def _resume(self, batch: Batch, step_s: float) -> None:
+        """Requests that were held back get a token at the end of this step, which counts as a gap of `step_s` for everyone."""
+        gaps = self.gaps
+        for request, stall_s in batch.stalled.items():
+            gap_s = stall_s + step_s
+            gaps.add(gap_s, 1)
+            if gap_s > request.itl_max_s:
+                request.itl_max_s = gap_s
+        gaps.add(step_s, -len(batch.stalled))
+        batch.stalled = {}
 
     def _finish(self, request: Request) -> None:
         if request.segment_mark >= 0:

@@ -14,6 +14,7 @@ import fleetsim
 from fleetsim.engine.batch import Batch
 from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.replica import Replica
+from fleetsim.errors import PolicyError
 from fleetsim.kernel.clock import Clock
 from fleetsim.plugins import load
 from fleetsim.scenario.schema import Scenario
@@ -26,6 +27,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sarathi": [{}, {"max_batched_tokens": 64, "max_seqs": 16, "watermark_ratio": 0.1}],
     "static": [{}, {"max_seqs": 3}],
     "orca": [{}, {"reserve_tokens": 1}, {"reserve_tokens": 300, "max_seqs": 8}],
+    "vllm-v0": [{}, {"max_batched_tokens": 300, "max_seqs": 16, "padded_prompts": False}, {"watermark_ratio": 0.1}],
+    "sglang": [
+        {},
+        {"max_new_tokens": 100, "max_batched_tokens": 128, "max_seqs": 64},
+        {"max_new_tokens": 20, "max_seqs": 16, "decay_steps": 30, "retract_steps": 3},
+    ],
 }
 EVERY = [(name, options) for name, variants in VARIANTS.items() for options in variants]
 
@@ -127,6 +134,156 @@ def test_orca_reserves_the_prompt_where_it_is_longer() -> None:
     waits = Station("orca", blocks=100, reserve_tokens=16).serve((0.0, 1000, 5), (0.0, 1000, 5))[1]
     runs = Station("orca", blocks=100, reserve_tokens=16).serve((0.0, 1000, 5), (0.0, 590, 2))[1]
     assert [waits.first_scheduled_s, runs.first_scheduled_s] == [5.0, 0.0]
+
+
+def test_v0_computes_prompts_alone() -> None:
+    """The decode of the first pauses for the second's prompt: its tokens come at 1, 2, 3, 5 and 6 s."""
+    station = Station("vllm-v0")
+    first, second = station.serve((0.0, 4, 5), (2.5, 50, 3))
+    assert station.chunks() == [(0.0, {0: 4}), (3.0, {1: 50})]
+    assert [first.end_s, first.itl_max_s] == [6.0, 2.0]
+    assert [second.first_token_s, second.end_s, second.itl_max_s] == [4.0, 6.0, 1.0]
+    assert sum(station.gaps.counts) == 6
+    assert station.gaps.total_s == pytest.approx(7.0)
+
+
+def test_who_is_held_back_does_not_pay() -> None:
+    """A step with prompts only costs those whose prompts they are; the shares add up to what the replica used."""
+    station = Station("vllm-v0")
+    first, second = station.serve((0.0, 4, 5), (2.5, 50, 3))
+    assert first.cost_share_s == pytest.approx(1 + 2 + 2 * 0.5)
+    assert second.cost_share_s == pytest.approx(1 + 2 * 0.5)
+    assert first.energy_j + second.energy_j == pytest.approx(station.replica.energy_j)
+    assert station.replica.meter(6.0)[:5] == (6.0, station.replica.energy_j, 6, 54, 8)
+
+
+@pytest.mark.parametrize(("padded", "first_step"), [(True, {0: 100}), (False, {0: 100, 1: 10, 2: 10})])
+def test_v0_counts_padding(padded: bool, first_step: dict[int, int]) -> None:
+    """Two prompts padded to 100 exceed 150 tokens; unpadded, all three have 120."""
+    station = Station("vllm-v0", max_batched_tokens=150, padded_prompts=padded)
+    station.serve((0.0, 100, 2), (0.0, 10, 2), (0.0, 10, 2))
+    assert station.chunks()[0] == (0.0, first_step)
+
+
+def test_v0_computes_a_prompt_beyond_its_limit_alone() -> None:
+    station = Station("vllm-v0", max_batched_tokens=64)
+    station.serve((0.0, 100, 2), (0.0, 10, 2))
+    assert station.chunks() == [(0.0, {0: 100}), (1.0, {1: 10})]
+
+
+def test_v0_admits_into_blocks_that_decodes_will_need() -> None:
+    """4 blocks: the second prompt takes the last two while the first pauses, and is preempted when the first goes on."""
+    station = Station("vllm-v0", blocks=4, watermark_ratio=0.0)
+    first, second = station.serve((0.0, 32, 4), (0.5, 32, 4))
+    assert station.chunks() == [(0.0, {0: 32}), (1.0, {1: 32}), (5.0, {1: 33})]
+    assert [first.end_s, first.itl_max_s, first.preemptions] == [5.0, 2.0, 0]
+    assert [second.end_s, second.itl_max_s, second.preemptions] == [8.0, 4.0, 1]
+
+
+def test_a_request_preempted_while_held_back_counts_its_gap_from_its_last_token() -> None:
+    """3 blocks, three prompts of one: when all need a second one, the last two are preempted; the middle one had paused before."""
+    station = Station("vllm-v0", blocks=3, watermark_ratio=0.0)
+    first, middle, last = station.serve((0.0, 16, 3), (0.0, 16, 3), (0.5, 16, 3))
+    assert [first.end_s, middle.end_s] == [4.0, 6.0]
+    assert [r.preemptions for r in (first, middle, last)] == [0, 1, 1]
+    assert [r.itl_max_s for r in (first, middle, last)] == [2.0, 4.0, 5.0]
+
+
+def test_v0_keeps_the_watermark_free() -> None:
+    for watermark_ratio, start_s in ((0.2, 3.0), (0.1, 0.0)):
+        requests = Station("vllm-v0", blocks=10, watermark_ratio=watermark_ratio).serve((0.0, 60, 3), (0.0, 75, 3))
+        assert requests[1].first_scheduled_s == start_s
+
+
+def test_sglang_splits_prompts_and_holds_decodes_back_until_the_last_chunk() -> None:
+    station = Station("sglang", max_batched_tokens=10)
+    first, second, third = station.serve((0.0, 4, 20), (0.5, 25, 2), (0.6, 5, 2))
+    assert station.chunks() == [(0.0, {0: 4}), (1.0, {1: 10}), (2.0, {1: 10}), (3.0, {1: 5, 2: 5})]
+    assert [first.end_s, first.itl_max_s] == [23.0, 4.0]
+    assert [r.end_s for r in (second, third)] == [5.0, 5.0]
+
+
+@pytest.mark.parametrize(("max_new_tokens", "start_s"), [(100, 90.0), (80, 1.0)])
+def test_sglang_reserves_a_share_of_the_longest_answers(max_new_tokens: int, start_s: float) -> None:
+    """300 slots, 100 in use: a prompt of 50 and its 100 tokens do not fit beside 0.7 * 99, and its 80 do beside 0.7 * 79."""
+    station = Station("sglang", blocks=300, block_tokens=1, max_new_tokens=max_new_tokens)
+    requests = station.serve((0.0, 100, 90), (0.5, 50, 3))
+    assert requests[1].first_scheduled_s == start_s
+
+
+@pytest.mark.parametrize(("decay_steps", "start_s"), [(10, 21.0), (10_000, 90.0)])
+def test_sglang_reserves_less_as_it_decodes(decay_steps: int, start_s: float) -> None:
+    """After 20 decode steps 180 slots are left: 50 + 100 + 0.1 * 79 fit, 50 + 100 + 0.7 * 79 do not."""
+    options = {"max_new_tokens": 100, "min_new_token_ratio": 0.1, "decay_steps": decay_steps}
+    station = Station("sglang", blocks=300, block_tokens=1, **options)
+    requests = station.serve((0.0, 100, 90), (20.5, 50, 3))
+    assert requests[1].first_scheduled_s == start_s
+
+
+def test_sglang_retracts_the_longest_prompt_among_equals() -> None:
+    """100 slots for prompts of 30 and 20: full after 25 decode steps; the longer one goes until the other has ended."""
+    station = Station("sglang", blocks=100, block_tokens=1, max_new_tokens=1, new_token_ratio=0.0, retract_steps=2)
+    longer, shorter = station.serve((0.0, 30, 50), (0.0, 20, 50))
+    assert [longer.preemptions, shorter.preemptions] == [1, 0]
+    assert shorter.end_s == 50.0
+    assert station.chunks()[-1] == (50.0, {0: 56})
+    assert longer.end_s == 74.0
+
+
+def test_sglang_reserves_after_a_retraction_what_was_answered() -> None:
+    """One of two answers was retracted: the other has 26 of at most 200 tokens, so (26 + 2) / 201 of the rest is reserved."""
+    options = {"max_new_tokens": 200, "new_token_ratio": 0.0, "retract_steps": 2}
+    scheduler = load("schedulers", "sglang")
+    rank = scheduler(scheduler.Config(**options))
+    batch = Batch(1000, 1, False)
+    batch.waiting.extend([Request(0, 0.0, 60, 99), Request(1, 0.0, 100, 99)])
+    rank.schedule(batch)
+    assert len(batch.chunks) == 2
+    for request, tokens in batch.chunks:
+        batch.finish_chunk(request, tokens)
+    batch.clear_plan()
+    batch.decode(25)
+    batch.cache.allocate(1000 - batch.cache.used)  # somebody else's
+    rank.schedule(batch)
+    assert [request.id for request in batch.waiting] == [1]
+    assert rank.ratio(batch) == pytest.approx(28 / 201)
+    assert not batch.held
+
+
+class Idles:
+    """Holds decodes back for nothing."""
+
+    Config = load("schedulers", "vllm-v0").Config
+
+    def __init__(self, config: Any) -> None:
+        self.inner = load("schedulers", "vllm-v0")(config)
+
+    def schedule(self, batch: Batch) -> None:
+        self.inner.schedule(batch)
+        batch.held = True
+
+    def admits(self, batch: Batch) -> bool:
+        return bool(self.inner.admits(batch))
+
+
+def test_holding_back_for_nothing_is_refused() -> None:
+    with pytest.raises(PolicyError, match=r"^Idles: .* holds decodes back in a step that computes no prompts"):
+        check_scheduler(Idles)
+
+
+@pytest.mark.parametrize("policy", ["vllm-v0", "sglang"])
+def test_laws_hold_where_a_run_is_cut_off(policy: str) -> None:
+    """Among others, that requests' energies add up to the replica's where some were held back when time was over."""
+    for horizon_s in (17.0, 17.1, 17.25):
+        cut = {**with_scheduler(loaded(4.0), policy), "run": {"horizon": f"{horizon_s} s"}}
+        assert summary(cut)["unfinished"] > 20
+
+
+def test_prompts_first_shortens_the_first_token_and_lengthens_the_gaps() -> None:
+    """What Sarathi-Serve's authors set out to mend (figure 1): V0's worst gaps are longer than with a budget of 512."""
+    v0, sarathi = (summary(with_scheduler(loaded(2.5, 400_000), policy)) for policy in ("vllm-v0", "sarathi"))
+    assert v0["itl_p99_s"] > 1.5 * sarathi["itl_p99_s"]
+    assert v0["ttft_mean_s"] < sarathi["ttft_mean_s"]
 
 
 @pytest.mark.parametrize(("policy", "options"), EVERY)
