@@ -18,6 +18,7 @@ from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
 from fleetsim.fleet.pool import describe_pool
 from fleetsim.kernel.streams import Streams
+from fleetsim.plugins import Choice
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import (
     FixedTokens,
@@ -26,6 +27,7 @@ from fleetsim.scenario.schema import (
     Parallelism,
     Pool,
     QuantileTokens,
+    Scenario,
     SloLimits,
     SyntheticWorkload,
     TraceWorkload,
@@ -146,12 +148,24 @@ def open_workload(loaded: LoadedScenario, streams: Streams) -> Workload:
 
 
 def _trace_blocks_fit(loaded: LoadedScenario, traced: frozenset[int]) -> Findings:
-    for index, pool in enumerate(loaded.scenario.pools):
-        own = pool.engine.kv.block_tokens
+    for path, own in _blocks_read(loaded.scenario):
         for tokens in sorted(size for size in traced if not blocks_compatible(size, own)):
             message = f"the trace names its prompts in blocks of {tokens} tokens: {own} neither divides that nor is a multiple"
             hint = f"such as {tokens}, or 16" if tokens % 16 == 0 else f"such as {tokens}"
-            yield loaded.finding(("pools", index, "engine", "kv", "block_tokens"), message, hint)
+            yield loaded.finding(path, message, hint)
+
+
+def _blocks_read(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    """Sizes of the blocks [tokens] in which engines and routers (also one inside another) read prompts, and where they are set."""
+    for index, pool in enumerate(scenario.pools):
+        yield ("pools", index, "engine", "kv", "block_tokens"), pool.engine.kv.block_tokens
+    path: tuple[str | int, ...] = ("gateway", "router")
+    router: object = scenario.gateway.router
+    while isinstance(router, Choice):
+        own = getattr(router.config, "block_tokens", None)
+        if isinstance(own, int):
+            yield (*path, "block_tokens"), own
+        path, router = (*path, "inner"), getattr(router.config, "inner", None)
 
 
 # --- the catalogue ----------------------------------------------------------------------------------------------------
