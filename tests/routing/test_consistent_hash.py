@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fleetsim
 from fleetsim.routing.api import FleetView, RequestView
 from fleetsim.routing.consistent_hash import ConsistentHash, ConsistentHashConfig, _place
 from fleetsim.testing import check_router
 from fleetsim.workload.prefixes import Content
 from fleetsim.workload.request import Request
+from tests.routing.test_basic import fleet, steady
 
 
 def create(view: FleetView, **parameters: float) -> ConsistentHash:
@@ -94,3 +97,20 @@ def test_an_added_replica_takes_its_share_and_nothing_else_moves() -> None:
     moved = [after for before, after in pairs if before != after]
     assert set(moved) == {7}
     assert len(moved) == pytest.approx(500, rel=0.35)  # shares of the ring vary by about 1/sqrt(100)
+
+
+def test_bound_holds_in_a_run_with_one_hot_prefix(tmp_path: Path) -> None:
+    """From the request table: what each replica had when a request came to it, that one included. Requests spill over."""
+    workload = {**steady(600, 60), "prefixes": {"groups": 3, "tokens": 500, "zipf": 2.0}}
+    result = fleetsim.run(fleet("consistent-hash", 6, workload), tmp_path / "out", check=True)
+    table = result.requests().sort_by("request_id")
+    arrival, end = table["arrival_s"].to_numpy(), table["end_s"].to_numpy()
+    replica = table["replica"].to_numpy()
+    fullest = 0
+    for n in range(600):
+        there = (arrival[:n] < arrival[n]) & (end[:n] > arrival[n])
+        here = 1 + int((replica[:n][there] == replica[n]).sum())
+        assert here <= ceil(1.25 * (int(there.sum()) + 1) / 6)
+        fullest = max(fullest, here)
+    assert fullest >= 4
+    assert set(replica.tolist()) == set(range(6))  # three prefixes alone would use three
