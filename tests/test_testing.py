@@ -325,6 +325,15 @@ class ShortestAnswerFirst(Wrapped):
         self.inner.schedule(batch)
 
 
+class PreemptsLongestAnswer(Wrapped):
+    """Blocks lacking: stops whoever will need them for longest, which it cannot know."""
+
+    def schedule(self, batch: Batch) -> None:
+        while batch.spare_blocks() < 0:
+            batch.preempt(max(batch.running, key=lambda request: (request.output_tokens, request.id)))
+        self.inner.schedule(batch)
+
+
 class Loses(Wrapped):
     """Drops a request from the queue."""
 
@@ -372,6 +381,7 @@ BROKEN_SCHEDULERS: list[tuple[type, str]] = [
     (Dice, "leaps and single steps disagree|does otherwise the second time"),
     (Mixes, "mixes up replicas"),
     (ShortestAnswerFirst, r"order depends on the true output lengths.*oracle=True"),
+    (PreemptsLongestAnswer, r"order depends on the true output lengths.* preempts \[\d+\], or .*oracle=True"),
     (Loses, r"requests have not ended after 900 s \(the first is"),
     (Starves, "admits nothing on an empty rank although request 7 waits"),
     (Miscounts, "law 3 .*context tokens"),
@@ -389,6 +399,7 @@ def test_broken_schedulers_are_rejected(scheduler: type, message: str) -> None:
 def test_an_oracle_may_know_the_answers() -> None:
     """And the wrapper itself is sound."""
     assert check_scheduler(ShortestAnswerFirst, oracle=True).policy == "ShortestAnswerFirst"
+    assert check_scheduler(PreemptsLongestAnswer, oracle=True).policy == "PreemptsLongestAnswer"
     assert check_scheduler(Wrapped).policy == "Wrapped"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isclose
+from itertools import zip_longest
+from math import inf, isclose
 from pathlib import Path
 from time import perf_counter_ns
 
@@ -75,8 +76,8 @@ _SCENES = (
     _Scene(7, 16, 150, True, 80, 0.0, 120, 40),
 )
 """Room enough and too little, all at once and spread out, blocks of 1 to 64 tokens, with and without shared starts."""
-_PEEK = _Scene(8, 16, 100_000, False, 60, 0.0, 700, 400)
-"""All at once, with room for all: nothing ends before everything was admitted but for the schedulers' own limits."""
+_PEEKS = (_Scene(8, 16, 100_000, False, 60, 0.0, 700, 400), _Scene(9, 16, 400, False, 40, 0.0, 100, 600))
+"""All at once, with long answers: with room for all, so that who waits does so by the scheduler's own limits, and without."""
 
 
 def check_scheduler(policy: type | str, config: Config = None, *, oracle: bool = False) -> Report:
@@ -84,7 +85,8 @@ def check_scheduler(policy: type | str, config: Config = None, *, oracle: bool =
 
     Checked are: every request ends; the engine's leaps give what step-by-step simulation gives to 1e-9 (so that what it does
     depends on the batch only, and `admits` is right); the same scene gives the same results, also where one scheduler serves two
-    replicas, as it does in a pool; order does not depend on true output lengths.
+    replicas, as it does in a pool; until the
+    first answer ends, what is computed and who is preempted does not depend on the true output lengths.
 
     Parameters
     ----------
@@ -195,14 +197,50 @@ def _compare(checked: Policy, ours: Sequence[Request], others: Sequence[Request]
 
 
 def _no_peeking(checked: Policy) -> None:
-    """Until the first request ends, nobody can know who has a long answer: other lengths must give the same starts."""
-    ours = _serve(checked, checked.create(), _PEEK)
-    others = _serve(checked, checked.create(), _PEEK, reversed_outputs=True)
-    first_end_s = min(request.end_s for request in (*ours, *others))
-    for a, b in zip(ours, others, strict=True):
-        early = min(a.first_scheduled_s, b.first_scheduled_s) < first_end_s
-        if early and a.first_scheduled_s != b.first_scheduled_s:
-            starts = f"request {a.id} starts at {a.first_scheduled_s:.4g} s or {b.first_scheduled_s:.4g} s"
+    """Law 7: until the first request ends, nobody can know who has a long answer, so other lengths must give the same plans."""
+    for scene in _PEEKS:
+        courses = []
+        first_end_s = inf
+        for reversed_outputs in (False, True):
+            watched = _Watched(checked.create())
+            requests = _serve(checked, watched, scene, reversed_outputs=reversed_outputs)
+            first_end_s = min(first_end_s, *(request.end_s for request in requests))
+            courses.append(watched.plans)
+        ours, others = ([plan for plan in plans if plan[0] < first_end_s] for plans in courses)
+        if ours != others:
+            a, b = next((a, b) for a, b in zip_longest(ours, others) if a != b)
             checked.fail(
-                f"order depends on the true output lengths, which nobody knows: {starts} (oracle=True allows it)"
+                f"order depends on the true output lengths, which nobody knows: {_told(a)}, or with the same requests and "
+                f"other answers to come, {_told(b)} (oracle=True allows it)"
             )
+
+
+_Plan = tuple[float, tuple[tuple[int, int], ...], tuple[int, ...]]
+"""Time of a step, prompt tokens that it computes by request, and requests that were preempted for it."""
+
+
+class _Watched:
+    """Passes calls on and notes what was planned."""
+
+    def __init__(self, inner: Scheduler) -> None:
+        self.inner = inner
+        self.plans: list[_Plan] = []
+
+    def schedule(self, batch: Batch) -> None:
+        self.inner.schedule(batch)
+        chunks = tuple((request.id, tokens) for request, tokens in batch.chunks)
+        preempted = tuple(request.id for request in batch.preempted)
+        if chunks or preempted:
+            self.plans.append((batch.now_s, chunks, preempted))
+
+    def admits(self, batch: Batch) -> bool:
+        return self.inner.admits(batch)
+
+
+def _told(plan: _Plan | None) -> str:
+    if plan is None:
+        return "it plans nothing more"
+    time_s, chunks, preempted = plan
+    what = [f"computes prompts of requests {[number for number, _ in chunks]}"] if chunks else []
+    what += [f"preempts {list(preempted)}"] if preempted else []
+    return f"at {time_s:.4g} s it {' and '.join(what)}"
