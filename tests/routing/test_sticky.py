@@ -101,3 +101,10 @@ def test_bad_inner_parameter_is_told_with_its_line(tmp_path: Path) -> None:
     assert finding.path == "gateway.router.inner.choises"
     assert finding.line == len(path.read_text().splitlines()) - 1
     assert "choices" in str(finding)
+
+
+def test_session_that_was_silent_for_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for two sessions: the first one speaks again, so the third one takes the second one's room."""
+    monkeypatch.setattr("fleetsim.routing.sticky._SESSIONS", 2)
+    router = create(FleetView(["main"] * 9), inner="round-robin")
+    assert [router.route(asked(session)) for session in (1, 2, 1, 3, 1, 2)] == [0, 1, 0, 2, 0, 3]
