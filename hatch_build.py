@@ -29,6 +29,11 @@ HOT_MODULES = (
     "fleetsim/engine/steptime/roofline.py",
     "fleetsim/routing/api.py",
     "fleetsim/routing/basic.py",
+    "fleetsim/routing/cache_aware.py",
+    "fleetsim/routing/consistent_hash.py",
+    "fleetsim/routing/least_kv.py",
+    "fleetsim/routing/prefix_index.py",
+    "fleetsim/routing/prefix_score.py",
     "fleetsim/fleet/fleet.py",
 )
 
