@@ -87,9 +87,9 @@ class Scheduler(Protocol):
     """Decides at a step boundary what a rank computes next.
 
     Running requests past their prompt get a token, unless the scheduler sets `Batch.held` for a step that computes prompt chunks
-    only; it plans these chunks, admits from the queue and preempts, by the verbs of `Batch`. It is asked at every boundary at which something may have changed: a request waits or has prompt left, or
-    the decoding requests lack blocks. What it does may depend on the batch only, so that a leap over boundaries at which it would
-    do nothing is exact.
+    only; it plans these chunks, admits from the queue and preempts, by the verbs of `Batch`. It is asked at every boundary at
+    which something may have changed: a request waits or has prompt left, or the decoding requests lack blocks. What it does may
+    depend on the batch only, so that a leap over boundaries at which it would do nothing is exact.
     """
 
     def schedule(self, batch: Batch) -> None:
