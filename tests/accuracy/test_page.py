@@ -120,7 +120,9 @@ def test_blind_predictions_are_kept_for_every_row() -> None:
     assert (points[["ttft_ms", "tpot_ms"]] > 0).all().all()
     requests = pd.read_parquet(BLIND / "vllm_requests.parquet")
     wanted = tables.table("vllm_heldout_workloads_inputs_only")
-    assert set(map(tuple, requests[["run", "request"]].to_numpy())) == set(map(tuple, wanted[["run", "request"]].to_numpy()))
+    assert set(map(tuple, requests[["run", "request"]].to_numpy())) == set(
+        map(tuple, wanted[["run", "request"]].to_numpy())
+    )
     assert (requests[["ttft_ms", "e2e_ms"]] > 0).all().all()
     energy = pd.read_parquet(BLIND / "energy.parquet")
     assert len(energy.model_id.unique()) == 6
