@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from fleetsim.accuracy import energy, runs, served
@@ -65,10 +64,7 @@ def predict(row: Mapping[str, Any]) -> served.Served:
     """One point: simulated, or in closed form where prompts and answers are computed by different workers."""
     if row["mode"] == "disagg":
         return disaggregated(row)
-    found = served.serve(row)
-    if np.isfinite(found.tpot_ms):
-        return found
-    return served.serve({**row, "precision": "fp4"})  # does not fit as it is described: the precision is in doubt
+    return served.serve(row)
 
 
 TRANSFER_S = 0.02

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fleetsim.calibration import tables
-from fleetsim.calibration.kernels import OFF, Fit, Kernels, fit
+from fleetsim.calibration.kernels import KEYS, OFF, Fit, Kernels, fit
 from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.catalog.calibration import GROUPS, load_calibration
 
@@ -26,19 +26,6 @@ MIXED = (*ROOF, "head_s", "serial_s", "decode_rows")
 DECODE = ("memory_ratio", "overhead_s", "head_s")
 MEMORY = ("memory_ratio", "overhead_s", "sharpness")
 
-KEYS = {
-    "compute_ratio": ("compute_ratio", 1.0, ""),
-    "memory_ratio": ("memory_ratio", 1.0, ""),
-    "overhead_s": ("overhead", 1e6, " us"),
-    "sharpness": ("sharpness", 1.0, ""),
-    "passes": ("passes", 1.0, ""),
-    "width_s": ("per_width", 1e9, " ns"),
-    "head_s": ("per_head", 1e9, " ns"),
-    "serial_s": ("serial_per_token", 1e9, " ns"),
-    "decode_rows": ("decode_rows", 1.0, ""),
-    "mixed_memory_ratio": ("mixed_memory_ratio", 1.0, ""),
-}
-"""Key in the file, factor and unit of each constant."""
 ALWAYS = ("compute_ratio", "memory_ratio", "overhead_s", "sharpness")
 
 BORROWED_NOTE = (

@@ -49,6 +49,41 @@ OFF = {
 """Constants without effect, for terms that a group of operators does not have."""
 
 
+KEYS = {
+    "compute_ratio": ("compute_ratio", 1.0, ""),
+    "memory_ratio": ("memory_ratio", 1.0, ""),
+    "overhead_s": ("overhead", 1e6, " us"),
+    "sharpness": ("sharpness", 1.0, ""),
+    "passes": ("passes", 1.0, ""),
+    "width_s": ("per_width", 1e9, " ns"),
+    "head_s": ("per_head", 1e9, " ns"),
+    "serial_s": ("serial_per_token", 1e9, " ns"),
+    "decode_rows": ("decode_rows", 1.0, ""),
+    "mixed_memory_ratio": ("mixed_memory_ratio", 1.0, ""),
+}
+"""Key in the file, factor and unit of each constant."""
+ARITHMETIC = {
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "fp8_block": "fp8",
+    "fp4": "fp4",
+    "mxfp4_bf16": "bf16",
+    "int4_bf16": "bf16",
+    "mxfp4_fp8": "fp8",
+}
+"""Data type that each format is multiplied in."""
+WIDTHS = {
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "fp4": 0.5625,
+    "mxfp4_bf16": 0.53125,
+    "int4_bf16": 0.53125,
+    "mxfp4_fp8": 0.53125,
+}
+"""Bytes per weight, scales included."""
+
+
 @dataclass(frozen=True)
 class Kernels:
     """Work and measured time of many kernels; every field is an array of the same length, or one number for all."""

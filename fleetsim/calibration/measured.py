@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from fleetsim.calibration.kernels import Fit, Kernels, fit, predicted_s
+from fleetsim.calibration.kernels import ARITHMETIC, KEYS, WIDTHS, Fit, Kernels, fit, predicted_s
 from fleetsim.catalog.accelerator import Accelerator
 from fleetsim.catalog.link import Link
 from fleetsim.errors import DataError, Finding, nearest
@@ -36,29 +36,8 @@ COLUMNS = {
     "idle": (),
 }
 """Columns that each kind of row needs beside latency_us."""
-FORMATS = {
-    "bf16": ("bf16", 2.0),
-    "fp16": ("fp16", 2.0),
-    "fp8": ("fp8", 1.0),
-    "fp8_block": ("fp8", 1.0),
-    "fp4": ("fp4", 0.5625),
-    "mxfp4_bf16": ("bf16", 0.53125),
-    "mxfp4_fp8": ("fp8", 0.53125),
-}
+FORMATS = {"fp16": ("fp16", 2.0), **{form: (ARITHMETIC[form], WIDTHS[form]) for form in ARITHMETIC}}
 """Data type that each format is multiplied in, and bytes per weight with scales."""
-CONSTANTS = {
-    "compute_ratio": ("compute_ratio", 1.0, ""),
-    "memory_ratio": ("memory_ratio", 1.0, ""),
-    "overhead_s": ("overhead", 1e6, " us"),
-    "sharpness": ("sharpness", 1.0, ""),
-    "passes": ("passes", 1.0, ""),
-    "width_s": ("per_width", 1e9, " ns"),
-    "head_s": ("per_head", 1e9, " ns"),
-    "serial_s": ("serial_per_token", 1e9, " ns"),
-    "decode_rows": ("decode_rows", 1.0, ""),
-    "mixed_memory_ratio": ("mixed_memory_ratio", 1.0, ""),
-}
-"""Key in a calibration file, factor and unit of each constant."""
 FREE = {
     "gemm": ("compute_ratio", "memory_ratio", "overhead_s", "sharpness", "width_s"),
     "moe": ("compute_ratio", "memory_ratio", "overhead_s", "sharpness", "passes"),
@@ -293,12 +272,10 @@ def sections(fits: Sequence[Fitted], source: str) -> dict[str, dict[str, dict[st
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for one in fits:
         always = ("compute_ratio", "memory_ratio", "overhead_s", "sharpness")
-        wanted = [
-            k for k in CONSTANTS if k in always or (one.found.constants.get(k, 0.0) > 0 and k in _shown(one.group))
-        ]
+        wanted = [k for k in KEYS if k in always or (one.found.constants.get(k, 0.0) > 0 and k in _shown(one.group))]
         body: dict[str, Any] = {}
         for constant in wanted:
-            key, factor, unit = CONSTANTS[constant]
+            key, factor, unit = KEYS[constant]
             text = f"{one.found.constants[constant] * factor:.4g}"
             body[key] = f"{text}{unit}" if unit else float(text)
         body |= {"source": source, "median_error": round(one.found.median_error, 4)}

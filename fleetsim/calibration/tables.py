@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fleetsim.calibration.kernels import Kernels, joined
+from fleetsim.calibration.kernels import ARITHMETIC, WIDTHS, Kernels, joined
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
 from fleetsim.catalog.llm import load_llm
 from fleetsim.errors import DataError, Finding
@@ -54,26 +54,6 @@ MOE_FORMATS = {
     "mxfp4_fp8": "w4a8_mxfp4_mxfp8",
 }
 """Number formats of experts: weights in mxfp4 meet activations in 16 or 8 bits."""
-ARITHMETIC = {
-    "bf16": "bf16",
-    "fp8": "fp8",
-    "fp8_block": "fp8",
-    "fp4": "fp4",
-    "mxfp4_bf16": "bf16",
-    "int4_bf16": "bf16",
-    "mxfp4_fp8": "fp8",
-}
-"""Data type that each format is multiplied in."""
-WIDTHS = {
-    "bf16": 2.0,
-    "fp8": 1.0,
-    "fp8_block": 1.0,
-    "fp4": 0.5625,
-    "mxfp4_bf16": 0.53125,
-    "int4_bf16": 0.53125,
-    "mxfp4_fp8": 0.53125,
-}
-"""Bytes per weight, scales included."""
 L2_BYTES = {
     "a100-80": 40e6,
     "h100-sxm": 50e6,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import sqrt
+from math import exp, sqrt
+from statistics import NormalDist
 from typing import NamedTuple, Protocol
 
 from fleetsim.catalog.accelerator import Accelerator
@@ -339,10 +340,8 @@ def _popularity(experts: int, chosen: int, spread: float) -> list[tuple[float, f
         return []
     if not spread:
         return [(float(experts), chosen / experts)]
-    from statistics import NormalDist
-
     groups = 16
-    weights = [pow(2.718281828459045, spread * NormalDist().inv_cdf((i + 0.5) / groups)) for i in range(groups)]
+    weights = [exp(spread * NormalDist().inv_cdf((i + 0.5) / groups)) for i in range(groups)]
     mean = sum(weights) / groups
     return [(experts / groups, min(chosen / experts * weight / mean, 1.0)) for weight in weights]
 
