@@ -89,6 +89,10 @@ class Fleet:
         self._source: Iterator[Request] = iter(())
         self._next: Request | None = None
         self._view = RequestView(Request(-1, 0.0, 1, 1))
+        slo = scenario.slo
+        self._ttft_limit_s = inf if slo is None or slo.ttft is None else slo.ttft
+        classes = {} if slo is None else slo.classes
+        self._class_ttft_limit_s = {k: inf if limits.ttft is None else limits.ttft for k, limits in classes.items()}
 
     # --- construction ------------------------------------------------------------------------------------------------
 
@@ -164,6 +168,10 @@ class Fleet:
         self.arrived += 1
         group = self._groups.get(request.model) or self._group(request.model)
         view = group.view
+        limit_s = self._ttft_limit_s
+        if request.klass is not None:
+            limit_s = self._class_ttft_limit_s.get(request.klass, limit_s)
+        request.deadline_s = request.arrival_s + limit_s
         self._view._request = request
         view.now_s = self.clock.now_s
         decision = group.router.route(self._view)

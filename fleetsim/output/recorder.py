@@ -108,8 +108,9 @@ class RequestLog:
         classes = list(map(attrgetter("klass"), rows))
         met = slo_met(self._slo, classes, finished, ttft, tpot, e2el) if self._slo is not None else None
         busy, energy = floats("cost_share_s"), floats("energy_j")
-        cost = busy * np.where(served, self._usd_per_s[replica], 0.0)
-        site = self._energy.pue * (energy + busy * np.where(served, self._host_w[replica], 0.0))
+        cost = floats("paid_usd") + busy * np.where(served, self._usd_per_s[replica], 0.0)
+        hosts = floats("host_energy_j") + busy * np.where(served, self._host_w[replica], 0.0)
+        site = self._energy.pue * (energy + hosts)
         columns: dict[str, Any] = {
             "request_id": ints("id"),
             "session_id": _ints_or_null(ints("session")),
@@ -130,7 +131,7 @@ class RequestLog:
             "output_tokens": output,
             "cached_tokens": ints("cached_tokens"),
             "preemptions": pa.array(ints("preemptions").astype(np.int32)),
-            "migrations": pa.array(np.zeros(len(rows), np.int32)),
+            "migrations": pa.array(ints("migrations").astype(np.int32)),
             "ttft_s": _float_or_null(ttft),
             "tpot_s": _float_or_null(tpot),
             "ntpot_s": _float_or_null(ntpot),

@@ -56,6 +56,26 @@ class RequestView:
         """Service class, if known."""
         return self._request.klass
 
+    @property
+    def deadline_s(self) -> float:
+        """Latest first token that keeps the limit of its class [s]; infinite without one."""
+        return self._request.deadline_s
+
+    @property
+    def priority(self) -> int:
+        """Higher is more urgent."""
+        return self._request.priority
+
+    @property
+    def weight(self) -> float:
+        """Its tenant's share where tenants compete."""
+        return self._request.weight
+
+    @property
+    def predicted_tokens(self) -> float:
+        """Output length that the gateway's predictor expects [tokens]; below zero where there is none."""
+        return self._request.predicted_tokens
+
     def prefix(self, block_tokens: int) -> Path:
         """Keys of the prompt's whole blocks of `block_tokens` tokens, as a hash chained over its tokens would give them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from typing import Any, Protocol
 
 from fleetsim.workload.prefixes import Content
@@ -25,10 +26,12 @@ class Request:
         "arrival_s",
         "blocks",
         "cached_tokens",
+        "carried_tokens",
         "computed",
         "content",
         "cost_mark",
         "cost_share_s",
+        "deadline_s",
         "end_s",
         "energy_j",
         "energy_mark",
@@ -36,14 +39,19 @@ class Request:
         "first_scheduled_s",
         "first_token_s",
         "generated",
+        "host_energy_j",
         "id",
         "itl_max_s",
         "klass",
         "last_token_s",
+        "migrations",
         "model",
         "node",
         "output_tokens",
+        "paid_usd",
+        "predicted_tokens",
         "preemptions",
+        "priority",
         "prompt_tokens",
         "queued_s",
         "rank",
@@ -56,6 +64,7 @@ class Request:
         "target",
         "tenant",
         "turn",
+        "weight",
     )
 
     # what the engine fills in when the request is admitted
@@ -95,6 +104,15 @@ class Request:
         self.klass = klass
         self.tenant = tenant
         self.model = model
+        # what the gateway adds
+        self.deadline_s = inf
+        """Latest first token that keeps the limit of its class [s]."""
+        self.priority = 0
+        """Higher is more urgent."""
+        self.weight = 1.0
+        """Its tenant's share where tenants compete."""
+        self.predicted_tokens = -1.0
+        """Output length that a predictor expects [tokens]; below zero where there is none."""
         # life so far
         self.status = WAITING
         self.reason: str | None = None
@@ -107,12 +125,20 @@ class Request:
         self.end_s = _NEVER
         self.cached_tokens = 0
         self.preemptions = 0
+        self.migrations = 0
+        self.carried_tokens = 0
+        """Tokens whose keys and values come from elsewhere when it is admitted next."""
         self.generated = 0
         self.finish_step = -1
         self.segment_mark = -1
         self.itl_max_s = 0.0
         self.energy_j = 0.0
         self.cost_share_s = 0.0
+        """Its share of the busy time of the replica it is at [s]."""
+        self.paid_usd = 0.0
+        """What its shares on earlier replicas cost."""
+        self.host_energy_j = 0.0
+        """What the servers around earlier replicas drew for it."""
 
 
 class Workload(Protocol):
