@@ -24,6 +24,7 @@ from fleetsim.scenario.schema import (
     FixedTokens,
     Lengths,
     LognormalTokens,
+    MixWorkload,
     Parallelism,
     Pool,
     QuantileTokens,
@@ -31,6 +32,7 @@ from fleetsim.scenario.schema import (
     SloLimits,
     SyntheticWorkload,
     TraceWorkload,
+    Workload,
 )
 from fleetsim.units import show, show_bytes
 from fleetsim.workload.build import build_workload
@@ -39,7 +41,7 @@ from fleetsim.workload.prefixes import blocks_compatible
 from fleetsim.workload.profiles import load_profile
 
 if TYPE_CHECKING:
-    from fleetsim.workload.request import Workload
+    from fleetsim.workload import request as workloads
 
 Findings = Iterator[Finding]
 
@@ -130,7 +132,7 @@ def check_workload(loaded: LoadedScenario) -> list[Finding]:
     return []
 
 
-def open_workload(loaded: LoadedScenario, streams: Streams) -> Workload:
+def open_workload(loaded: LoadedScenario, streams: Streams) -> workloads.Workload:
     """The workload of a scenario, checked to its end and against the fleet.
 
     Raises
@@ -214,40 +216,79 @@ def _pool_names_unique(loaded: LoadedScenario) -> Findings:
         seen.add(pool.name)
 
 
+def _parts(workload: Workload) -> Iterator[tuple[tuple[str, ...], TraceWorkload | SyntheticWorkload]]:
+    """The workloads that there are, and where they stand in the scenario."""
+    if isinstance(workload, MixWorkload):
+        yield from ((("workload", "parts", name), part) for name, part in workload.parts.items())
+    else:
+        yield ("workload",), workload
+
+
 def _trace_exists(loaded: LoadedScenario) -> Findings:
-    workload = loaded.scenario.workload
-    if not isinstance(workload, TraceWorkload):
-        return
+    for where, workload in _parts(loaded.scenario.workload):
+        if isinstance(workload, TraceWorkload):
+            yield from _file_exists(loaded, (*where, "path"), workload.path)
+
+
+def _file_exists(loaded: LoadedScenario, where: tuple[str, ...], name: str) -> Findings:
     try:
-        path = locate(workload.path, loaded.base_dir)
+        path = locate(name, loaded.base_dir)
     except DataError as error:
-        yield from _retold(loaded, ("workload", "path"), error)
+        yield from _retold(loaded, where, error)
         return
     try:
         if path.is_dir():
-            yield loaded.finding(("workload", "path"), f"{workload.path} is a folder, not a trace file")
+            yield loaded.finding(where, f"{name} is a folder, not a trace file")
         elif not path.exists():
             names = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
             hint = nearest(path.name, names, "in that folder") if names else f"there is no folder {path.parent}"
-            yield loaded.finding(("workload", "path"), f"no such file: {workload.path}", hint)
+            yield loaded.finding(where, f"no such file: {name}", hint)
     except (OSError, ValueError) as error:
-        yield loaded.finding(("workload", "path"), f"cannot be read: {error}")
+        yield loaded.finding(where, f"cannot be read: {error}")
 
 
 def _model_is_served(loaded: LoadedScenario) -> Findings:
-    model = loaded.scenario.workload.model
     served = {pool.llm for pool in loaded.scenario.pools}
-    if model is not None and model not in served:
-        yield loaded.finding(("workload", "model"), f'no pool serves "{model}"', nearest(model, served, "in the pools"))
+    for where, workload in _parts(loaded.scenario.workload):
+        model = workload.model
+        if model is not None and model not in served:
+            yield loaded.finding((*where, "model"), f'no pool serves "{model}"', nearest(model, served, "in the pools"))
 
 
 def _profile_exists(loaded: LoadedScenario) -> Findings:
-    workload = loaded.scenario.workload
-    if isinstance(workload, SyntheticWorkload) and workload.profile is not None:
-        try:
-            load_profile(workload.profile)
-        except DataError as error:
-            yield from _retold(loaded, ("workload", "profile"), error)
+    for where, workload in _parts(loaded.scenario.workload):
+        if isinstance(workload, SyntheticWorkload) and workload.profile is not None:
+            try:
+                load_profile(workload.profile)
+            except DataError as error:
+                yield from _retold(loaded, (*where, "profile"), error)
+
+
+_NAME_CLASSES = frozenset({"bailian", "burstgpt", "parquet"})
+"""Formats of traces that may say of which class a request is."""
+_NAME_TENANTS = frozenset({"parquet"})
+
+
+def _labels_occur(loaded: LoadedScenario) -> Findings:
+    """Classes and tenants that no request can have: most likely a slip of the pen."""
+    scenario = loaded.scenario
+    parts = [part for _, part in _parts(scenario.workload)]
+    classes: list[tuple[str, ...]] = [("classes", name) for name in scenario.classes]
+    if scenario.slo is not None:
+        classes += [("slo", "classes", name) for name in scenario.slo.classes]
+    tenants: list[tuple[str, ...]] = [("tenants", name) for name in scenario.tenants]
+    for paths, named, formats, what in (
+        (classes, {part.klass for part in parts}, _NAME_CLASSES, "class"),
+        (tenants, {part.tenant for part in parts}, _NAME_TENANTS, "tenant"),
+    ):
+        if any(isinstance(part, TraceWorkload) and part.format in formats for part in parts):
+            continue
+        known = sorted(name for name in named if name is not None)
+        for path in paths:
+            if path[-1] not in known:
+                hint = nearest(path[-1], known, "in the workload") if known else f"set `{what}` in the workload"
+                message = f'no request can be of {what} "{path[-1]}"'
+                yield loaded.finding(path, message, hint, "warning")
 
 
 _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
@@ -255,6 +296,7 @@ _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _trace_exists,
     _profile_exists,
     _model_is_served,
+    _labels_occur,
 )
 
 
@@ -366,10 +408,11 @@ def _capacity_holds_a_block(site: Site) -> Findings:
 
 
 def _longest_request_fits(site: Site) -> Findings:
-    workload = site.loaded.scenario.workload
-    if not isinstance(workload, SyntheticWorkload) or workload.sessions or not workload.prompt_tokens:
-        return
-    longest = _largest(workload.prompt_tokens) + (_largest(workload.output_tokens) if workload.output_tokens else 1)
+    longest = 0
+    for _, workload in _parts(site.loaded.scenario.workload):
+        if isinstance(workload, SyntheticWorkload) and not workload.sessions and workload.prompt_tokens:
+            answer = _largest(workload.output_tokens) if workload.output_tokens else 1
+            longest = max(longest, _largest(workload.prompt_tokens) + answer)
     plan = memory_plan(site.llm, site.accelerator, site.pool.parallelism, site.pool.engine)
     context = site.llm.context_tokens
     if plan.fits and longest > plan.capacity_tokens and longest < 1_000_000:
@@ -437,12 +480,11 @@ def _slo_above_floors(loaded: LoadedScenario, sites: list[Site]) -> Findings:
 def _limits_above_floors(
     loaded: LoadedScenario, sites: list[Site], limits: SloLimits, path: tuple[str | int, ...]
 ) -> Findings:
-    workload = loaded.scenario.workload
-    shortest = 1
-    if isinstance(workload, SyntheticWorkload) and workload.prompt_tokens and not workload.prefixes:
-        shortest = _smallest(workload.prompt_tokens) if not workload.sessions else 1
-    single = (
-        isinstance(workload, SyntheticWorkload) and workload.output_tokens and _largest(workload.output_tokens) == 1
+    parts = [part for _, part in _parts(loaded.scenario.workload)]
+    shortest = min(_shortest_prompt(part) for part in parts)
+    single = all(
+        isinstance(part, SyntheticWorkload) and part.output_tokens and _largest(part.output_tokens) == 1
+        for part in parts
     )
     for key, limit in (("ttft", limits.ttft), ("tpot", limits.tpot), ("e2el", limits.e2el)):
         if limit is None or (key == "tpot" and single):
@@ -458,6 +500,12 @@ def _limits_above_floors(
             )
             hint = "more tp, faster memory or narrower weights would help; --force runs anyway"
             yield loaded.finding((*path, key), message, hint, "error" if every else "warning")
+
+
+def _shortest_prompt(workload: TraceWorkload | SyntheticWorkload) -> int:
+    if not isinstance(workload, SyntheticWorkload) or not workload.prompt_tokens:
+        return 1
+    return 1 if workload.prefixes or workload.sessions else _smallest(workload.prompt_tokens)
 
 
 def _smallest(lengths: Lengths) -> int:

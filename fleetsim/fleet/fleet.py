@@ -92,6 +92,8 @@ class Fleet:
         slo = scenario.slo
         self._ttft_limit_s = inf if slo is None or slo.ttft is None else slo.ttft
         classes = {} if slo is None else slo.classes
+        self._priority = {name: block.priority for name, block in scenario.classes.items()}
+        self._weight = {name: block.weight for name, block in scenario.tenants.items()}
         self._class_ttft_limit_s = {k: inf if limits.ttft is None else limits.ttft for k, limits in classes.items()}
 
     # --- construction ------------------------------------------------------------------------------------------------
@@ -172,6 +174,10 @@ class Fleet:
         if request.klass is not None:
             limit_s = self._class_ttft_limit_s.get(request.klass, limit_s)
         request.deadline_s = request.arrival_s + limit_s
+        if self._priority:
+            request.priority = self._priority.get(request.klass or "", 0)
+        if self._weight:
+            request.weight = self._weight.get(request.tenant or "", 1.0)
         self._view._request = request
         view.now_s = self.clock.now_s
         decision = group.router.route(self._view)

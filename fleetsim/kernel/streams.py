@@ -20,6 +20,8 @@ class Streams:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self.contents = 0
+        """Where the numbers of the workload's content streams begin."""
         self._generators: dict[str, Generator] = {}
 
     def get(self, name: str) -> Generator:

@@ -252,6 +252,10 @@ class SyntheticWorkload(Block):
     """Multi-turn structure."""
     model: str | None = None
     """Send every request to pools of this LLM only."""
+    klass: Annotated[str | None, Field(alias="class", min_length=1)] = None
+    """Service class of its requests."""
+    tenant: Annotated[str | None, Field(min_length=1)] = None
+    """Who pays for them."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -310,6 +314,10 @@ class TraceWorkload(Block):
     """Later turns of a session: at their recorded time, or released by the end of the turn before plus its pause."""
     model: str | None = None
     """Send every request to pools of this LLM only, whatever the trace says."""
+    klass: Annotated[str | None, Field(alias="class", min_length=1)] = None
+    """Service class of requests for which the trace names none."""
+    tenant: Annotated[str | None, Field(min_length=1)] = None
+    """Who pays for requests for which the trace does not say."""
 
     @model_validator(mode="after")
     def _thinning(self) -> Self:
@@ -318,7 +326,35 @@ class TraceWorkload(Block):
         return self
 
 
-Workload = Annotated[TraceWorkload | SyntheticWorkload, Field(discriminator="kind")]
+PartName = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class MixWorkload(Block):
+    """Several workloads at once, each with its own random streams: adding one changes no other."""
+
+    kind: Literal["mix"]
+    parts: Annotated[
+        dict[PartName, Annotated[TraceWorkload | SyntheticWorkload, Field(discriminator="kind")]], Field(min_length=1)
+    ]
+    """The workloads by name; `class` and `tenant` of a part tell its requests from others'."""
+
+
+Workload = Annotated[TraceWorkload | SyntheticWorkload | MixWorkload, Field(discriminator="kind")]
+
+
+class RequestClass(Block):
+    """What sets a class of requests apart; its latency limits stand in slo.classes."""
+
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31, strict=True)] = 0
+    """Higher is more urgent; requests of no class have 0."""
+
+
+class Tenant(Block):
+    """What sets a tenant apart."""
+
+    weight: Annotated[Number, Field(gt=0, le=1e9)] = 1.0
+    """Share relative to other tenants', where they compete; requests of no tenant have 1."""
+
 
 # --- service-level objectives ----------------------------------------------------------------------------------------
 
@@ -493,6 +529,10 @@ class Scenario(Block):
     """Root of every random stream."""
     workload: Workload
     """Who asks for what, when."""
+    classes: dict[str, RequestClass] = {}
+    """Classes of requests by name."""
+    tenants: dict[str, Tenant] = {}
+    """Tenants by name."""
     slo: Slo | None = None
     """Service-level objective."""
     gateway: Gateway = Field(default_factory=Gateway)

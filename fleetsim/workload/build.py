@@ -6,8 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fleetsim.scenario.schema import SyntheticWorkload, TraceWorkload
+from fleetsim.scenario.schema import MixWorkload, SyntheticWorkload, TraceWorkload
 from fleetsim.workload.formats import TraceFile, locate
+from fleetsim.workload.mix import Labelled, Mix, PartStreams, salt_of
 from fleetsim.workload.replay import ReleasedReplay, Replay
 from fleetsim.workload.synthetic import synthetic_workload
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def build_workload(
-    config: TraceWorkload | SyntheticWorkload,
+    config: TraceWorkload | SyntheticWorkload | MixWorkload,
     base_dir: Path,
     streams: Streams,
     served: Collection[str] | None = None,
@@ -41,6 +42,21 @@ def build_workload(
     DataError
         If a trace file cannot be read, or has bad rows and the scenario does not say to skip them.
     """
+    if isinstance(config, MixWorkload):
+        parts = config.parts
+        return Mix(
+            {name: build_workload(part, base_dir, PartStreams(streams, name), served) for name, part in parts.items()},
+            {name: salt_of(part) for name, part in parts.items()},
+        )
+    workload = _unlabelled(config, base_dir, streams, served)
+    if config.klass is None and config.tenant is None:
+        return workload
+    return Labelled(workload, config.klass, config.tenant)
+
+
+def _unlabelled(
+    config: TraceWorkload | SyntheticWorkload, base_dir: Path, streams: Streams, served: Collection[str] | None
+) -> Workload:
     if isinstance(config, SyntheticWorkload):
         return synthetic_workload(config, streams)
     trace = TraceFile.open(locate(config.path, base_dir), config.format)

@@ -37,7 +37,7 @@ class Session:
     def content(self, prompt_tokens: int, output_tokens: int) -> Content:
         """Content of the next turn: that of the turn before if the prompt can hold it all, else something new."""
         if self._content is None or prompt_tokens < self._known_tokens:
-            self._content = Content(((session_stream(next(self._streams)), OPEN_END),))
+            self._content = Content(((next(self._streams), OPEN_END),))
         self._known_tokens = prompt_tokens + output_tokens
         return self._content
 
@@ -45,9 +45,9 @@ class Session:
 class Sessions:
     """Numbers and contents of a trace's sessions, apart for each time that the trace is played."""
 
-    def __init__(self) -> None:
+    def __init__(self, contents: int = 0) -> None:
         self._sessions: dict[tuple[int, Hashable], Session] = {}
-        self._streams = iter(range(1 << 62))
+        self._streams = iter(range(contents + session_stream(0), 1 << 80, 2))
 
     def of(self, loop: int, key: Hashable) -> Session:
         """The session, new or known."""
@@ -80,7 +80,7 @@ class Replay:
         if not self._scan.rows:
             raise DataError(self._nothing_left())
         self.skipped_rows = self._scan.bad.count
-        self._sessions = Sessions()
+        self._sessions = Sessions(streams.contents)
         self._made = 0
 
     @property

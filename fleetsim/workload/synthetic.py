@@ -39,8 +39,9 @@ def session_stream(session: int) -> int:
 class PrefixGroups(dict[int, Content]):
     """Contents of shared prefixes, made when first used, and who uses which."""
 
-    def __init__(self, config: schema.SharedPrefixes, rng: Generator) -> None:
+    def __init__(self, config: schema.SharedPrefixes, rng: Generator, contents: int) -> None:
         super().__init__()
+        self._contents = contents
         self.tokens = config.tokens
         self._rng = rng
         weights = np.arange(1, config.groups + 1, dtype=np.float64) ** -config.zipf
@@ -48,7 +49,7 @@ class PrefixGroups(dict[int, Content]):
         self._last = config.groups - 1
 
     def __missing__(self, group: int) -> Content:
-        content = self[group] = Content(((group_stream(group), self.tokens),))
+        content = self[group] = Content(((self._contents + group_stream(group), self.tokens),))
         return content
 
     def draw(self, count: int) -> list[int]:
@@ -68,7 +69,10 @@ class _Parts:
         self.prompts = self._lengths(config.prompt_tokens, "prompt_tokens")
         self.outputs = self._lengths(config.output_tokens, "output_tokens")
         prefixes = config.prefixes
-        self.groups = None if prefixes is None else PrefixGroups(prefixes, streams.get("workload.prefixes"))
+        self.contents = streams.contents
+        self.groups = None
+        if prefixes is not None:
+            self.groups = PrefixGroups(prefixes, streams.get("workload.prefixes"), streams.contents)
 
     def arrivals(self) -> Arrivals:
         """The open arrival process."""
@@ -173,14 +177,14 @@ class Conversations:
     def requests(self) -> Iterator[Request]:
         """First turns, in order of arrival."""
         session = next_id = 0
-        cap = self._config.requests
+        cap, contents = self._config.requests, self._parts.contents
         for times in _limited(self._arrivals.chunks(self._chunk), cap, self._config.duration):
             groups, turns = self._groups(len(times)), self._turns(len(times)).tolist()
             for time_s, group, count in zip(times.tolist(), groups, turns, strict=True):
                 plan = self._plan(count, 0 if group is None else group[1])
                 if cap is not None:
                     plan = plan[: cap - next_id]
-                runs = ((session_stream(session), OPEN_END),)
+                runs = ((contents + session_stream(session), OPEN_END),)
                 content = Content(runs if group is None else (group, *runs))
                 prompt, output, _ = plan[0]
                 if len(plan) > 1:
@@ -220,7 +224,7 @@ class Conversations:
         groups = self._parts.groups
         if groups is None:
             return repeat(None, count)
-        return [(group_stream(group), groups.tokens) for group in groups.draw(count)]
+        return [groups[group].runs[0] for group in groups.draw(count)]
 
     def _plan(self, turns: int, prefix_tokens: int) -> list[tuple[int, int, float]]:
         """Prompt, output and pause before it of each turn that fits the context; always one."""

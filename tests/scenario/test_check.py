@@ -146,3 +146,33 @@ def test_blocks_of_the_trace_and_of_the_engine(write: Callable[..., Path]) -> No
     for tokens, fits in ((16, True), (512, True), (1024, True), (100, False)):
         loaded = load_scenario(write(), [trace, f"pools[0].engine.kv.block_tokens={tokens}"])
         assert [f.path for f in check_workload(loaded)] == ([] if fits else ["pools[0].engine.kv.block_tokens"])
+
+
+def test_labels_that_no_request_can_have(check: Check) -> None:
+    """Classes and tenants are compared with what the workload's parts say; a trace may name others."""
+    found = check(
+        "workload.class=chat",
+        "classes={chta: {priority: 1}, chat: {}}",
+        "slo.classes={batch: {e2el: 1 h}}",
+        "tenants={anna: {weight: 2}}",
+    )
+    assert [(f.path, f.severity) for f in found] == [
+        ("classes.chta", "warning"),
+        ("slo.classes.batch", "warning"),
+        ("tenants.anna", "warning"),
+    ]
+    assert "did you mean" in found[0].hint.lower()
+    assert "set `tenant`" in found[2].hint
+
+
+def test_parts_of_a_mix_are_checked(check: Check) -> None:
+    parts = (
+        "workload={kind: mix, parts: {bad: {kind: trace, format: azure, path: none.csv}, "
+        "worse: {kind: synthetic, requests: 5, profile: azure2023, model: qwen3-8b}}}"
+    )
+    text = SMALL[: SMALL.index("workload:")] + SMALL[SMALL.index("slo:") :]
+    assert [f.path for f in check(parts, text=text)] == [
+        "workload.parts.bad.path",
+        "workload.parts.worse.profile",
+        "workload.parts.worse.model",
+    ]
