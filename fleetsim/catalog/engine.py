@@ -36,6 +36,12 @@ class EngineProfile:
     """Factor on the accelerator time of a step: gaps between kernels and what no operator covers."""
     fuses_quantisation: bool
     """Whether activations are quantised by the kernel before a product instead of by one of their own."""
+    nano_batches: int
+    """Parts into which it cuts the sequences of a step so that their kernels can overlap; 1 if it does not."""
+    nano_scale: float
+    """Factor on the accelerator time of a step that is cut, beside the weights that are read and the kernels started again."""
+    overlap: float
+    """Share of what such parts could hide behind each other that they do."""
     runtime_bytes: float
     """Memory per accelerator for driver context, libraries and captured graphs [B]."""
     runtime_parallel_bytes: float
@@ -74,6 +80,9 @@ def load_engine(kind: str) -> EngineProfile:
         frontend_s=record.quantity("frontend", "time"),
         scale=record.quantity("scale", "ratio"),
         fuses_quantisation=record.quantity("fuses_quantisation", "count") > 0,
+        nano_batches=int(_optional(record, "nano_batches", "count", 1)),
+        nano_scale=_optional(record, "nano_scale", "ratio", 1),
+        overlap=_optional(record, "overlap", "ratio", 0),
         runtime_bytes=record.quantity("runtime", "bytes"),
         runtime_parallel_bytes=record.quantity("runtime_parallel", "bytes"),
         sampler_bytes_per_logit=record.quantity("sampler_per_logit", "bytes"),
@@ -83,3 +92,7 @@ def load_engine(kind: str) -> EngineProfile:
     )
     record.finish()
     return profile
+
+
+def _optional(record: Record, key: str, dimension: str, default: float) -> float:
+    return record.quantity(key, dimension) if key in record.content else default

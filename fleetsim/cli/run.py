@@ -159,6 +159,7 @@ _FIGURES = (
     ("bad rows skipped", "skipped_rows", ""),
     ("goodput", "goodput_requests_per_s", "requests/s"),
     ("output", "output_tokens_per_s", "tokens/s"),
+    ("computed tokens", "compute_bound_ratio", "of what peak arithmetic allows"),
     ("prefix cache hits", "prefix_hit_ratio", "of prompt tokens"),
     ("preemptions", "preemptions", ""),
     ("simulated time", "makespan_s", "s"),
@@ -178,7 +179,7 @@ def _figures(summary: Mapping[str, Any]) -> list[list[str]]:
         value = summary.get(key)
         if value is None or (key in _ONLY_IF_ANY and not value):
             continue
-        if key == "prefix_hit_ratio":
+        if key in ("prefix_hit_ratio", "compute_bound_ratio"):
             rows.append([title, f"{value:.2%} {unit}"])
         else:
             rows.append([title, f"{value:,}" if isinstance(value, int) else show(value, unit)])

@@ -51,6 +51,11 @@ METRICS = (
            "2 x active parameters x (prompt tokens computed + output tokens) / (peak FLOP/s x busy time), "
            "dense peak of the arithmetic used; attention not counted"),
     Metric("mbu_ratio", "", "(weights read once per step + context read by decode attention) / (memory bandwidth x busy time)"),
+    Metric("compute_bound_tokens_per_s", "1/s",
+           "sum over pools of accelerators x dense peak FLOP/s / (2 x active parameters): no engine computes more tokens"),
+    Metric("compute_bound_measured_tokens_per_s", "1/s", "the same with the peak that measured matrix products reach"),
+    Metric("compute_bound_ratio", "",
+           "(prompt tokens computed + output tokens) / simulated_s / compute_bound_tokens_per_s"),
     Metric("batch_mean", "count", "tokens computed / steps"),
     Metric("busy_ratio", "", "time in which a step runs / time, mean over replicas"),
     Metric("kv_used_mean_ratio", "", "mean over samples and replicas of KV blocks in use / capacity",

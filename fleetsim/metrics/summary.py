@@ -12,6 +12,7 @@ import pyarrow as pa
 from fleetsim.catalog.llm import BYTES_PER_VALUE
 from fleetsim.engine.gaps import edge_s
 from fleetsim.fleet.pool import Pool
+from fleetsim.metrics.bounds import optimal_tokens_per_s
 from fleetsim.metrics.statistics import batch_means_interval, percentiles
 from fleetsim.metrics.verdict import Verdict, verdict
 from fleetsim.scenario.schema import Energy, Scenario
@@ -92,7 +93,11 @@ def summarise(
     served = status != REJECTED
     arrival, start, end = (_floats(read, name)[served] for name in ("arrival_s", "first_scheduled_s", "end_s"))
     word = verdict(arrival, start, end, int((~served).sum()))
-    return summary, _groups(read, table, status, met, counted, makespan_s), word
+    groups = _groups(read, table, status, met, counted, makespan_s)
+    bounds = {pool.name: pool.accelerators * _bound(pool) for pool in pools}
+    for row in groups:
+        row["compute_bound_tokens_per_s"] = bounds[row["value"]] if row["by"] == "pool" else None
+    return summary, groups, word
 
 
 def _counts(status: np.ndarray[Any, Any]) -> Figures:
@@ -182,9 +187,12 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
     """Energy, cost and use of the machines, from their meters."""
     energy_j = idle_j = cost_usd = busy_s = flops = flop_room = read_bytes = byte_room = 0.0
     tokens = steps = replicas = 0
+    bound = bound_measured = 0.0
     for pool in pools:
         chips = pool.config.parallelism.accelerators
         accelerator, engine, llm = pool.accelerator, pool.config.engine, pool.llm
+        bound += pool.accelerators * _bound(pool)
+        bound_measured += pool.accelerators * _bound(pool, measured=True)
         weights = llm.weights_dtype(engine.weights)
         peak = accelerator.peak_flop_per_s[accelerator.arithmetic(weights)]
         kv_bytes = llm.kv_values_per_token * llm.attention_layers * BYTES_PER_VALUE[llm.kv_dtype(engine.kv.dtype)]
@@ -216,9 +224,16 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
         "batch_mean": tokens / steps if steps else 0.0,
         "mfu_ratio": flops / flop_room if flop_room else 0.0,
         "mbu_ratio": read_bytes / byte_room if byte_room else 0.0,
+        "compute_bound_tokens_per_s": bound,
+        "compute_bound_measured_tokens_per_s": bound_measured,
+        "compute_bound_ratio": tokens / end_s / bound if end_s else 0.0,
         "simulated_s": end_s,
         "accelerators": sum(pool.accelerators for pool in pools),
     }
+
+
+def _bound(pool: Pool, measured: bool = False) -> float:
+    return optimal_tokens_per_s(pool.llm, pool.accelerator, pool.config.engine, measured)
 
 
 def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:

@@ -419,7 +419,7 @@ class KvCache(Block):
 class Engine(Block):
     """Inference engine of a replica."""
 
-    kind: Literal["vllm", "sglang", "trtllm", "trtllm-1.0", "generic"] = "vllm"
+    kind: Literal["vllm", "sglang", "trtllm", "trtllm-1.0", "nanoflow", "generic"] = "vllm"
     """Whose host overheads to charge."""
     scheduler: Annotated[Choice, _SCHEDULER] = Field(default_factory=lambda: _default(_SCHEDULER))
     """Which requests run in each step."""

@@ -41,7 +41,8 @@ configs = st.builds(
     graph_padding=st.booleans(),
     async_scheduling=st.booleans(),
     host_per_sequence=st.sampled_from([None, "30 us"]),
-    overlap=st.sampled_from([0.0, 0.3, 1.0]),
+    overlap=st.sampled_from([None, 0.3, 1.0]),
+    nano_batches=st.sampled_from([None, 2, 4]),
     draft_tokens=st.sampled_from([0, 0, 1, 4]),
     acceptance=st.sampled_from([0.0, 0.7, 1.0]),
 )
@@ -121,8 +122,9 @@ def test_more_work_never_takes_less(
         {"expert_spread": 1.0, "graph_padding": True, "overlap": 0.5},
         {"draft_tokens": 3, "fuse_all_reduce": True, "async_scheduling": True},
         {"draft_tokens": 2, "overlap": 1.0, "host_per_sequence": "10 us"},
+        {"overlap": 0.765, "nano_batches": 3, "graph_padding": True},
     ],
-    ids=["default", "padded", "speculative", "overlapped"],
+    ids=["default", "padded", "speculative", "overlapped", "cut"],
 )
 def test_the_public_checker(name: str, values: dict[str, Any]) -> None:
     """All of it, but for means over steps: a decode more lets a prompt's pipeline fill, or its verification hide."""
@@ -319,6 +321,57 @@ def test_overlap_lies_between_one_by_one_and_the_longest(name: str, batch: int, 
     none, half, full = (decode_s(roofline(name, options(overlap=share)), batch, ctx) for share in (0.0, 0.5, 1.0))
     assert half == pytest.approx((none + full) / 2)
     assert none / 3 < full <= none
+
+
+def test_overlap_gains_nothing_where_everything_waits_for_memory() -> None:
+    """One sequence reads weights and cache: side by side they share the bandwidth, so that only launches hide."""
+    for batch, mean, least, most in ((1, 4000, 0.0, 0.1), (512, 300, 0.2, 0.5)):
+        ctx = batch * mean
+        m = roofline("plain", options(overlap=1.0), kind="generic")
+        gain = 1 - decode_s(m, batch, ctx) / decode_s(roofline("plain", kind="generic"), batch, ctx)
+        assert least <= gain < most
+        arithmetic_s, bytes_s = m._roofs(batch, batch, 0, 0, 0, batch, ctx, batch)
+        assert decode_s(m, batch, ctx) >= max(arithmetic_s, bytes_s)
+
+
+@given(
+    st.sampled_from(sorted(POOLS)),
+    st.sampled_from([2, 4]),
+    batches,
+    st.integers(1, 8000),
+    st.integers(0, 3000),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_cutting_a_step_costs_and_its_overlap_is_bounded(
+    name: str, parts: int, batch: int, mean: int, n: int, with_prompt: bool
+) -> None:
+    """Weights are read once per part, so that a cut step without overlap is never shorter."""
+    whole, cut = roofline(name), roofline(name, options(nano_batches=parts))
+    side = roofline(name, options(nano_batches=parts, overlap=1.0))
+    ctx = batch * mean
+    for m in (cut, side):
+        assert m._parts == parts
+    times = [
+        prompt_step(m, n + 1, 0, batch, ctx)[0] if with_prompt else decode_s(m, batch, ctx) for m in (whole, cut, side)
+    ]
+    assert times[1] >= times[0] * (1 - 1e-9)
+    assert times[2] <= times[1] * (1 + 1e-9)
+    if batch == 1 and not with_prompt:
+        assert times[1] == pytest.approx(times[0])  # one sequence cannot be cut
+
+
+def test_the_nanoflow_engine_is_its_parts() -> None:
+    """`engine: {kind: nanoflow}` is the options that its catalogue entry names, and they can be overruled."""
+    profile = load_engine("nanoflow")
+    named = roofline("tp", kind="nanoflow")
+    assert (named._parts, named._overlap) == (profile.nano_batches, profile.overlap) == (2, 0.765)
+    plain = roofline("tp", options(nano_batches=1, overlap=0.0), kind="nanoflow")
+    host_s = load_engine("vllm").host_s - profile.host_s
+    assert decode_s(plain, 64, 64_000) == pytest.approx(decode_s(roofline("tp"), 64, 64_000) - host_s)
+    apart = roofline("tp", options(nano_batches=2, overlap=0.0, scale=profile.nano_scale))
+    cut = roofline("tp", options(overlap=0.0), kind="nanoflow")
+    assert decode_s(cut, 64, 64_000) == pytest.approx(decode_s(apart, 64, 64_000) - host_s)
 
 
 # --- speculation ------------------------------------------------------------------------------------------------------

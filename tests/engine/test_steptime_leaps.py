@@ -72,6 +72,7 @@ options = st.fixed_dictionaries(
         "async_scheduling": st.booleans(),
         "host_per_sequence": st.just("20 us"),
         "overlap": st.sampled_from([0.2, 1.0]),
+        "nano_batches": st.sampled_from([2, 4]),
         "draft_tokens": st.sampled_from([1, 4]),
         "acceptance": st.sampled_from([0.0, 0.8]),
     },
@@ -99,7 +100,11 @@ def test_silicon(scenario: dict[str, Any], tmp_path: Path) -> None:
     assert_same(*run_both(with_model({**scenario, "pools": pools}, {"model": "silicon"}), tmp_path))
 
 
-@pytest.mark.parametrize("values", [{}, {"overlap": 1.0, "draft_tokens": 2}], ids=["default", "overlapped"])
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"overlap": 1.0, "draft_tokens": 2}, {"overlap": 0.765, "nano_batches": 2}],
+    ids=["default", "overlapped", "cut"],
+)
 def test_leaps_pass_windows(values: dict[str, Any], tmp_path: Path) -> None:
     """Not vacuous either: answers grow from inside the window of gpt-oss (128 tokens) far beyond it, in leaps."""
     scenario: dict[str, Any] = {

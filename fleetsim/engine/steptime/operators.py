@@ -36,6 +36,14 @@ class Cost(NamedTuple):
 
     time_s: float
     energy_j: float
+    arithmetic_s: float = 0.0
+    """Of the time, what the arithmetic alone takes: nothing else that computes can run meanwhile."""
+    bytes_s: float = 0.0
+    """Of the time, what the bytes alone take: nothing else that reads or writes memory can run meanwhile."""
+
+    def times(self, count: float) -> Cost:
+        """The cost of doing this `count` times."""
+        return Cost(self.time_s * count, self.energy_j * count, self.arithmetic_s * count, self.bytes_s * count)
 
 
 class Work(NamedTuple):
@@ -44,6 +52,20 @@ class Work(NamedTuple):
     compute_s: float
     network_s: float
     energy_j: float
+    arithmetic_s: float = 0.0
+    """As in `Cost`."""
+    bytes_s: float = 0.0
+    """As in `Cost`."""
+
+    def times(self, count: float) -> Work:
+        """The work of doing this `count` times."""
+        return Work(
+            self.compute_s * count,
+            self.network_s * count,
+            self.energy_j * count,
+            self.arithmetic_s * count,
+            self.bytes_s * count,
+        )
 
 
 class Product(NamedTuple):
@@ -111,15 +133,11 @@ class Chip:
         width: float = 0.0,
     ) -> Cost:
         """Time and energy of one kernel with the given constants."""
-        roof = smooth_max(
-            efficiency.sharpness,
-            flops * self.flop_s(efficiency, arithmetic),
-            size_bytes * self.byte_s(efficiency),
-            width * efficiency.width_s * self.scale,
-        )
+        arithmetic_s, bytes_s = flops * self.flop_s(efficiency, arithmetic), size_bytes * self.byte_s(efficiency)
+        roof = smooth_max(efficiency.sharpness, arithmetic_s, bytes_s, width * efficiency.width_s * self.scale)
         beside = efficiency.overhead_s + efficiency.passes * pass_bytes / self.accelerator.bandwidth_bytes_per_s
         energy = flops * self.joule_per_flop(arithmetic) + (size_bytes + pass_bytes) * self.joule_per_byte
-        return Cost(roof + self.scale * beside, energy)
+        return Cost(roof + self.scale * beside, energy, arithmetic_s, bytes_s)
 
 
 def smooth_max(sharpness: float, *times: float) -> float:
@@ -216,7 +234,8 @@ class Layers:
         network = reduced * self.link.all_reduce_s(residual, parallel.tp)
         if parallel.pp > 1:
             network += parallel.pp * self.link.send_s(residual / parallel.tp)
-        return Work(time, network, energy)
+        arithmetic_s, bytes_s = sum(part.arithmetic_s for part in parts), sum(part.bytes_s for part in parts)
+        return Work(time, network, energy, arithmetic_s, bytes_s)
 
     def _product_cost(self, product: Product, tokens: float) -> Cost:
         form, arithmetic = self._product_format(product.dtype)
@@ -233,14 +252,14 @@ class Layers:
             pass_bytes=inputs * (VALUE + BYTES_PER_VALUE[arithmetic]) if quantised else 0.0,
             width=product.inner,
         )
-        return Cost(one.time_s * product.layers, one.energy_j * product.layers)
+        return one.times(product.layers)
 
     def _elementwise_cost(self, tokens: float) -> Cost:
         """Norms, rotary embedding, cache write, activation function and embedding look-up."""
         llm, tp = self.llm, self.parallelism.tp
         heads = 2 * (llm.query_dim + llm.kv_values_per_token) / tp
         feed_forward = llm.mlp_layers + llm.moe_layers
-        time = energy = 0.0
+        time = energy = moved_s = 0.0
         for width, layers in (
             (4.0 * llm.hidden, 0 if self._fused_norms else llm.attention_layers + llm.linear_layers + feed_forward),
             (heads, llm.attention_layers * (3 if llm.head_norm else 2)),
@@ -250,7 +269,8 @@ class Layers:
             one = self.chip.cost("elementwise", ACTIVATIONS, ACTIVATIONS, 0.0, tokens * width * VALUE)
             time += one.time_s * layers
             energy += one.energy_j * layers
-        return Cost(time, energy)
+            moved_s += one.bytes_s * layers
+        return Cost(time, energy, 0.0, moved_s)
 
     def _recurrence_cost(self, tokens: float) -> Cost:
         """What recurrent layers do beside their projections: split, convolution, recurrence over the state, gated norm.
@@ -267,9 +287,11 @@ class Layers:
         flops = tokens * llm.linear_flops_per_token / tp
         one = self.chip.cost("prefill_attention", ACTIVATIONS, ACTIVATIONS, flops, 0.0)
         attention_s = self.chip.calibration.efficiency("prefill_attention", ACTIVATIONS).overhead_s * self.chip.scale
-        time = max(one.time_s - attention_s, moved * self.chip.byte_s(efficiency))
+        moved_s = moved * self.chip.byte_s(efficiency)
+        time = max(one.time_s - attention_s, moved_s)
         time += RECURRENT_KERNELS[llm.linear_kind] * efficiency.overhead_s * self.chip.scale
-        return Cost(time * llm.linear_layers, (one.energy_j + moved * self.chip.joule_per_byte) * llm.linear_layers)
+        energy = one.energy_j + moved * self.chip.joule_per_byte
+        return Cost(time, energy, one.arithmetic_s, moved_s).times(llm.linear_layers)
 
     # --- experts ----------------------------------------------------------------------------------------------------
 
@@ -310,14 +332,15 @@ class Layers:
             pass_bytes=assigned * (2 * llm.hidden + llm.projections * width) * VALUE,
             width=llm.hidden + width,
         )
-        return Cost(one.time_s * llm.moe_layers, one.energy_j * mean / max(assigned, 1e-9) * llm.moe_layers)
+        energy = one.energy_j * mean / max(assigned, 1e-9)
+        return Cost(one.time_s, energy, one.arithmetic_s, one.bytes_s).times(llm.moe_layers)
 
     def coupled_experts(self, group_tokens: float) -> Work:
         """Experts shared by data-parallel ranks: all tokens are gathered, computed, and their sums scattered back."""
         one = self.experts(group_tokens)
         moved = self.link.all_gather_s(group_tokens * self.llm.hidden * VALUE, self.parallelism.dp)
         energy = one.energy_j * self.parallelism.tp * self.parallelism.pp
-        return Work(one.time_s, 2 * self.llm.moe_layers * moved, energy)
+        return Work(one.time_s, 2 * self.llm.moe_layers * moved, energy, one.arithmetic_s, one.bytes_s)
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
@@ -328,7 +351,13 @@ class Layers:
         logits = sampled * llm.vocab * BYTES_PER_VALUE["fp32"]
         sampler = self.chip.cost("sampler", ACTIVATIONS, ACTIVATIONS, 0.0, logits)
         gathered = self.link.all_gather_s(sampled * llm.vocab * VALUE, parallel.tp)
-        return Work(head.time_s + sampler.time_s, gathered, head.energy_j * parallel.tp + sampler.energy_j)
+        return Work(
+            head.time_s + sampler.time_s,
+            gathered,
+            head.energy_j * parallel.tp + sampler.energy_j,
+            head.arithmetic_s,
+            head.bytes_s + sampler.bytes_s,
+        )
 
 
 def _popularity(experts: int, chosen: int, spread: float) -> list[tuple[float, float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import combinations
 from math import ceil
 from typing import Annotated, ClassVar, Optional, TypeVar
 
@@ -55,8 +56,12 @@ class RooflineConfig(PolicyConfig):
     """Time per step in which the accelerators wait for the host; default: the engine's."""
     host_per_sequence: "Optional[SecondsOrZero]" = None
     """Added to it per sequence that gets a token, such as when one process streams all answers; default: the engine's."""
-    overlap: "Annotated[float, Field(ge=0, le=1)]" = 0.0
-    """Share of a step in which products, attention and collectives run side by side, as in NanoFlow; 0 one by one."""
+    overlap: "Annotated[Optional[float], Field(ge=0, le=1)]" = None
+    """Share of what can run side by side (arithmetic, memory, network) that does, as in NanoFlow; 0 one by one, 1 until the
+    longest of them ends. Default: the engine's."""
+    nano_batches: "Annotated[Optional[int], Field(ge=1, le=16, strict=True)]" = None
+    """Parts into which the tokens of a step are cut so that their kernels can overlap: weights are read, and kernels and
+    collectives started, that many times. Default: the engine's."""
     draft_tokens: "Annotated[int, Field(ge=0, le=16, strict=True)]" = 0
     """Speculative decoding: tokens that are proposed per step and verified together."""
     acceptance: "Annotated[float, Field(ge=0, le=1)]" = 0.7
@@ -77,8 +82,10 @@ class Roofline:
     tokens read ``min(context sum, batch x W)`` (exact unless contexts lie on both sides of W), so that a line ends where
     the mean context reaches W. In a step that also has a prompt, a decode's one query fills a whole tile of the prompt
     kernel, so that it takes more arithmetic. Pipeline stages work on as many micro-batches as there are sequences, at
-    most one per stage. Speculative decoding is a mean: a step's time is shared by the tokens that it is expected to
-    yield. Errors against measured kernels and served runs: docs/accuracy.md.
+    most one per stage. With overlap, a step lasts ``sum - overlap x (sum - longest)``: the sum is that of all kernels and
+    collectives, the longest that of the products, of attention, of the collectives, of all arithmetic and of all bytes, since
+    two kernels that wait for the same thing gain nothing side by side. Speculative decoding is a mean: a step's time is
+    shared by the tokens that it is expected to yield. Errors against measured kernels and served runs: docs/accuracy.md.
     """
 
     Config: ClassVar = RooflineConfig
@@ -110,10 +117,15 @@ class Roofline:
             self._host_s += profile.host_data_parallel_s
         self._host_sequence_s = profile.host_per_sequence_s if host_sequence_s is None else host_sequence_s
         self._prompt_scale = config.prompt_scale
+        self._overlap = profile.overlap if config.overlap is None else config.overlap
+        self._parts = profile.nano_batches if config.nano_batches is None else config.nano_batches
         self._eager_s = profile.eager_layer_s * llm.layers
         self._graph_tokens = profile.graph_tokens
         calibration = calibration_for(accelerator, engine)
-        self._chip = Chip(accelerator, calibration, profile.scale * config.scale, profile.fuses_quantisation)
+        scale = profile.scale * config.scale
+        if self._parts > 1:
+            scale *= profile.nano_scale
+        self._chip = Chip(accelerator, calibration, scale, profile.fuses_quantisation)
         self._layers = Layers(llm, self._chip, link, parallelism, engine, profile, config)
         self._coupled = llm.is_moe and parallelism.dp > 1
         self._stages = parallelism.pp
@@ -123,7 +135,6 @@ class Roofline:
         self._staged: dict[tuple[int, int], Work] = {}
         self._lines: list[Line | None] = []
         self._bent_lines: dict[tuple[int, int], list[Line]] = {}
-        self._overlap = config.overlap
         self._queries = 1 + config.draft_tokens
         self._yield = _expected_tokens(config.draft_tokens, config.acceptance)
         self._draft = config.draft_tokens * config.draft_cost
@@ -254,8 +265,18 @@ class Roofline:
             attention *= self._prompt_scale
         time = compute + network + self._host_s + sampled * self._host_sequence_s
         if self._overlap:
-            hidden = compute + network + attention - max(compute, network, attention)
-            attention -= self._overlap * hidden
+            arithmetic_s, bytes_s = self._roofs(
+                tokens,
+                sampled,
+                prefill_pairs,
+                prefill_ctx_tokens,
+                prefill_sequences,
+                decode_batch,
+                decode_ctx_tokens,
+                group_tokens,
+            )
+            longest = max(compute, network, attention, arithmetic_s, bytes_s)
+            attention -= self._overlap * (compute + network + attention - longest)
         energy += self._active_w * (compute + network + attention)
         time += attention
         if prefill_sequences and time < self._eager_s and tokens > self._graph_tokens:
@@ -288,6 +309,50 @@ class Roofline:
         except IndexError:
             experts = self._fill_experts(group_tokens)
         return base[0] + head[0] + experts[0], base[1] + head[1] + experts[1], base[2] + head[2] + experts[2]
+
+    def _roofs(
+        self,
+        tokens: int,
+        sampled: int,
+        prefill_pairs: int,
+        prefill_ctx_tokens: int,
+        prefill_sequences: int,
+        decode_batch: int,
+        decode_ctx_tokens: int,
+        group_tokens: int,
+    ) -> tuple[float, float]:
+        """Time of all arithmetic and of all bytes of a step, each alone: what no overlap can hide."""
+        sequences = decode_batch + prefill_sequences
+        works = [self._head[sampled] or self._fill_head(sampled)]
+        if self._stages > 1:
+            works.append(self._staged_base(tokens, sequences))
+        else:
+            computed = _captured(tokens) if self._padding and not prefill_sequences else tokens
+            works.append(self._base[computed] or self._fill_base(computed))
+        if self._coupled:
+            works.append(self._experts[group_tokens] or self._fill_experts(group_tokens))
+        arithmetic_s = sum([work.arithmetic_s for work in works])
+        bytes_s = sum([work.bytes_s for work in works])
+        share = 1.0
+        if self._stages > 1:
+            share = self._stages / min(self._stages, max(sequences, 1))
+        fresh = tokens - decode_batch
+        for layers, reach in ((self._full_layers, self._top_k), (self._window_layers, self._window)):
+            pairs, prefill_ctx, decode_ctx = prefill_pairs, prefill_ctx_tokens, decode_ctx_tokens
+            if reach:
+                pairs, decode_ctx = min(pairs, fresh * reach), min(decode_ctx, decode_batch * reach)
+                if reach == self._window:
+                    prefill_ctx = min(prefill_ctx, fresh + prefill_sequences * reach)
+            if prefill_sequences:
+                arithmetic_s += layers * share * (pairs * self._pair_s + decode_ctx * self._padded_ctx_s)
+                moved = prefill_ctx * self._prefill_ctx_s + fresh * self._prefill_token_s
+                bytes_s += layers * share * (moved + decode_ctx * self._mixed_ctx_s)
+            else:
+                bytes_s += layers * share * decode_ctx * self._ctx_s
+        arithmetic_s += share * (prefill_pairs + decode_ctx_tokens) * self._index_s
+        if prefill_sequences:
+            return arithmetic_s * self._prompt_scale, bytes_s * self._prompt_scale
+        return arithmetic_s, bytes_s
 
     def _attention(
         self,
@@ -354,7 +419,8 @@ class Roofline:
         if not prefill_sequences:
             if not decode_batch:
                 return 0.0, 0.0
-            time = self._decode_start_s + share * (decode_batch * self._decode_sequence_s + decode_ctx * self._ctx_s)
+            starts = min(self._parts, decode_batch) * self._decode_start_s
+            time = starts + share * (decode_batch * self._decode_sequence_s + decode_ctx * self._ctx_s)
             return layers * time, layers * energy
         arithmetic = share * (pairs * self._pair_s + decode_ctx * self._padded_ctx_s)
         memory = prefill_ctx * self._prefill_ctx_s + fresh * self._prefill_token_s + decode_ctx * self._mixed_ctx_s
@@ -364,7 +430,8 @@ class Roofline:
             serial = decode_ctx / decode_batch
         serial *= self._serial_s
         p = self._sharpness
-        time = self._prefill_start_s + share * decode_batch * self._mixed_sequence_s
+        time = min(self._parts, prefill_sequences + decode_batch) * self._prefill_start_s
+        time += share * decode_batch * self._mixed_sequence_s
         time += (arithmetic**p + memory**p + serial**p) ** self._inverse_sharpness
         energy += pairs * self._pair_j + prefill_ctx * self._prefill_ctx_j
         return layers * time, layers * energy
@@ -426,27 +493,36 @@ class Roofline:
         if self._overlap:
             for start, end in zip(list(starts), [*starts[1:], INFINITY], strict=True):
                 starts += self._overlap_bends(batch, group_tokens, start, end)
-            starts = sorted({*starts})
+            starts = sorted(set(starts))
         ends = [*(float(start) for start in starts[1:]), INFINITY]
         return [self._line(batch, group_tokens, start, end) for start, end in zip(starts, ends, strict=True)]
 
     def _overlap_bends(self, batch: int, group_tokens: int, start: int, end: float) -> list[int]:
-        """First context sums at which attention is longer than all that it hides behind, on its line from `start` to `end`."""
+        """First context sums at which something else becomes the longest, between `start` and `end`, where all are linear."""
         steps = [(batch, group_tokens)]
         if self._queries > 1:
             steps.append((batch * self._queries, self._verified(batch, 0, group_tokens)))
-        far = start + 1024 * batch if end == INFINITY else int(end)
+        far = start + 1024 * batch if end == INFINITY else int(end) - 1
+        if far <= start:
+            return []
         found = []
         for tokens, group in steps:
-            compute, network, _ = self._beside(tokens, tokens, 0, batch, group)
-            first, _ = self._attention(tokens, 0, 0, 0, batch, start)
-            last, _ = self._attention(tokens, 0, 0, 0, batch, far)
-            missing = max(compute, network) - first
-            if missing > 0 and last > first:
-                bend = start + ceil(missing * (far - start) / (last - first))
-                if bend < end:
-                    found.append(bend)
-        return found
+            first, last = self._sides(tokens, batch, start, group), self._sides(tokens, batch, far, group)
+            slopes = [(late - early) / (far - start) for early, late in zip(first, last, strict=True)]
+            for i, j in combinations(range(len(first)), 2):
+                gap, closing = first[i] - first[j], slopes[j] - slopes[i]
+                if closing and gap / closing > 0 and gap / closing < end - start:
+                    found.append(start + ceil(gap / closing))
+        return [bend for bend in found if bend < end]
+
+    def _sides(
+        self, tokens: int, batch: int, ctx_tokens: int, group_tokens: int
+    ) -> tuple[float, float, float, float, float]:
+        """What a decode step's overlap cannot hide, by what it is: products, collectives, attention, arithmetic, bytes [s]."""
+        compute, network, _ = self._beside(tokens, tokens, 0, batch, group_tokens)
+        attention, _ = self._attention(tokens, 0, 0, 0, batch, ctx_tokens)
+        arithmetic_s, bytes_s = self._roofs(tokens, tokens, 0, 0, 0, batch, ctx_tokens, group_tokens)
+        return compute, network, attention, arithmetic_s, bytes_s
 
     def _line(self, batch: int, group_tokens: int, start: int, end: float) -> Line:
         """The line through the steps at `start` and at a context sum below `end`."""
@@ -460,14 +536,19 @@ class Roofline:
     # --- parts, each computed once per count ------------------------------------------------------------------------
 
     def _fill_base(self, tokens: int) -> Work:
-        return _keep(self._base, tokens, self._layers.work(max(tokens, 1), not self._coupled))
+        return _keep(self._base, tokens, self._cut_work(max(tokens, 1)))
+
+    def _cut_work(self, tokens: float) -> Work:
+        """Products, norms and collectives of `tokens` tokens, done in as many parts as nano-batches are asked for."""
+        parts = int(min(max(tokens, 1.0), self._parts))
+        return self._layers.work(tokens / parts, not self._coupled).times(parts)
 
     def _staged_base(self, tokens: int, sequences: int) -> Work:
         """A step in as many micro-batches as there are sequences, at most one per pipeline stage."""
         key = (tokens, min(self._stages, max(sequences, 1)))
         found = self._staged.get(key)
         if found is None:
-            found = self._staged[key] = self._layers.work(max(tokens, 1) / key[1], not self._coupled)
+            found = self._staged[key] = self._cut_work(max(tokens, 1) / key[1])
         return found
 
     def _fill_head(self, sampled: int) -> Work:
@@ -475,7 +556,8 @@ class Roofline:
 
     def _fill_experts(self, group_tokens: int) -> Work:
         share = max(group_tokens, 1) / self._stages
-        return _keep(self._experts, group_tokens, self._layers.coupled_experts(share))
+        parts = int(min(max(share, 1.0), self._parts))
+        return _keep(self._experts, group_tokens, self._layers.coupled_experts(share / parts).times(parts))
 
     def _prepare_attention(self, dtype: str) -> None:
         """Coefficients of attention per layer, per unit of what a step is described by."""
