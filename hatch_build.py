@@ -39,6 +39,7 @@ HOT_MODULES = (
     "fleetsim/routing/least_kv.py",
     "fleetsim/routing/prefix_index.py",
     "fleetsim/routing/prefix_score.py",
+    "fleetsim/fleet/gateway.py",
     "fleetsim/fleet/fleet.py",
 )
 

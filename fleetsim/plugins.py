@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from fleetsim.errors import nearest
 
 GROUPS = {
+    "admissions": "who is let in, put off or turned away",
     "routers": "replica choice for an admitted request",
     "schedulers": "which requests run in the next step",
     "step_time_models": "duration and energy of a step",

@@ -9,10 +9,21 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappop, heappush
 
-from fleetsim.engine.prefix_cache import PrefixCache
+from fleetsim.engine.prefix_cache import Node, PrefixCache
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.workload.prefixes import Content, Path, private_path
 from fleetsim.workload.request import RUNNING, WAITING, Request
+
+
+class Parked:
+    """Blocks whose request went elsewhere, kept until its keys and values have been copied."""
+
+    __slots__ = ("node", "own_blocks", "shared_blocks")
+
+    def __init__(self, node: Node, shared_blocks: int, own_blocks: int) -> None:
+        self.node = node
+        self.shared_blocks = shared_blocks
+        self.own_blocks = own_blocks
 
 
 class Batch:
@@ -43,7 +54,9 @@ class Batch:
         "ctx_tokens",
         "decoding",
         "held",
+        "loading",
         "now_s",
+        "parked",
         "phases",
         "preempted",
         "preemptions",
@@ -52,11 +65,13 @@ class Batch:
         "prefill_tokens",
         "prefilling",
         "recheck",
+        "reserved",
         "retain_unmatched",
         "running",
         "sampled",
         "stalled",
         "step",
+        "to_load",
         "waiting",
     )
 
@@ -77,6 +92,14 @@ class Batch:
         """Requests that hold blocks, in order of admission."""
         self.prefilling: list[Request] = []
         """Running requests whose prompt is not computed yet, in order of admission."""
+        self.loading: dict[Request, None] = {}
+        """Running requests whose keys and values are on their way here; they compute nothing yet."""
+        self.to_load: list[tuple[Request, int]] = []
+        """Of these, the ones admitted while planning this step, and how many tokens each lacks."""
+        self.parked: dict[Parked, None] = {}
+        """Blocks of requests that have left, until they are copied."""
+        self.reserved: dict[Request, int] = {}
+        """Blocks kept for requests that will come."""
         self.decoding = 0
         """Running requests that get one token per step."""
         self.ctx_tokens = 0
@@ -153,7 +176,9 @@ class Batch:
             Tokens planned for this step; 0 if blocks are lacking, and then nothing has changed.
         """
         cache, block_tokens = self.cache, self.block_tokens
-        preempted = request.preemptions
+        if request.carried_tokens:
+            return self._admit_carried(request, max_tokens, keep_free)
+        preempted = request.preemptions or request.generated
         target = request.prompt_tokens + request.generated if preempted else request.prompt_tokens
         computed = hits = idle = 0
         content = request.content
@@ -197,11 +222,7 @@ class Batch:
             raise PolicyError(
                 f"request {request.id} cannot be preempted after a chunk of it was planned for the same step"
             )
-        del self.running[request]
-        if request.finish_step >= 0:
-            self._leave_decode(request)
-        else:
-            self.prefilling.remove(request)
+        self._stop(request)
         self._release(request, finished=False)
         request.preemptions += 1
         request.status = WAITING
@@ -210,6 +231,56 @@ class Batch:
         self.waiting.appendleft(request)
 
     # --- verbs of the replica ----------------------------------------------------------------------------------------
+
+    def withdraw(self, request: Request) -> None:
+        """Let a request go that waits or runs here, between two steps, and give back its blocks."""
+        if request in self.running:
+            self._stop(request)
+            self._release(request, finished=True)
+        else:
+            self.waiting.remove(request)
+        self.unreserve(request)
+        request.status = WAITING
+
+    def park(self, request: Request) -> Parked:
+        """Let a running request go between two steps, and keep its blocks until `unpark`."""
+        self._stop(request)
+        return self._parked(request)
+
+    def unpark(self, parked: Parked) -> None:
+        """Give back the blocks of a request that has left; whole ones stay cached where the cache is on."""
+        del self.parked[parked]
+        cache = self.cache
+        cache.used -= parked.own_blocks
+        if parked.node is not cache.root:
+            cache.release(parked.node)
+
+    def reserve(self, request: Request, blocks: int) -> bool:
+        """Keep blocks for a request that will come, between two steps; False if they are lacking."""
+        if blocks > self.spare_blocks():
+            return False
+        self.cache.allocate(blocks)
+        self.reserved[request] = self.reserved.get(request, 0) + blocks
+        return True
+
+    def unreserve(self, request: Request) -> None:
+        """Give back what was kept for a request, if anything was."""
+        self.cache.used -= self.reserved.pop(request, 0)
+
+    def loaded(self, request: Request) -> None:
+        """The keys and values of a loading request are here: it computes on from the next step."""
+        del self.loading[request]
+        request.computed = request.carried_tokens
+        request.carried_tokens = 0
+        self.prefilling.append(request)
+
+    def finish_prefill(self, request: Request, tokens: int) -> Parked:
+        """Like `finish_chunk`, for the last chunk of a request whose tokens after the first are computed elsewhere."""
+        request.computed += tokens
+        request.generated += 1
+        self.prefilling.remove(request)
+        del self.running[request]
+        return self._parked(request)
 
     def steps_until_change(self, limit: int) -> int:
         """Decode steps that can be done before a request finishes or blocks run out, at most `limit`."""
@@ -310,6 +381,76 @@ class Batch:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
+    def _admit_carried(self, request: Request, max_tokens: int, keep_free: int) -> int:
+        """Admit a request whose first `carried_tokens` were computed elsewhere; what the cache holds of them need not be brought.
+
+        It holds all its blocks from now on. Where they have to be brought it computes nothing until then, and takes one token of
+        the step's budget.
+        """
+        cache, block_tokens = self.cache, self.block_tokens
+        target = request.prompt_tokens + request.generated
+        carried = min(request.carried_tokens, target - 1)
+        hits = idle = 0
+        if cache.enabled:
+            hits = cache.lookup(self._path(request), carried // block_tokens)
+            idle = cache.hit_idle
+        blocks = -(-target // block_tokens)
+        kept = keep_free if self.held else keep_free + self.phases[-self.step % block_tokens]
+        available = cache.capacity - cache.used + self.reserved.get(request, 0)
+        if blocks - hits + idle + kept > available:
+            return 0
+        self.unreserve(request)
+        self.waiting.popleft()
+        request.node = cache.acquire_hit() if hits else cache.root
+        if blocks > hits:
+            cache.allocate(blocks - hits)
+        request.shared_blocks = hits
+        request.blocks = blocks
+        request.target = target
+        request.carried_tokens = carried
+        request.status = RUNNING
+        if not request.generated and not request.preemptions:
+            request.first_scheduled_s = self.now_s
+            request.cached_tokens = carried
+        self.running[request] = None
+        lacking = carried - hits * block_tokens
+        if request.carrier is not None and lacking > 0:
+            self.loading[request] = None
+            request.computed = hits * block_tokens
+            self.to_load.append((request, lacking))
+            return 1
+        if request.carrier is not None:
+            request.carrier.fetch(request, 0)
+        request.computed = carried
+        request.carried_tokens = 0
+        self.prefilling.append(request)
+        tokens = min(target - carried, max_tokens)
+        self._plan_chunk(request, tokens)
+        return tokens
+
+    def _stop(self, request: Request) -> None:
+        """Take a request out of the running set; its blocks stay its own."""
+        del self.running[request]
+        if request.finish_step >= 0:
+            self._leave_decode(request)
+        elif request in self.loading:
+            del self.loading[request]
+            if request.carrier is not None:
+                request.carrier.drop(request)
+        else:
+            self.prefilling.remove(request)
+
+    def _parked(self, request: Request) -> Parked:
+        """Keep the blocks of a request that has just been taken out."""
+        cache, content = self.cache, request.content
+        if cache.enabled and content is not None:
+            self._publish(request, content, request.computed)
+        parked = Parked(request.node, request.shared_blocks, request.blocks - request.shared_blocks)
+        self.parked[parked] = None
+        request.node = cache.root
+        request.blocks = request.shared_blocks = 0
+        return parked
+
     def _path(self, request: Request) -> Path:
         """Keys of a request's known blocks, followed by keys that only it has."""
         content = request.content
@@ -400,14 +541,15 @@ class Batch:
         LawError
             If a running total differs from the recount.
         """
-        prefilling = set(self.prefilling)
+        prefilling = {*self.prefilling, *self.loading}
         decoding = [r for r in self.running if r not in prefilling]
         covered = [r.prompt_tokens + r.output_tokens - (r.finish_step - self.step) - 1 for r in decoding]
         phases = [0] * self.block_tokens
         for tokens in covered:
             phases[(tokens - self.step) % self.block_tokens] += 1
         own = sum(-(-t // self.block_tokens) - r.shared_blocks for t, r in zip(covered, decoding, strict=True))
-        own += sum(r.blocks - r.shared_blocks for r in self.prefilling)
+        own += sum(r.blocks - r.shared_blocks for r in prefilling)
+        own += sum(parked.own_blocks for parked in self.parked) + sum(self.reserved.values())
         cache = self.cache
         nodes = list(cache.nodes())
         facts = {

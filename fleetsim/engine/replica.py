@@ -8,11 +8,11 @@ from math import ceil, inf, sqrt
 from typing import NamedTuple
 
 from fleetsim.engine.api import Scheduler, StepTimeModel
-from fleetsim.engine.batch import Batch
+from fleetsim.engine.batch import Batch, Parked
 from fleetsim.engine.gaps import GapHistogram, RunningMaximum
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.kernel.clock import BOUNDARY, Clock, Timer
-from fleetsim.workload.request import FINISHED, Request
+from fleetsim.workload.request import FINISHED, LOCAL, Request
 
 _FAR = 1 << 60
 _PRUNE_AT = 512
@@ -76,12 +76,18 @@ class Replica:
         self.on_finish = on_finish
         self.on_first_token: Callable[[Request], None] | None = None
         """Called with each request that got its first token, if anybody cares."""
+        self.on_prefilled: Callable[[Request, Parked], None] | None = None
+        """Called with each request that got its first token and gets the others elsewhere, and the blocks that it left."""
+        self.errands: list[Callable[[], None]] = []
+        """What to do at the next boundary, before the scheduler is asked."""
+        self.turning = False
+        """Whether a boundary is being handled now: what comes meanwhile is looked at before it ends."""
         self.step_limit = 1 if step_by_step else _FAR
         self.verify_every = verify_every
         self.boundaries = 0
         # the leap under way: step k (from 0) takes first_s + k * slope_s
         self.inbox: deque[Request] = deque()
-        """Requests that will join the queue when their `queued_s` comes."""
+        """Requests that will join the queue when their `ready_s` comes."""
         self.timer: Timer | None = None
         self.leap_steps = 0
         self.leap_start_s = 0.0
@@ -111,18 +117,97 @@ class Replica:
     # --- from outside ------------------------------------------------------------------------------------------------
 
     def enqueue(self, request: Request, ready_s: float) -> None:
-        """Let a request join the queue at `ready_s` (not before now, not before any earlier one's)."""
-        request.queued_s = ready_s
+        """Let a request join the queue at `ready_s` (not before now)."""
+        request.ready_s = ready_s
+        if request.queued_s != request.queued_s:
+            request.queued_s = ready_s
         if len(self.batches) > 1:
             self._choose_rank(request)
         self.batches[request.rank].coming += 1
         inbox = self.inbox
-        if self.timer is None:
+        if inbox and ready_s < inbox[-1].ready_s:
+            self._enqueue_earlier(request, ready_s)
+            return
+        if self.turning:
+            pass
+        elif self.timer is None:
             self.leap_steps = 0
             self.timer = self.clock.at(ready_s, self._boundary, BOUNDARY)
         elif self.leap_steps > 1 and not inbox and self._admits():
             self._cut(ready_s)
         inbox.append(request)
+
+    def _enqueue_earlier(self, request: Request, ready_s: float) -> None:
+        """Put a request before others that are on their way into the queue already."""
+        inbox = self.inbox
+        place = len(inbox)
+        while place and inbox[place - 1].ready_s > ready_s:
+            place -= 1
+        inbox.insert(place, request)
+        if place or self.turning:
+            return
+        if not self.leap_steps:
+            assert self.timer is not None
+            self.timer.cancel()
+            self.timer = self.clock.at(ready_s, self._boundary, BOUNDARY)
+        elif self.leap_steps > 1 and self._admits():
+            self._cut(ready_s)
+
+    def at_boundary(self, errand: Callable[[], None]) -> None:
+        """Do something between two steps: now if none is under way, else at the end of the one that is.
+
+        Afterwards the scheduler is asked. A forward pass is never torn apart.
+        """
+        self.errands.append(errand)
+        if not self.turning:
+            self._end_leap()
+
+    def _end_leap(self) -> None:
+        """Bring the next boundary here: now, or at the end of the step under way."""
+        now_s = self.clock.now_s
+        if self.timer is None or not self.leap_steps:
+            if self.timer is not None:
+                self.timer.cancel()
+            self.leap_steps = 0
+            self.timer = self.clock.at(now_s, self._boundary, BOUNDARY)
+        elif self.leap_steps > 1:
+            self._cut(now_s)
+
+    def withdraw(self, request: Request, then: Callable[[Request], None]) -> None:
+        """Take a request back: at once while it waits, at the end of the step under way where it runs.
+
+        `then` is called when it is out, and never if it ends before.
+        """
+        batch = self.batches[request.rank]
+        if request in self.inbox:
+            self.inbox.remove(request)
+            batch.coming -= 1
+            batch.unreserve(request)
+            then(request)
+            return
+        if request in batch.running:
+            self.at_boundary(lambda: self._withdraw_running(request, then))
+            return
+        batch.withdraw(request)
+        if batch.waiting:
+            self.at_boundary(_nothing)  # who waits behind it may fit
+        then(request)
+
+    def loaded(self, request: Request) -> None:
+        """The keys and values that a request waited for have arrived."""
+        self.at_boundary(lambda: self._take_loaded(request))
+
+    def depart(self, request: Request) -> Parked:
+        """Let a running request go to another replica, between two steps (in an errand); its blocks stay until unparked."""
+        parked = self.batches[request.rank].park(request)
+        if request.segment_mark >= 0:
+            self._settle(request)
+            self._note_last_token(request)
+        return parked
+
+    def unpark(self, rank: int, parked: Parked) -> None:
+        """Give back the blocks of a request that left: who waits may fit."""
+        self.at_boundary(lambda: self.batches[rank].unpark(parked))
 
     def meter(self, now_s: float) -> Meter:
         """Totals up to `now_s`, a step under way counted by its elapsed share; changes nothing."""
@@ -180,6 +265,7 @@ class Replica:
             self.timer.cancel()
         self.timer = None
         left = [r for batch in self.batches for r in (*batch.running, *batch.waiting)] + list(self.inbox)
+        self.errands.clear()
         for batch in self.batches:
             for request in batch.running:
                 if request.segment_mark >= 0:
@@ -191,17 +277,23 @@ class Replica:
 
     def _boundary(self) -> None:
         """A leap is over: do its steps, then begin the next."""
+        self.turning = True
         if self.leap_steps:
             if self.has_chunks:
                 self._finish_mixed()
             else:
                 self._finish_leap()
         self._begin()
+        self.turning = False
+        if self.errands:
+            self._end_leap()
 
     def _begin(self) -> None:
         now_s = self.clock.now_s
         inbox = self.inbox
-        while inbox and inbox[0].queued_s <= now_s:
+        if self.errands:
+            self._run_errands()
+        while inbox and inbox[0].ready_s <= now_s:
             request = inbox.popleft()
             batch = self.batches[request.rank]
             batch.coming -= 1
@@ -232,12 +324,12 @@ class Replica:
         elif tokens:
             self._plan_leap(tokens, step_limit)
             if inbox and self.leap_steps > 1 and self._admits():
-                self.leap_steps = min(self.leap_steps, self._steps_to_reach(inbox[0].queued_s - now_s))
+                self.leap_steps = min(self.leap_steps, self._steps_to_reach(inbox[0].ready_s - now_s))
             self.leap_s = self._leap_s(self.leap_steps)
             self.timer = self.clock.at(now_s + self.leap_s, self._boundary, BOUNDARY)
         else:
             self.leap_steps = 0
-            self.timer = self.clock.at(inbox[0].queued_s, self._boundary, BOUNDARY) if inbox else None
+            self.timer = self.clock.at(inbox[0].ready_s, self._boundary, BOUNDARY) if inbox else None
 
     def _admits(self) -> bool:
         """Whether a request that joins the queue could run next."""
@@ -254,8 +346,13 @@ class Replica:
             for request in batch.preempted:
                 if request.segment_mark >= 0:
                     self._settle(request)
-                    request.last_token_s = now_s - batch.stalled.pop(request, 0.0)
+                    self._note_last_token(request)
             batch.preempted = []
+        if batch.to_load:
+            for request, lacking in batch.to_load:
+                assert request.carrier is not None
+                request.carrier.fetch(request, lacking)
+            batch.to_load = []
         if batch.held and not batch.chunks:
             raise PolicyError(
                 f"scheduler {type(self.scheduler).__name__} holds decodes back in a step that computes no prompts"
@@ -396,6 +493,8 @@ class Replica:
         for request, tokens in batch.chunks:
             request.energy_j += tokens * per_token_j
             request.cost_share_s += tokens * per_token_s
+            if request.decode_at != LOCAL and self._hands_over(batch, request, tokens):
+                continue
             if not batch.finish_chunk(request, tokens):
                 continue
             self.output_tokens += 1
@@ -415,6 +514,25 @@ class Replica:
                 request.cost_mark = self.time_per_token_s
                 request.segment_mark = self.longest.number
         batch.clear_plan()
+
+    def _hands_over(self, batch: Batch, request: Request, tokens: int) -> bool:
+        """Note the last chunk of a request that gets its other tokens elsewhere; False if this is not one."""
+        on_prefilled = self.on_prefilled
+        if (
+            on_prefilled is None
+            or request.generated
+            or request.computed + tokens < request.target
+            or request.output_tokens == 1
+        ):
+            return False
+        now_s = self.clock.now_s
+        parked = batch.finish_prefill(request, tokens)
+        self.output_tokens += 1
+        request.first_token_s = request.last_token_s = now_s
+        if self.on_first_token is not None:
+            self.on_first_token(request)
+        on_prefilled(request, parked)
+        return True
 
     def _stall(self, batch: Batch, step_s: float, per_token_j: float, per_token_s: float) -> None:
         """Note a step in which a rank's decoding requests were held back: they take no part in its cost, and their gaps grow."""
@@ -456,6 +574,36 @@ class Replica:
             marks = [r.segment_mark for batch in self.batches for r in batch.running if r.segment_mark >= 0]
             longest.forget_before(min(marks, default=longest.number))
             self.prune_at = max(_PRUNE_AT, 2 * len(longest.numbers))
+
+    def _note_last_token(self, request: Request) -> None:
+        """Note when a request that stops decoding at this boundary got its last token."""
+        request.last_token_s = self.clock.now_s - self.batches[request.rank].stalled.pop(request, 0.0)
+
+    # --- errands -----------------------------------------------------------------------------------------------------
+
+    def _run_errands(self) -> None:
+        while self.errands:
+            errands, self.errands = self.errands, []
+            for errand in errands:
+                errand()
+
+    def _withdraw_running(self, request: Request, then: Callable[[Request], None]) -> None:
+        batch = self.batches[request.rank]
+        if request not in batch.running:
+            if request not in batch.waiting:
+                return  # it ended
+            batch.withdraw(request)  # preempted meanwhile
+        else:
+            batch.withdraw(request)
+            if request.segment_mark >= 0:
+                self._settle(request)
+                self._note_last_token(request)
+        then(request)
+
+    def _take_loaded(self, request: Request) -> None:
+        batch = self.batches[request.rank]
+        if request in batch.loading:
+            batch.loaded(request)
 
     # --- leap arithmetic ---------------------------------------------------------------------------------------------
 
@@ -521,3 +669,7 @@ class Replica:
                 )
             if self.boundaries % self.verify_every == 0:
                 batch.verify()
+
+
+def _nothing() -> None:
+    """An errand for the sake of the boundary."""

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
 
 from fleetsim.engine.batch import Batch
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import LawError, PolicyError
+from fleetsim.fleet.gateway import Gateway
+from fleetsim.fleet.handover import Network
 from fleetsim.fleet.pool import Pool, describe_pool
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
-from fleetsim.routing.api import FleetView, Reject, RequestView, Router
 from fleetsim.scenario.schema import Scenario
-from fleetsim.workload.request import REJECTED, UNFINISHED, Request, Workload
-
-
-class Group:
-    """The replicas that serve one LLM, with the router in front of them."""
-
-    __slots__ = ("capacity_tokens", "replicas", "router", "view")
-
-    def __init__(self, replicas: Sequence[Replica], pools: Sequence[Pool], view: FleetView, router: Router) -> None:
-        self.replicas = tuple(replicas)
-        self.capacity_tokens = tuple(pool.capacity_tokens for pool in pools)
-        self.view = view
-        self.router: Any = router
-        """Not trusted to keep its Protocol: where this module is compiled, a `Router` here would have its answers converted."""
+from fleetsim.workload.request import FINISHED, UNFINISHED, Request, Workload
 
 
 class Fleet:
@@ -72,29 +59,15 @@ class Fleet:
         """Whether the workload has no more arrivals of its own."""
         self.expected = 0
         """Later turns that have been released and have not arrived yet."""
-        self.sent = [0] * len(self.pools)
-        """Requests sent to each pool."""
-        self.finished = [0] * len(self.pools)
-        """Requests of each pool that finished."""
         self._verify_every = verify_every
         for pool in self.pools:
             self._build(pool)
-        self._pool_index = [pool.index for pool in self.pool_of]
-        self._groups: dict[str | None, Group] = {}
-        self._views: list[list[tuple[FleetView, int]]] = [[] for _ in self.replicas]
-        """The views in which each replica counts, and its number there."""
-        self._scenario = scenario
-        self._streams = streams
+        self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
+        for replica in self.replicas:
+            replica.on_finish = self.gateway.done
         self._workload: Workload | None = None
         self._source: Iterator[Request] = iter(())
         self._next: Request | None = None
-        self._view = RequestView(Request(-1, 0.0, 1, 1))
-        slo = scenario.slo
-        self._ttft_limit_s = inf if slo is None or slo.ttft is None else slo.ttft
-        classes = {} if slo is None else slo.classes
-        self._priority = {name: block.priority for name, block in scenario.classes.items()}
-        self._weight = {name: block.weight for name, block in scenario.tenants.items()}
-        self._class_ttft_limit_s = {k: inf if limits.ttft is None else limits.ttft for k, limits in classes.items()}
 
     # --- construction ------------------------------------------------------------------------------------------------
 
@@ -113,7 +86,7 @@ class Fleet:
                 scheduler,
                 batches,
                 pool.gaps,
-                self._finished,
+                self._end,
                 engine.step_by_step,
                 self._verify_every,
             )
@@ -121,24 +94,9 @@ class Fleet:
             self.pool_of.append(pool)
             pool.replicas.append(replica)
 
-    def _group(self, model: str | None) -> Group:
-        """Replicas for requests that ask for `model` (a catalogue name); all replicas where they ask for none."""
-        group = self._groups.get(model)
-        if group is None:
-            chosen = [i for i, pool in enumerate(self.pool_of) if model is None or pool.llm.name == model]
-            view = FleetView([self.pool_of[i].name for i in chosen], [self.pool_of[i].capacity_tokens for i in chosen])
-            for position, i in enumerate(chosen):
-                if self._views[i]:
-                    view.begin_like(position, *self._views[i][0])
-            rng = self._streams.get(f"router.{model or ''}")
-            router = self._scenario.gateway.router.create(rng, view) if chosen else _NOBODY
-            group = Group([self.replicas[i] for i in chosen], [self.pool_of[i] for i in chosen], view, router)
-            self._groups[model] = group
-            for position, i in enumerate(chosen):
-                self._views[i].append((view, position))
-                if view.by_work is not None:
-                    self.replicas[i].on_first_token = self._started
-        return group
+    def network(self) -> Network:
+        """What carries keys and values between replicas, built when it is first needed."""
+        raise PolicyError("no network")
 
     # --- arrivals ----------------------------------------------------------------------------------------------------
 
@@ -166,58 +124,8 @@ class Fleet:
         self._pull()
 
     def _admit(self, request: Request) -> None:
-        """Let the router choose a replica and send the request there."""
         self.arrived += 1
-        group = self._groups.get(request.model) or self._group(request.model)
-        view = group.view
-        limit_s = self._ttft_limit_s
-        if request.klass is not None:
-            limit_s = self._class_ttft_limit_s.get(request.klass, limit_s)
-        request.deadline_s = request.arrival_s + limit_s
-        if self._priority:
-            request.priority = self._priority.get(request.klass or "", 0)
-        if self._weight:
-            request.weight = self._weight.get(request.tenant or "", 1.0)
-        self._view._request = request
-        view.now_s = self.clock.now_s
-        decision = group.router.route(self._view)
-        if isinstance(decision, Reject):
-            self._reject(request, decision.reason)
-            return
-        if type(decision) is not int or not 0 <= decision < len(group.replicas):
-            raise PolicyError(
-                f"router answered {decision!r} for request {request.id}; there are {len(group.replicas)} replicas"
-            )
-        prompt_tokens = request.prompt_tokens
-        if prompt_tokens + request.output_tokens > group.capacity_tokens[decision]:
-            self._reject(request, "longer than the KV cache")
-            return
-        replica = group.replicas[decision]
-        index = replica.index
-        request.replica = index
-        self.sent[self._pool_index[index]] += 1
-        for seen, position in self._views[index]:
-            seen.sent(position, prompt_tokens)
-        replica.enqueue(request, view.now_s + replica.model.frontend_s)
-
-    # --- what happens to requests --------------------------------------------------------------------------------------
-
-    def _started(self, request: Request) -> None:
-        for view, position in self._views[request.replica]:
-            view.started(position, request.prompt_tokens)
-
-    def _finished(self, request: Request) -> None:
-        index = request.replica
-        for view, position in self._views[index]:
-            view.ended(position, request.prompt_tokens)
-        self.finished[self._pool_index[index]] += 1
-        self._end(request)
-
-    def _reject(self, request: Request, reason: str) -> None:
-        request.status = REJECTED
-        request.reason = reason
-        request.end_s = self.clock.now_s
-        self._end(request)
+        self.gateway.take(request)
 
     def _end(self, request: Request) -> None:
         self.ended += 1
@@ -244,11 +152,13 @@ class Fleet:
         """End the run here: what waits or runs is unfinished."""
         self._workload = None
         now_s = self.clock.now_s
-        for replica in self.replicas:
-            for request in replica.stop(now_s):
+        gateway = self.gateway
+        left = [request for replica in self.replicas for request in replica.stop(now_s)]
+        for request in gateway.without_copies([*left, *gateway.left()]):
+            if request.status != FINISHED:
                 request.status = UNFINISHED
-                self.ended += 1
-                self.on_end(request)
+            self.ended += 1
+            self.on_end(request)
 
     def verify_conservation(self) -> None:
         """Check that every request that arrived has ended: always, since a row would be missing without a word.
@@ -278,13 +188,3 @@ class Fleet:
                 batch.verify()
                 if batch.cache.used and not batch.running:
                     raise LawError(f"law 3 (KV blocks): replica {replica.index} leaks {batch.cache.used} blocks")
-
-
-class _Nobody:
-    """Stands where no pool serves the LLM that was asked for."""
-
-    def route(self, request: RequestView) -> Reject:
-        return Reject("no pool serves this model")
-
-
-_NOBODY = _Nobody()

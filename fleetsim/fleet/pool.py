@@ -53,6 +53,11 @@ class Pool:
         return self.config.power.host_idle * self.config.parallelism.accelerators
 
     @property
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of one token of context, over all layers and accelerators [bytes]."""
+        return self.llm.kv_bytes_per_token(self.config.engine.kv.dtype)
+
+    @property
     def capacity_tokens(self) -> int:
         """Tokens that one request may have at most."""
         return self.capacity_blocks * self.config.engine.kv.block_tokens

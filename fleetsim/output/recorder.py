@@ -223,7 +223,7 @@ class Sampler:
             site_w = energy.pue * (watts + host)
             grid = energy.carbon_intensity
             carbon_g = None if grid is None else site_w * (now_s - start_s) / KWH_J * grid
-            sent, ended = fleet.sent[pool.index], fleet.finished[pool.index]
+            sent, ended = fleet.gateway.sent[pool.index], fleet.gateway.finished[pool.index]
             count = len(pool.replicas)
             self._rows["fleet"].append((
                 start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,

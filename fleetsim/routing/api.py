@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from math import inf
 
 from fleetsim.errors import PolicyError
 from fleetsim.routing.router import Router
 from fleetsim.workload.prefixes import Path, Segment, private_path
 from fleetsim.workload.request import Request
 
-__all__ = ["KV_FULL", "FleetView", "MinIndex", "Reject", "RequestView", "Router"]
+__all__ = ["ADMIT", "KV_FULL", "Admit", "Defer", "FleetView", "MinIndex", "Reject", "RequestView", "Route", "Router"]
 
 KV_FULL = 1 << 40
 """A full KV cache in the whole numbers of `FleetView.index_kv`: sums of shares that cancel exactly."""
@@ -76,6 +77,16 @@ class RequestView:
         """Output length that the gateway's predictor expects [tokens]; below zero where there is none."""
         return self._request.predicted_tokens
 
+    @property
+    def attempt(self) -> int:
+        """Times it was sent before: 0 unless its first token took too long."""
+        return self._request.attempt
+
+    @property
+    def tried(self) -> int:
+        """Number over the whole fleet of the replica it was sent to last; -1 if none."""
+        return self._request.replica
+
     def prefix(self, block_tokens: int) -> Path:
         """Keys of the prompt's whole blocks of `block_tokens` tokens, as a hash chained over its tokens would give them.
 
@@ -107,10 +118,40 @@ class RequestView:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """Decision where a request goes, with more to say than the number of a replica."""
+
+    replica: int
+    """Number in the view."""
+    decode: int = -1
+    """Number, in the view's `decode`, of the replica that computes the tokens after the first; -1 leaves that to others: the same
+    replica, or where that computes prompts only, what the decode router says when the prompt is computed."""
+    hedge_after_s: float = inf
+    """Time without a first token after which a copy is sent too: the router is asked again, with `attempt` one higher [s]."""
+    retry_after_s: float = inf
+    """Time without a first token after which the request is taken back and the router is asked again [s]."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """Decision not to serve a request."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Decision to decide later."""
+
+    until_s: float
+    """When to ask again [s], later than now."""
+
+
+class Admit:
+    """Decision to let a request in: `ADMIT`."""
+
+
+ADMIT = Admit()
 
 
 class MinIndex:
@@ -163,6 +204,7 @@ class FleetView:
         "by_outstanding",
         "by_work",
         "capacity_tokens",
+        "decode",
         "decode_weight_tokens",
         "decoding",
         "expected_output_tokens",
@@ -178,6 +220,8 @@ class FleetView:
         """Pool name of each replica."""
         self.capacity_tokens = tuple(capacity_tokens) or (_CAPACITY_TOKENS,) * len(self.pools)
         """Tokens that each replica's KV cache holds (all equal where nobody says)."""
+        self.decode: FleetView | None = None
+        """View of the replicas that may decode what these have begun; None where every replica does all of a request itself."""
         self.in_flight = 0
         """Requests sent and not ended yet, on all replicas."""
         self.now_s = 0.0

@@ -477,6 +477,8 @@ class Pool(Block):
     """Spread of one replica over accelerators."""
     replicas: Annotated[Count, Field(le=100_000)] = 1
     """How many."""
+    role: Literal["mixed", "prefill", "decode"] = "mixed"
+    """Part of a request that these replicas compute: all of it, its prompt and first token, or the tokens after that."""
     engine: Engine = Field(default_factory=Engine)
     """Inference engine."""
     link: str | None = None
@@ -498,11 +500,32 @@ class Energy(Block):
     """Price of the site's energy, reported beside the price of the accelerators; without it none is."""
 
 
+class Decision(Block):
+    """What deciding about a request costs. By default each policy's own published figures, if it has any."""
+
+    time: SecondsOrZero | None = None
+    """Time from a request's arrival at the gateway until it leaves for its replica."""
+    energy: Annotated[float, Quantity("energy", "J", ge=0)] | None = None
+    """Energy, charged to the request."""
+    workers: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 0
+    """Decisions that are taken at a time; more wait. 0: as many as come."""
+
+
 class Gateway(Block):
     """Where requests enter the fleet."""
 
     router: Annotated[Choice, _ROUTER] = Field(default_factory=lambda: _default(_ROUTER))
-    """Chooses the replica."""
+    """Chooses the replica (the one for the prompt, where prompts and answers are computed apart)."""
+    decode_router: Annotated[Choice, PolicyField("routers")] | None = None
+    """Chooses the replica for the answer, of pools that are not for prompts only; default: as `router`."""
+    admission: Annotated[Choice, PolicyField("admissions")] | None = None
+    """Who is let in, put off or turned away; by default everybody is let in."""
+    decision: Decision = Decision()
+    """What deciding costs."""
+    timeout: Seconds | None = None
+    """A request that has not ended this long after its arrival is given up."""
+    first_token_timeout: Seconds | None = None
+    """A request without a first token this long after its arrival is given up."""
 
 
 class Run(Block):

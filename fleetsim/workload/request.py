@@ -13,6 +13,20 @@ STATUS = ("unfinished", "unfinished", "finished", "rejected", "timed_out", "fail
 """Name in the tables of each state; a request that still waits or runs at the horizon is unfinished."""
 
 _NEVER = float("nan")
+LOCAL = -1
+UNDECIDED = -2
+
+
+class Carrier(Protocol):
+    """Brings keys and values that were computed elsewhere to the replica that admitted their request."""
+
+    def fetch(self, request: Request, tokens: int) -> None:
+        """Begin to bring the last `tokens` of the request's `carried_tokens`; the replica is told by its `loaded`."""
+        ...
+
+    def drop(self, request: Request) -> None:
+        """Stop bringing them: the request was preempted or withdrawn. A later `fetch` begins anew."""
+        ...
 
 
 class Request:
@@ -24,14 +38,17 @@ class Request:
 
     __slots__ = (
         "arrival_s",
+        "attempt",
         "blocks",
         "cached_tokens",
         "carried_tokens",
+        "carrier",
         "computed",
         "content",
         "cost_mark",
         "cost_share_s",
         "deadline_s",
+        "decode_at",
         "end_s",
         "energy_j",
         "energy_mark",
@@ -51,10 +68,12 @@ class Request:
         "paid_usd",
         "predicted_tokens",
         "preemptions",
+        "prefill_replica",
         "priority",
         "prompt_tokens",
         "queued_s",
         "rank",
+        "ready_s",
         "reason",
         "replica",
         "segment_mark",
@@ -117,6 +136,8 @@ class Request:
         self.status = WAITING
         self.reason: str | None = None
         self.replica = -1
+        self.prefill_replica = -1
+        """Replica that computed its prompt, if another one decoded."""
         self.rank = 0
         self.queued_s = _NEVER
         self.first_scheduled_s = _NEVER
@@ -128,6 +149,14 @@ class Request:
         self.migrations = 0
         self.carried_tokens = 0
         """Tokens whose keys and values come from elsewhere when it is admitted next."""
+        self.carrier: Carrier | None = None
+        """Who brings them; None if they are here already, in reserved blocks."""
+        self.decode_at = LOCAL
+        """Replica that computes its tokens after the first; `LOCAL`, or `UNDECIDED` until its prompt is computed."""
+        self.attempt = 0
+        """Times it was sent to a replica before, and taken back without an answer."""
+        self.ready_s = _NEVER
+        """When it joins the queue of the replica that it was sent to last."""
         self.generated = 0
         self.finish_step = -1
         self.segment_mark = -1
@@ -139,6 +168,26 @@ class Request:
         """What its shares on earlier replicas cost."""
         self.host_energy_j = 0.0
         """What the servers around earlier replicas drew for it."""
+
+    def copy(self) -> Request:
+        """The same request with nothing done for it yet."""
+        twin = Request(
+            self.id,
+            self.arrival_s,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.content,
+            self.session,
+            self.turn,
+            self.klass,
+            self.tenant,
+            self.model,
+        )
+        twin.deadline_s = self.deadline_s
+        twin.priority = self.priority
+        twin.weight = self.weight
+        twin.predicted_tokens = self.predicted_tokens
+        return twin
 
 
 class Workload(Protocol):

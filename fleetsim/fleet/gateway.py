@@ -1,0 +1,513 @@
+"""The gateway: admission, routing and dispatch of requests, and what becomes of them until they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from heapq import heapreplace
+from math import inf
+from typing import Any
+
+from fleetsim.engine.batch import Parked
+from fleetsim.engine.replica import Replica
+from fleetsim.errors import PolicyError
+from fleetsim.fleet.handover import Handover, Network
+from fleetsim.fleet.pool import Pool
+from fleetsim.kernel.clock import Clock, Timer
+from fleetsim.kernel.streams import Streams
+from fleetsim.routing.api import ADMIT, Defer, FleetView, Reject, RequestView, Route
+from fleetsim.scenario.schema import Scenario
+from fleetsim.workload.request import FINISHED, LOCAL, REJECTED, RUNNING, TIMED_OUT, UNDECIDED, UNFINISHED, Request
+
+
+class Side:
+    """Replicas that a router chooses from, and what it sees of them."""
+
+    __slots__ = ("capacity_tokens", "prefills_only", "replicas", "router", "view")
+
+    def __init__(self, replicas: Sequence[Replica], pools: Sequence[Pool], view: FleetView) -> None:
+        self.replicas = tuple(replicas)
+        self.capacity_tokens = tuple(pool.capacity_tokens for pool in pools)
+        self.prefills_only = tuple(pool.config.role == "prefill" for pool in pools)
+        self.view = view
+        self.router: Any = _NOBODY
+        """Not trusted to keep its Protocol: where this module is compiled, a `Router` here would have its answers converted."""
+
+
+class Group:
+    """Where requests for one LLM go: to be admitted, to have their prompts computed, and to have their answers computed."""
+
+    __slots__ = ("admission", "decode", "delay_s", "energy_j", "entry")
+
+    def __init__(self, entry: Side, decode: Side | None) -> None:
+        self.entry = entry
+        self.decode = decode
+        """Only where prompts and answers may be computed apart."""
+        self.admission: Any = None
+        self.delay_s = 0.0
+        """Time that a decision takes."""
+        self.energy_j = 0.0
+        """Energy of a decision."""
+
+
+class Gateway:
+    """Sends requests to replicas as the policies say, and takes them back where they are given up.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        The validated scenario.
+    clock : Clock
+        The event queue.
+    streams : Streams
+        Named random streams; routers draw from ``router.<LLM>``.
+    replicas, pools : sequence
+        All replicas, and the pool of each.
+    network : Network
+        Where keys and values travel.
+    on_end : callable
+        Called with every request that reached a terminal state.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        clock: Clock,
+        streams: Streams,
+        replicas: Sequence[Replica],
+        pools: Sequence[Pool],
+        network: Callable[[], Network],
+        on_end: Callable[[Request], None],
+    ) -> None:
+        self.clock = clock
+        self.on_end = on_end
+        self.replicas = replicas
+        self.pools = pools
+        self.energy_j = 0.0
+        """Energy of decisions so far."""
+        self.sent = [0] * (1 + max((pool.index for pool in pools), default=0))
+        """Requests sent to each pool."""
+        self.finished = [0] * len(self.sent)
+        """Requests of each pool that finished."""
+        self.outside: dict[Request, None] = {}
+        """Requests that are at no replica: put off, waiting for a decision, or between two replicas."""
+        self._network = network
+        self._config = config = scenario.gateway
+        self._streams = streams
+        self._pool_index = [pool.index for pool in pools]
+        self._groups: dict[str | None, Group] = {}
+        self._views: list[list[tuple[FleetView, int]]] = [[] for _ in replicas]
+        """The views in which each replica counts, and its number there."""
+        self._view = RequestView(Request(-1, 0.0, 1, 1))
+        slo = scenario.slo
+        self._ttft_limit_s = inf if slo is None or slo.ttft is None else slo.ttft
+        classes = {} if slo is None else slo.classes
+        self._class_ttft_limit_s = {k: inf if limits.ttft is None else limits.ttft for k, limits in classes.items()}
+        self._priority = {name: block.priority for name, block in scenario.classes.items()}
+        self._weight = {name: block.weight for name, block in scenario.tenants.items()}
+        self._timeout_s = config.timeout
+        self._first_token_timeout_s = config.first_token_timeout
+        workers = config.decision.workers
+        self._free_s = [0.0] * workers if workers else []
+        """When each process that decides is free again."""
+        self._careful = bool(config.admission or config.timeout or config.first_token_timeout or workers)
+        self._losers: dict[Request, None] = {}
+        """Copies that are being taken back because their twin answered first."""
+        self._heirs: dict[Request, Request] = {}
+        """Who stands for a copy that was taken back."""
+        self._patience: dict[Request, list[Timer]] = {}
+        """Timers of hedges and retries of requests without a first token."""
+        self._twins: dict[Request, Request] = {}
+        """Requests that are at two replicas at once: both by each other."""
+        self._won: dict[Request, None] = {}
+        """Requests that ended while their twins are still being taken back."""
+
+    # --- construction ------------------------------------------------------------------------------------------------
+
+    def _group(self, model: str | None) -> Group:
+        """Replicas for requests that ask for `model` (a catalogue name); all replicas where they ask for none."""
+        chosen = [i for i, pool in enumerate(self.pools) if model is None or pool.llm.name == model]
+        roles = {self.pools[i].config.role for i in chosen}
+        apart = bool(roles - {"mixed"}) or self._config.decode_router is not None
+        entry = self._side([i for i in chosen if not apart or self.pools[i].config.role != "decode"])
+        decode = self._side([i for i in chosen if self.pools[i].config.role != "prefill"]) if apart else None
+        group = Group(entry, decode)
+        if decode is not None:
+            entry.view.decode = decode.view
+            for replica in entry.replicas:
+                replica.on_prefilled = self._prefilled
+        name = model or ""
+        config = self._config
+        if entry.replicas:
+            entry.router = config.router.create(self._streams.get(f"router.{name}"), entry.view)
+        if decode is not None and decode.replicas:
+            choice = config.decode_router or config.router
+            decode.router = choice.create(self._streams.get(f"decode_router.{name}"), decode.view)
+        if config.admission is not None:
+            group.admission = config.admission.create(self._streams.get(f"admission.{name}"), entry.view)
+        policies = (entry.router, group.admission)
+        time_s, energy_j = config.decision.time, config.decision.energy
+        group.delay_s = sum(getattr(p, "decision_s", 0.0) for p in policies) if time_s is None else time_s
+        group.energy_j = sum(getattr(p, "decision_j", 0.0) for p in policies) if energy_j is None else energy_j
+        self._groups[model] = group
+        for side in (entry, decode):
+            if side is None:
+                continue
+            for position, replica in enumerate(side.replicas):
+                self._views[replica.index].append((side.view, position))
+                if side.view.by_work is not None:
+                    replica.on_first_token = self.started
+        return group
+
+    def _side(self, chosen: Sequence[int]) -> Side:
+        pools = [self.pools[i] for i in chosen]
+        view = FleetView([pool.name for pool in pools], [pool.capacity_tokens for pool in pools])
+        for position, i in enumerate(chosen):
+            if self._views[i]:
+                view.begin_like(position, *self._views[i][0])
+        return Side([self.replicas[i] for i in chosen], pools, view)
+
+    # --- decisions ---------------------------------------------------------------------------------------------------
+
+    def take(self, request: Request) -> None:
+        """Take a request that arrives now."""
+        group = self._groups.get(request.model) or self._group(request.model)
+        limit_s = self._ttft_limit_s
+        if request.klass is not None:
+            limit_s = self._class_ttft_limit_s.get(request.klass, limit_s)
+        request.deadline_s = request.arrival_s + limit_s
+        if self._priority:
+            request.priority = self._priority.get(request.klass or "", 0)
+        if self._weight:
+            request.weight = self._weight.get(request.tenant or "", 1.0)
+        if not self._careful:
+            self._route(group, request)
+            return
+        if self._timeout_s is not None:
+            self.clock.at(request.arrival_s + self._timeout_s, partial(self._expire, request, False))
+        if self._first_token_timeout_s is not None:
+            self.clock.at(request.arrival_s + self._first_token_timeout_s, partial(self._expire, request, True))
+        self._decide(group, request)
+
+    def _decide(self, group: Group, request: Request) -> None:
+        """Decide about a request as soon as somebody is free to."""
+        now_s = self.clock.now_s
+        if self._free_s:
+            if self._free_s[0] > now_s:
+                self.outside[request] = None
+                start_s = self._free_s[0]
+                heapreplace(self._free_s, start_s + group.delay_s)
+                self.clock.at(start_s, partial(self._judge_later, group, request))
+                return
+            heapreplace(self._free_s, now_s + group.delay_s)
+        self._judge(group, request)
+
+    def _judge_later(self, group: Group, request: Request) -> None:
+        if self.outside.pop(request, _GONE) is not _GONE:
+            self._judge(group, request)
+
+    def _judge(self, group: Group, request: Request) -> None:
+        """Ask for admission."""
+        if group.admission is not None:
+            view = group.entry.view
+            now_s = view.now_s = self.clock.now_s
+            self._view._request = request
+            answer = group.admission.decide(self._view)
+            if isinstance(answer, Reject):
+                self._reject(request, answer.reason)
+                return
+            if isinstance(answer, Defer):
+                if not now_s < answer.until_s < inf:
+                    raise PolicyError(f"admission put request {request.id} off to {answer.until_s} s at {now_s} s")
+                self.outside[request] = None
+                self.clock.at(answer.until_s, partial(self._decide_later, group, request))
+                return
+            if answer is not ADMIT:
+                raise PolicyError(f"admission answered {answer!r} for request {request.id}")
+        self._route(group, request)
+
+    def _decide_later(self, group: Group, request: Request) -> None:
+        if self.outside.pop(request, _GONE) is not _GONE:
+            self._decide(group, request)
+
+    def _route(self, group: Group, request: Request) -> None:
+        """Let the router choose a replica and send the request there."""
+        side = group.entry
+        view = side.view
+        self._view._request = request
+        now_s = view.now_s = self.clock.now_s
+        decision = side.router.route(self._view)
+        if group.energy_j:
+            self.energy_j += group.energy_j
+            request.energy_j += group.energy_j
+        decode = LOCAL
+        patience = _NO_PATIENCE
+        if isinstance(decision, Route):
+            decode, patience = decision.decode, (decision.hedge_after_s, decision.retry_after_s)
+            decision = decision.replica
+        elif isinstance(decision, Reject):
+            self._reject(request, decision.reason)
+            return
+        if type(decision) is not int or not 0 <= decision < len(side.replicas):
+            raise PolicyError(
+                f"router answered {decision!r} for request {request.id}; there are {len(side.replicas)} replicas"
+            )
+        needed = request.prompt_tokens + (0 if side.prefills_only[decision] else request.output_tokens)
+        if needed > side.capacity_tokens[decision]:
+            self._reject(request, "longer than the KV cache")
+            return
+        replica = side.replicas[decision]
+        if group.decode is not None:
+            request.decode_at = self._decode_at(group.decode, side, decision, decode)
+        if patience != _NO_PATIENCE and request not in self._twins:
+            self._watch(group, request, *patience)
+        self._send(request, replica, now_s + group.delay_s + replica.model.frontend_s)
+
+    def _decode_at(self, decode: Side, side: Side, position: int, answer: int) -> int:
+        """Index of the replica that gets a request after its first token."""
+        if answer == LOCAL:
+            return UNDECIDED if side.prefills_only[position] else LOCAL
+        if type(answer) is not int or not 0 <= answer < len(decode.replicas):
+            raise PolicyError(f"router answered decode={answer!r}; there are {len(decode.replicas)} decode replicas")
+        index = decode.replicas[answer].index
+        return LOCAL if index == side.replicas[position].index else index
+
+    def _send(self, request: Request, replica: Replica, ready_s: float) -> None:
+        index = replica.index
+        request.replica = index
+        self.sent[self._pool_index[index]] += 1
+        prompt_tokens = request.prompt_tokens
+        for seen, position in self._views[index]:
+            seen.sent(position, prompt_tokens)
+        replica.enqueue(request, ready_s)
+
+    # --- prompts and answers computed apart ----------------------------------------------------------------------------
+
+    def _prefilled(self, request: Request, parked: Parked) -> None:
+        """The prompt of a request is computed where its answer is not to be: send it on."""
+        source = self.replicas[request.replica]
+        group = self._groups[request.model]
+        if request.decode_at == UNDECIDED:
+            decode = group.decode
+            assert decode is not None
+            decode.view.now_s = self.clock.now_s
+            self._view._request = request
+            answer = decode.router.route(self._view)
+            if isinstance(answer, Route):
+                answer = answer.replica
+            if isinstance(answer, Reject) or type(answer) is not int or not 0 <= answer < len(decode.replicas):
+                raise PolicyError(f"decode router answered {answer!r}; there are {len(decode.replicas)} replicas")
+            target = decode.replicas[answer]
+        else:
+            target = self.replicas[request.decode_at]
+        request.decode_at = LOCAL
+        request.prefill_replica = source.index
+        self._leave(request)
+        handover = Handover(
+            self._network(), source, request.rank, parked, target, self.pools[source.index].kv_bytes_per_token
+        )
+        request.carrier = handover
+        request.carried_tokens = request.computed
+        if request.prompt_tokens + request.output_tokens > self.pools[target.index].capacity_tokens:
+            handover.release()
+            request.reason = "longer than the KV cache where it decodes"
+            self._end(request, REJECTED)
+            return
+        index = request.replica = target.index
+        self.sent[self._pool_index[index]] += 1
+        for seen, position in self._views[index]:
+            seen.sent(position, request.prompt_tokens)
+            seen.started(position, request.prompt_tokens)
+        target.enqueue(request, self.clock.now_s)
+
+    # --- what happens to requests --------------------------------------------------------------------------------------
+
+    def started(self, request: Request) -> None:
+        """Note a first token (called by replicas in front of which somebody cares)."""
+        for view, position in self._views[request.replica]:
+            view.started(position, request.prompt_tokens)
+        for timer in self._patience.pop(request, ()):
+            timer.cancel()
+        twin = self._twins.get(request)
+        if twin is not None and request not in self._losers:
+            self._losers[twin] = None
+            self._withdraw(twin, self._settle_twin)
+
+    def done(self, request: Request) -> None:
+        """Note a last token."""
+        index = request.replica
+        for view, position in self._views[index]:
+            view.ended(position, request.prompt_tokens)
+        if request in self._twins:
+            if request in self._losers:
+                self._pay(request)
+                self._settle_twin(request)
+            else:
+                self._won[request] = None
+            return
+        self.finished[self._pool_index[index]] += 1
+        self.on_end(request)
+
+    def _leave(self, request: Request) -> None:
+        """Note that a request leaves its replica for another one, or for good."""
+        for view, position in self._views[request.replica]:
+            if request.first_token_s != request.first_token_s:
+                view.started(position, request.prompt_tokens)
+            view.ended(position, request.prompt_tokens)
+        self._pay(request)
+
+    def _pay(self, request: Request) -> None:
+        """Turn a request's share of its replica's time into money and energy, which other replicas' shares can be added to."""
+        pool = self.pools[request.replica]
+        request.paid_usd += request.cost_share_s * (pool.price_usd_per_h / 3600.0)
+        request.host_energy_j += request.cost_share_s * pool.host_busy_w
+        request.cost_share_s = 0.0
+
+    def _reject(self, request: Request, reason: str) -> None:
+        twin = self._twins.pop(request, None)
+        if twin is not None:  # a copy that nobody wants: the first one goes on alone
+            del self._twins[twin]
+            request.status = UNFINISHED
+            twin.energy_j += request.energy_j
+            return
+        request.reason = reason
+        self._end(request, REJECTED)
+
+    def _end(self, request: Request, status: int) -> None:
+        request.status = status
+        request.end_s = self.clock.now_s
+        for timer in self._patience.pop(request, ()):
+            timer.cancel()
+        self.on_end(request)
+
+    def _withdraw(self, request: Request, then: Callable[[Request], None]) -> None:
+        """Take a request back from its replica; `then` is not called if it ends before."""
+        self.replicas[request.replica].withdraw(request, partial(self._withdrawn, then))
+
+    def _withdrawn(self, then: Callable[[Request], None], request: Request) -> None:
+        if isinstance(request.carrier, Handover):
+            request.carrier.release()
+        request.carrier = None
+        request.carried_tokens = 0
+        self._leave(request)
+        then(request)
+
+    # --- time-outs ---------------------------------------------------------------------------------------------------
+
+    def _expire(self, request: Request, first_token: bool) -> None:
+        """The client has waited for long enough."""
+        request = self._heirs.get(request, request)
+        if request in self._losers:
+            request = self._twins[request]
+        if request.status > RUNNING or request in self._won:
+            return
+        if first_token and request.first_token_s == request.first_token_s:
+            return
+        if request.reason is not None:
+            return  # being taken back already
+        request.reason = "no first token in time" if first_token else "not finished in time"
+        if self.outside.pop(request, _GONE) is not _GONE:
+            self._end(request, TIMED_OUT)
+        elif request in self._twins:
+            twin = self._twins[request]
+            if twin not in self._losers:
+                self._losers[twin] = None
+                self._withdraw(twin, self._settle_twin)
+            self._withdraw(request, self._won_by_nobody)
+        else:
+            self._withdraw(request, self._timed_out)
+
+    def _timed_out(self, request: Request) -> None:
+        self._end(request, TIMED_OUT)
+
+    def _won_by_nobody(self, request: Request) -> None:
+        if request in self._twins:
+            self._won[request] = None  # until its twin is out too
+        else:
+            self._timed_out(request)
+
+    # --- hedges and retries --------------------------------------------------------------------------------------------
+
+    def _watch(self, group: Group, request: Request, hedge_after_s: float, retry_after_s: float) -> None:
+        """Wait for the first token of a request no longer than its router wants to."""
+        for side in (group.entry, group.decode):
+            for replica in side.replicas if side is not None else ():
+                replica.on_first_token = self.started
+        now_s = self.clock.now_s
+        timers = self._patience.setdefault(request, [])
+        for after_s, act in ((hedge_after_s, self._hedge), (retry_after_s, self._retry)):
+            if not after_s > 0.0:
+                raise PolicyError(f"router gives request {request.id} {after_s} s until its first token")
+            if after_s < inf:
+                timers.append(self.clock.at(now_s + after_s, partial(act, group, request)))
+
+    def _hedge(self, group: Group, request: Request) -> None:
+        """Send a copy of a request without a first token to another replica too; the first of both to answer goes on."""
+        if request in self._twins:
+            return
+        twin = request.copy()
+        twin.attempt = request.attempt + 1
+        self._twins[request] = twin
+        self._twins[twin] = request
+        self._route(group, twin)
+
+    def _retry(self, group: Group, request: Request) -> None:
+        """Take a request without a first token back and send it once more."""
+        self._withdraw(request, partial(self._again, group))
+
+    def _again(self, group: Group, request: Request) -> None:
+        request.attempt += 1
+        request.cached_tokens = 0
+        self._route(group, request)
+
+    def _settle_twin(self, loser: Request) -> None:
+        """One of two copies is out: the other one bears its cost, and ends if it was waiting for this."""
+        winner = self._twins.pop(loser)
+        del self._twins[winner]
+        self._losers.pop(loser, None)
+        loser.status = UNFINISHED
+        self._pay(winner)
+        winner.energy_j += loser.energy_j
+        winner.paid_usd += loser.paid_usd
+        winner.host_energy_j += loser.host_energy_j
+        self._heirs[loser] = winner
+        if winner in self._won:
+            del self._won[winner]
+            if winner.reason is not None and winner.status != FINISHED:
+                self._end(winner, TIMED_OUT)
+                return
+            self.finished[self._pool_index[winner.replica]] += 1
+            self.on_end(winner)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def left(self) -> list[Request]:
+        """Requests that are at no replica when the run ends, and those that ended but wait for a copy to be taken back."""
+        return [*self.outside, *self._won]
+
+    def without_copies(self, left: Sequence[Request]) -> list[Request]:
+        """Of the requests that are left, those that stand for themselves in the tables; they bear the cost of their copies."""
+        alone = []
+        for request in left:
+            twin = self._twins.get(request)
+            if twin is None or twin in self._losers or (request not in self._losers and request.attempt < twin.attempt):
+                alone.append(request)
+                continue
+            self._pay(request)
+            self._pay(twin)
+            twin.energy_j += request.energy_j
+            twin.paid_usd += request.paid_usd
+            twin.host_energy_j += request.host_energy_j
+        return alone
+
+
+class _Nobody:
+    """Stands where no pool serves the LLM that was asked for."""
+
+    def route(self, request: RequestView) -> Reject:
+        return Reject("no pool serves this model")
+
+
+_NOBODY = _Nobody()
+_GONE: Any = object()
+_NO_PATIENCE = (inf, inf)
