@@ -20,6 +20,7 @@ HOT_MODULES = (
     "fleetsim/kernel/clock.py",
     "fleetsim/workload/prefixes.py",
     "fleetsim/workload/request.py",
+    "fleetsim/network/flows.py",
     "fleetsim/engine/gaps.py",
     "fleetsim/engine/prefix_cache.py",
     "fleetsim/engine/batch.py",

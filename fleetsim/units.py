@@ -127,6 +127,8 @@ Seconds = Annotated[float, Quantity("time", "s", gt=0)]
 SecondsOrZero = Annotated[float, Quantity("time", "s", ge=0)]
 PerSecond = Annotated[float, Quantity("rate", "1/s", gt=0)]
 PerSecondOrZero = Annotated[float, Quantity("rate", "1/s", ge=0)]
+Bytes = Annotated[float, Quantity("bytes", "B", gt=0)]
+BytesPerSecond = Annotated[float, Quantity("bytes/s", "B/s", gt=0)]
 UsdPerHour = Annotated[float, Quantity("price", "USD/h", ge=0)]
 Watts = Annotated[float, Quantity("power", "W", ge=0)]
 

@@ -53,6 +53,10 @@ class Link:
     """What a send costs besides its bytes."""
     send_ratio: float
     """Share of the bandwidth that a send reaches."""
+    copy_ratio: float
+    """Share of the bandwidth that a bulk copy reaches: host to accelerator, or remote memory; a send's where not stated."""
+    copy_latency_s: float
+    """Fixed time of a bulk copy [s]."""
     sourced: Mapping[str, Sourced]
     """Every number with its unit and source."""
 
@@ -88,7 +92,17 @@ class Link:
 
     def send_s(self, size_bytes: float) -> float:
         """Time to send `size_bytes` to one other accelerator [s]."""
-        return self.send.time_s(2, size_bytes / (self.bandwidth_bytes_per_s * self.send_ratio))
+        return self.send.time_s(2, size_bytes / self.send_bytes_per_s)
+
+    @property
+    def send_bytes_per_s(self) -> float:
+        """Bandwidth that large sends reach [B/s]."""
+        return self.bandwidth_bytes_per_s * self.send_ratio
+
+    @property
+    def copy_bytes_per_s(self) -> float:
+        """Bandwidth that large copies reach [B/s]."""
+        return self.bandwidth_bytes_per_s * self.copy_ratio
 
     def _wire_s(self, size_bytes: float, ranks: int) -> float:
         """Time in which each rank passes on all of `size_bytes` but its own share [s]."""
@@ -109,6 +123,9 @@ def load_link(name: str) -> Link:
     ratio = record.quantity("bandwidth_ratio", "ratio")
     all_reduce = _start(record)
     send = record.part("send") if "send" in record.content else None
+    copy = record.part("copy") if "copy" in record.content else None
+    start = _start(send) if send else all_reduce
+    send_ratio = send.quantity("bandwidth_ratio", "ratio") if send else ratio
     link = Link(
         name=name,
         title=record.text("title"),
@@ -117,8 +134,10 @@ def load_link(name: str) -> Link:
         contention=record.quantity("contention", "ratio"),
         all_reduce=all_reduce,
         gather=_start(record.part("gather")) if "gather" in record.content else all_reduce,
-        send=_start(send) if send else all_reduce,
-        send_ratio=send.quantity("bandwidth_ratio", "ratio") if send else ratio,
+        send=start,
+        send_ratio=send_ratio,
+        copy_ratio=copy.quantity("bandwidth_ratio", "ratio") if copy else send_ratio,
+        copy_latency_s=copy.quantity("latency", "time") if copy else start.latency_s,
         sourced=record.sourced,
     )
     record.finish()

@@ -187,10 +187,11 @@ def _names_in_catalogue(loaded: LoadedScenario, sites: list[Site]) -> Findings:
         except DataError as error:
             yield from _retold(loaded, (*where, "accelerator"), error)
             accelerator = None
-        try:
-            load_link(pool.link) if pool.link is not None else None
-        except DataError as error:
-            yield from _retold(loaded, (*where, "link"), error)
+        for path, link in ((("link",), pool.link), (("server", "nic"), pool.server.nic)):
+            try:
+                load_link(link) if link is not None else None
+            except DataError as error:
+                yield from _retold(loaded, (*where, *path), error)
         if llm and accelerator:
             sites.append(Site(loaded, index, pool, llm, accelerator))
 

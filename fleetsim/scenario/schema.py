@@ -12,7 +12,16 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetsim.plugins import Choice, PolicyField, ScenarioFile
-from fleetsim.units import PerSecond, PerSecondOrZero, Quantity, Seconds, SecondsOrZero, UsdPerHour, Watts
+from fleetsim.units import (
+    BytesPerSecond,
+    PerSecond,
+    PerSecondOrZero,
+    Quantity,
+    Seconds,
+    SecondsOrZero,
+    UsdPerHour,
+    Watts,
+)
 
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
@@ -464,6 +473,36 @@ class PoolPower(Block):
     """The same while it computes."""
 
 
+class Ssd(Block):
+    """Drives of one server."""
+
+    drives: Count = 4
+    """How many; data is spread over all."""
+    read: BytesPerSecond = 5e9
+    """Read from one drive: NVMe drives reach 3 to 7 GB/s."""
+    write: BytesPerSecond = 2e9
+    """Written to one drive: NVMe drives reach 1 to 3 GB/s."""
+    latency: SecondsOrZero = 1e-4
+    """Of one access."""
+
+
+class Server(Block):
+    """The servers in which a pool's replicas stand, in order; a replica larger than a server has whole ones of its own."""
+
+    accelerators: Count | None = None
+    """Accelerators of one server; default: of the usual one (`fleetsim show`)."""
+    nics: Count | None = None
+    """Network adapters of one server; default: one per accelerator."""
+    nic: str | None = None
+    """Link of one adapter (`fleetsim list links`); default: the usual one of the accelerator."""
+    network_limit: BytesPerSecond | None = None
+    """Most that one server moves over its adapters each way, such as 38 GB/s with TCP in place of RDMA; default: no such limit."""
+    accelerators_per_uplink: Count | None = None
+    """Accelerators that share one link to the host behind a switch; default: 2 on PCIe, 1 otherwise."""
+    ssd: Ssd = Ssd()
+    """Its drives."""
+
+
 class Pool(Block):
     """Replicas of one LLM on one kind of accelerator."""
 
@@ -487,6 +526,8 @@ class Pool(Block):
     """Price of one accelerator; default: the catalogue's."""
     power: PoolPower = PoolPower()
     """Clocks, caps and servers."""
+    server: Server = Server()
+    """Servers and their adapters, over which keys and values move."""
 
 
 class Energy(Block):
@@ -528,6 +569,28 @@ class Gateway(Block):
     """A request without a first token this long after its arrival is given up."""
 
 
+class RemoteStore(Block):
+    """A pool of memory or disks that all servers reach over the network."""
+
+    bandwidth: BytesPerSecond
+    """Of all its machines together, each way."""
+    latency: SecondsOrZero = 5e-4
+    """From a request until its first byte leaves; an assumption."""
+
+
+class Network(Block):
+    """What joins the servers. Transfers between replicas, host memories, drives and the store share its bandwidth."""
+
+    servers_per_leaf: Count = 32
+    """Servers on one group of leaf switches (one per rail); more are joined by a spine. 32 is usual with 8 GPUs a server."""
+    oversubscription: Annotated[Number, Field(ge=1, le=1000)] = 1.0
+    """Bandwidth of the servers below a leaf over that of its links to the spine; 1 does not block."""
+    store: RemoteStore | None = None
+    """Remote store; default: there is none."""
+    gateway: BytesPerSecond = 12.5e9
+    """Adapter of the gateway: 100 Gb/s."""
+
+
 class Run(Block):
     """How to simulate and what to keep."""
 
@@ -562,6 +625,8 @@ class Scenario(Block):
     """Where requests enter."""
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """The fleet."""
+    network: Network = Network()
+    """What joins the servers."""
     energy: Energy = Energy()
     """What energy costs besides being drawn."""
     run: Run = Run()

@@ -35,6 +35,7 @@ def test_small_scenario_is_clean(check: Check) -> None:
         ("pools[0].llm=no/such/config.json", "pools[0].llm", "cannot be read", ""),
         ("pools[0].accelerator=h20O", "pools[0].accelerator", 'unknown accelerator "h20O"', "h200-sxm"),
         ("pools[0].link=nvlink9", "pools[0].link", 'unknown link "nvlink9"', "nvlink"),
+        ("pools[0].server.nic=roce-40", "pools[0].server.nic", 'unknown link "roce-40"', "roce-400"),
         (
             "pools[0].llm=llama-3.1-70b",
             "pools[0].parallelism",
