@@ -38,8 +38,11 @@ HOT_MODULES = (
     "fleetsim/routing/cache_aware.py",
     "fleetsim/routing/consistent_hash.py",
     "fleetsim/routing/least_kv.py",
+    "fleetsim/routing/min_index.py",
     "fleetsim/routing/prefix_index.py",
     "fleetsim/routing/prefix_score.py",
+    "fleetsim/routing/telemetry.py",
+    "fleetsim/fleet/probe.py",
     "fleetsim/fleet/gateway.py",
     "fleetsim/fleet/fleet.py",
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
 from fleetsim.workload.prefixes import Path, Segment
 
@@ -42,7 +43,19 @@ class PrefixCache:
         Whether blocks outlive the requests that made them.
     """
 
-    __slots__ = ("cached", "capacity", "enabled", "evicted", "hit_idle", "hit_node", "hit_same", "idle", "root", "used")
+    __slots__ = (
+        "cached",
+        "capacity",
+        "enabled",
+        "evicted",
+        "hit_idle",
+        "hit_node",
+        "hit_same",
+        "idle",
+        "journal",
+        "root",
+        "used",
+    )
 
     def __init__(self, capacity: int, enabled: bool = True) -> None:
         self.capacity = capacity
@@ -56,6 +69,8 @@ class PrefixCache:
         self.hit_node = self.root
         self.hit_same = 0
         self.hit_idle = 0
+        self.journal: Any = None
+        """Told what is published and evicted, if anybody cares."""
 
     @property
     def free(self) -> int:
@@ -96,6 +111,25 @@ class PrefixCache:
         self.hit_idle = idle
         return held
 
+    def held(self, path: Path, limit: int) -> int:
+        """How many of the first `limit` blocks of `path` are held: `lookup` without a trace of having asked."""
+        node, held = self.root, 0
+        for segment in path:
+            position, end = 0, min(len(segment), limit - held)
+            while position < end:
+                child = node.children.get(segment[position]) if node.children else None
+                if child is None:
+                    return held
+                same = _same(child, segment, position, end)
+                held += same
+                if same < child.length:
+                    return held
+                node = child
+                position += same
+            if held >= limit:
+                break
+        return held
+
     def acquire_hit(self) -> Node:
         """Use the blocks that the last look-up found; returns the node they end with."""
         node = self.hit_node
@@ -121,6 +155,7 @@ class PrefixCache:
         request goes on with that copy and its own is given back.
         """
         skipped = 0
+        new = False
         for segment in path:
             size = len(segment)
             position = max(first - skipped, 0)
@@ -135,6 +170,7 @@ class PrefixCache:
                     run = segment[position:end]
                     child = Node(node, run, end - position, 1)
                     children[child.first] = child
+                    new = True
                 else:
                     same = _same(child, segment, position, end)
                     if same < child.length:
@@ -145,6 +181,8 @@ class PrefixCache:
                 node = child
             if skipped >= blocks:
                 break
+        if new and self.journal is not None:
+            self.journal.published(path, blocks)
         return node
 
     def leave(self, own_blocks: int) -> None:
@@ -211,9 +249,11 @@ class PrefixCache:
         self.cached -= blocks
         self.evicted += blocks
         gone = 0
-        idle = self.idle
+        idle, journal = self.idle, self.journal
         for node in idle:
             parent = node.parent
+            if journal is not None and parent is not None:
+                journal.evicted(node, max(node.length - blocks, 0))
             if node.length > blocks:
                 node.length -= blocks
                 if parent is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import ceil, inf, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fleetsim.engine.api import Scheduler, StepTimeModel
 from fleetsim.engine.batch import Batch, Parked
@@ -82,6 +82,8 @@ class Replica:
         """What to do at the next boundary, before the scheduler is asked."""
         self.turning = False
         """Whether a boundary is being handled now: what comes meanwhile is looked at before it ends."""
+        self.listener: Any = None
+        """Told before it changes, and of requests that come and leave, if anybody cares (`fleet/probe.py`)."""
         self.step_limit = 1 if step_by_step else _FAR
         self.verify_every = verify_every
         self.boundaries = 0
@@ -121,8 +123,11 @@ class Replica:
         request.ready_s = ready_s
         if request.queued_s != request.queued_s:
             request.queued_s = ready_s
+        if self.listener is not None:
+            self.listener.changing(self.clock.now_s)
+            self.listener.arrived(request)
         if len(self.batches) > 1:
-            self._choose_rank(request)
+            request.rank = self.next_rank()
         self.batches[request.rank].coming += 1
         inbox = self.inbox
         if inbox and ready_s < inbox[-1].ready_s:
@@ -178,6 +183,8 @@ class Replica:
 
         `then` is called when it is out, and never if it ends before.
         """
+        if self.listener is not None:
+            self.listener.changing(self.clock.now_s)
         batch = self.batches[request.rank]
         if request in self.inbox:
             self.inbox.remove(request)
@@ -277,6 +284,8 @@ class Replica:
 
     def _boundary(self) -> None:
         """A leap is over: do its steps, then begin the next."""
+        if self.listener is not None:
+            self.listener.changing(self.clock.now_s)
         self.turning = True
         if self.leap_steps:
             if self.has_chunks:
@@ -502,6 +511,8 @@ class Replica:
                 request.first_token_s = now_s
                 if self.on_first_token is not None:
                     self.on_first_token(request)
+                if self.listener is not None:
+                    self.listener.left(request, True)
             else:
                 gap_s = now_s - request.last_token_s
                 self.gaps.add(gap_s, 1)
@@ -531,6 +542,8 @@ class Replica:
         request.first_token_s = request.last_token_s = now_s
         if self.on_first_token is not None:
             self.on_first_token(request)
+        if self.listener is not None:
+            self.listener.left(request, True)
         on_prefilled(request, parked)
         return True
 
@@ -654,10 +667,10 @@ class Replica:
             steps += 1
         return max(steps, 1)
 
-    def _choose_rank(self, request: Request) -> None:
-        """Give a new request to the rank with the fewest, waiting ones counting four times, as vLLM's front end does."""
+    def next_rank(self) -> int:
+        """The rank that gets the next request: fewest there, waiting ones counting four times, as in vLLM."""
         loads = [4 * (len(batch.waiting) + batch.coming) + len(batch.running) for batch in self.batches]
-        request.rank = loads.index(min(loads))
+        return loads.index(min(loads))
 
     def _verify(self) -> None:
         self.boundaries += 1

@@ -13,10 +13,11 @@ from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
 from fleetsim.fleet.handover import Handover, Network
 from fleetsim.fleet.pool import Pool
+from fleetsim.fleet.probe import ReplicaProbe
 from fleetsim.kernel.clock import Clock, Timer
 from fleetsim.kernel.streams import Streams
-from fleetsim.routing.api import ADMIT, Defer, FleetView, Reject, RequestView, Route
-from fleetsim.scenario.schema import Scenario
+from fleetsim.routing.api import ADMIT, Defer, FleetView, Freshness, Reject, RequestView, Route
+from fleetsim.scenario.schema import Scenario, View
 from fleetsim.workload.request import FINISHED, LOCAL, REJECTED, RUNNING, TIMED_OUT, UNDECIDED, UNFINISHED, Request
 
 
@@ -96,6 +97,7 @@ class Gateway:
         self._streams = streams
         self._pool_index = [pool.index for pool in pools]
         self._groups: dict[str | None, Group] = {}
+        self._probes = [ReplicaProbe(r, p.prefill_time) for r, p in zip(replicas, pools, strict=True)]
         self._views: list[list[tuple[FleetView, int]]] = [[] for _ in replicas]
         """The views in which each replica counts, and its number there."""
         self._view = RequestView(Request(-1, 0.0, 1, 1))
@@ -155,17 +157,27 @@ class Gateway:
                 continue
             for position, replica in enumerate(side.replicas):
                 self._views[replica.index].append((side.view, position))
-                if side.view.by_work is not None:
+                if side.view.wants_first_tokens:
                     replica.on_first_token = self.started
         return group
 
     def _side(self, chosen: Sequence[int]) -> Side:
         pools = [self.pools[i] for i in chosen]
-        view = FleetView([pool.name for pool in pools], [pool.capacity_tokens for pool in pools])
+        view = FleetView(
+            [pool.name for pool in pools],
+            [pool.capacity_tokens for pool in pools],
+            [self._probes[i] for i in chosen],
+            _freshness(self._config.view),
+            self._time_s,
+            chosen,
+        )
         for position, i in enumerate(chosen):
             if self._views[i]:
                 view.begin_like(position, *self._views[i][0])
         return Side([self.replicas[i] for i in chosen], pools, view)
+
+    def _time_s(self) -> float:
+        return self.clock.now_s
 
     # --- decisions ---------------------------------------------------------------------------------------------------
 
@@ -278,7 +290,7 @@ class Gateway:
         self.sent[self._pool_index[index]] += 1
         prompt_tokens = request.prompt_tokens
         for seen, position in self._views[index]:
-            seen.sent(position, prompt_tokens)
+            seen.sent(position, prompt_tokens, request)
         replica.enqueue(request, ready_s)
 
     # --- prompts and answers computed apart ----------------------------------------------------------------------------
@@ -324,8 +336,9 @@ class Gateway:
 
     def started(self, request: Request) -> None:
         """Note a first token (called by replicas in front of which somebody cares)."""
+        seconds = self.clock.now_s - request.queued_s
         for view, position in self._views[request.replica]:
-            view.started(position, request.prompt_tokens)
+            view.started(position, request.prompt_tokens, seconds)
         for timer in self._patience.pop(request, ()):
             timer.cancel()
         twin = self._twins.get(request)
@@ -350,6 +363,9 @@ class Gateway:
 
     def _leave(self, request: Request) -> None:
         """Note that a request leaves its replica for another one, or for good."""
+        listener = self.replicas[request.replica].listener
+        if listener is not None:
+            listener.left(request, False)
         for view, position in self._views[request.replica]:
             if request.first_token_s != request.first_token_s:
                 view.started(position, request.prompt_tokens)
@@ -499,6 +515,11 @@ class Gateway:
             twin.paid_usd += request.paid_usd
             twin.host_energy_j += request.host_energy_j
         return alone
+
+
+def _freshness(config: View) -> Freshness:
+    age_s = config.period if config.freshness == "sampled" else config.delay
+    return Freshness(config.freshness, age_s, config.own_counts)
 
 
 class _Nobody:

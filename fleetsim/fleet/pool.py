@@ -14,7 +14,11 @@ from fleetsim.engine.api import StepTimeModel
 from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.steptime.governor import governed
+from fleetsim.fleet.probe import PrefillTime
 from fleetsim.scenario import schema
+
+_CHUNK_TOKENS = 8192
+"""Prompt tokens per step where the scheduler says none: for the prediction of prefill times only."""
 
 
 @dataclass(slots=True)
@@ -36,11 +40,19 @@ class Pool:
     """Of one replica: all its accelerators."""
     gaps: GapHistogram = field(default_factory=GapHistogram)
     replicas: list[Replica] = field(default_factory=list)
+    _prefill_time: PrefillTime | None = None
 
     @property
     def accelerators(self) -> int:
         """Accelerators of the whole pool."""
         return len(self.replicas) * self.config.parallelism.accelerators
+
+    def prefill_time(self) -> PrefillTime:
+        """How long prompts take one replica; fitted when somebody first asks."""
+        if self._prefill_time is None:
+            chunk_tokens = getattr(self.config.engine.scheduler.config, "max_batched_tokens", _CHUNK_TOKENS)
+            self._prefill_time = PrefillTime(self.model, chunk_tokens)
+        return self._prefill_time
 
     @property
     def host_busy_w(self) -> float:

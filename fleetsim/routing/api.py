@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
 from math import inf
 
 from fleetsim.errors import PolicyError
+from fleetsim.routing.min_index import MinIndex
 from fleetsim.routing.router import Router
+from fleetsim.routing.telemetry import Board, Caches, Freshness, Probe
 from fleetsim.workload.prefixes import Path, Segment, private_path
 from fleetsim.workload.request import Request
 
-__all__ = ["ADMIT", "KV_FULL", "Admit", "Defer", "FleetView", "MinIndex", "Reject", "RequestView", "Route", "Router"]
+__all__ = [
+    "ADMIT",
+    "KV_FULL",
+    "Admit",
+    "Defer",
+    "FleetView",
+    "Freshness",
+    "MinIndex",
+    "Probe",
+    "Reject",
+    "RequestView",
+    "Route",
+    "Router",
+]
 
 KV_FULL = 1 << 40
 """A full KV cache in the whole numbers of `FleetView.index_kv`: sums of shares that cancel exactly."""
@@ -116,6 +131,24 @@ class RequestView:
             segments.append(private_path(request.id, blocks - left, left))
         return tuple(segments)
 
+    def reusable(self, block_tokens: int) -> Path:
+        """Keys of the blocks that a cache could hold: whole ones of known content, at least one token left to compute."""
+        request = self._request
+        content = request.content
+        if content is None:
+            return ()
+        left = (request.prompt_tokens - 1) // block_tokens
+        path = content.path(block_tokens)
+        if len(path) == 1 and len(path[0]) <= left:
+            return path
+        segments: list[Segment] = []
+        for segment in path:
+            if left <= 0:
+                break
+            segments.append(segment[:left] if len(segment) > left else segment)
+            left -= len(segment)
+        return tuple(segments)
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -153,79 +186,89 @@ class Admit:
 
 ADMIT = Admit()
 
-
-class MinIndex:
-    """Position of the smallest of many counters, kept up to date at a cost that does not grow with their number.
-
-    A heap of (value, time of change, position) in which old entries are dropped when they surface; among equal values the one
-    unchanged for longest comes first.
-    """
-
-    __slots__ = ("_heap", "_stamp", "_stamps", "values")
-
-    def __init__(self, values: Sequence[int]) -> None:
-        self.values = list(values)
-        self._stamps = list(range(len(self.values)))
-        self._heap = [(value, position, position) for position, value in enumerate(self.values)]
-        heapify(self._heap)
-        self._stamp = len(self.values)
-
-    def add(self, position: int, change: int) -> None:
-        """Change one counter."""
-        value = self.values[position] + change
-        self.values[position] = value
-        self._stamp += 1
-        self._stamps[position] = self._stamp
-        heap = self._heap
-        heappush(heap, (value, self._stamp, position))
-        if len(heap) > 8 * len(self.values) + 64:
-            stamps = self._stamps
-            self._heap = [entry for entry in heap if stamps[entry[2]] == entry[1]]
-            heapify(self._heap)
-
-    def smallest(self) -> int:
-        """Position of the smallest counter."""
-        heap, stamps = self._heap, self._stamps
-        while stamps[heap[0][2]] != heap[0][1]:
-            heappop(heap)
-        return heap[0][2]
+_SENT, _STARTED, _ENDED = range(3)
 
 
 class FleetView:
-    """The replicas that may serve a request, as the gateway knows them: its own counts, exact and without delay.
+    """The replicas that may serve a request, as the gateway knows them: its own counts, and what the replicas publish.
 
-    Replicas are numbered 0 to `count` - 1; a router answers with such a number.
+    Replicas are numbered 0 to `count` - 1; a router answers with such a number. Counts of what the gateway itself sent and saw come
+    back (`outstanding` and the indexes) are exact, unless its scenario says otherwise. Loads and caches (`watch_load`,
+    `watch_caches`) are telemetry: as old as `freshness` says, and kept only where a router asks for them at construction.
+
+    Parameters
+    ----------
+    pools : sequence of str
+        Pool name of each replica.
+    capacity_tokens : sequence of int, optional
+        Tokens that each replica's KV cache holds.
+    probes : sequence of Probe, optional
+        What each replica publishes.
+    freshness : Freshness, optional
+        How old that is.
+    time_s : callable, optional
+        The time now [s]; needed where the own counts are old.
+    numbers : sequence of int, optional
+        Number of each replica over the whole fleet; 0, 1, 2, … where nobody says.
     """
 
     __slots__ = (
         "_kv_scale",
+        "_log",
+        "_now_s",
+        "_paths",
+        "_paths_of",
+        "_probes",
+        "_time_s",
+        "answers",
+        "board",
         "by_kv",
         "by_most_outstanding",
         "by_outstanding",
         "by_work",
+        "caches",
         "capacity_tokens",
         "decode",
         "decode_weight_tokens",
         "decoding",
         "expected_output_tokens",
+        "freshness",
         "in_flight",
-        "now_s",
+        "numbers",
         "outstanding",
         "pending_tokens",
         "pools",
+        "touched",
     )
 
-    def __init__(self, pools: Sequence[str], capacity_tokens: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        pools: Sequence[str],
+        capacity_tokens: Sequence[int] = (),
+        probes: Sequence[Probe] = (),
+        freshness: Freshness | None = None,
+        time_s: Callable[[], float] | None = None,
+        numbers: Sequence[int] = (),
+    ) -> None:
         self.pools = tuple(pools)
         """Pool name of each replica."""
         self.capacity_tokens = tuple(capacity_tokens) or (_CAPACITY_TOKENS,) * len(self.pools)
         """Tokens that each replica's KV cache holds (all equal where nobody says)."""
+        self.numbers = tuple(numbers) or tuple(range(len(self.pools)))
+        """Number of each replica over the whole fleet, as in `RequestView.tried`."""
         self.decode: FleetView | None = None
         """View of the replicas that may decode what these have begun; None where every replica does all of a request itself."""
+        self.freshness = Freshness() if freshness is None else freshness
+        """How old what it knows is."""
+        self._probes = tuple(probes)
+        self._time_s = time_s
+        self._log: deque[tuple[float, int, int, int, float]] | None = None
+        """Where the own counts are old: what they do not show yet (time, what, replica, prompt tokens, seconds)."""
+        if self.freshness.kind != "exact" and not self.freshness.own_counts:
+            self._log = deque()
         self.in_flight = 0
         """Requests sent and not ended yet, on all replicas."""
-        self.now_s = 0.0
-        """Time of this decision [s]."""
+        self._now_s = 0.0
         self.outstanding = [0] * len(self.pools)
         """Requests sent and not ended yet, per replica."""
         self.decoding = [0] * len(self.pools)
@@ -238,6 +281,14 @@ class FleetView:
         self.by_kv: MinIndex | None = None
         self.decode_weight_tokens = 0
         self.expected_output_tokens = 0
+        self.board: Board | None = None
+        self.caches: Caches | None = None
+        self.answers: list[tuple[int, int, float]] | None = None
+        """First tokens seen since the router last emptied the list: replica, prompt tokens, seconds since it was sent."""
+        self.touched: list[int] | None = None
+        """Replicas whose outstanding requests changed since the router last emptied the list."""
+        self._paths: dict[int, Path] = {}
+        self._paths_of = -1
         self._kv_scale = [KV_FULL // max(1, capacity) for capacity in self.capacity_tokens]
 
     @property
@@ -245,14 +296,33 @@ class FleetView:
         """Number of replicas."""
         return len(self.pools)
 
+    @property
+    def now_s(self) -> float:
+        """Time of this decision [s]. The gateway sets it, and from then on the view shows what is known at that time."""
+        return self._now_s
+
+    @now_s.setter
+    def now_s(self, now_s: float) -> None:
+        self._now_s = now_s
+        if self._log:
+            self._apply(self.freshness.horizon_s(now_s))
+        if self.board is not None:
+            self.board.begin(now_s)
+        if self.caches is not None:
+            self.caches.begin(now_s)
+
+    # --- what a router asks for at construction -----------------------------------------------------------------------
+
     def index_outstanding(self) -> MinIndex:
         """Ask, at construction, for an index of the replica with the fewest outstanding requests."""
-        self.by_outstanding = MinIndex(self.outstanding)
+        if self.by_outstanding is None:
+            self.by_outstanding = MinIndex(self.outstanding)
         return self.by_outstanding
 
     def index_most_outstanding(self) -> MinIndex:
         """Ask, at construction, for an index whose `smallest` has the most outstanding requests (its values are negative)."""
-        self.by_most_outstanding = MinIndex([-value for value in self.outstanding])
+        if self.by_most_outstanding is None:
+            self.by_most_outstanding = MinIndex([-value for value in self.outstanding])
         return self.by_most_outstanding
 
     def index_kv(self, expected_output_tokens: int) -> MinIndex:
@@ -261,19 +331,127 @@ class FleetView:
         Its estimate counts every request sent and not ended with its prompt and `expected_output_tokens`, as a share of the
         replica's capacity; `MinIndex.values` are such shares times `KV_FULL`. Shared prefixes are counted once per request.
         Requests that another view of the same replicas sent before are not counted.
+
+        Raises
+        ------
+        PolicyError
+            If a router inside another one asked for it with another number of tokens.
         """
-        self.expected_output_tokens = expected_output_tokens
-        self.by_kv = MinIndex([0] * len(self.pools))
+        if self.by_kv is None:
+            self.expected_output_tokens = expected_output_tokens
+            self.by_kv = MinIndex([0] * len(self.pools))
+        elif self.expected_output_tokens != expected_output_tokens:
+            raise PolicyError("two routers of one gateway estimate KV use with different expected_output_tokens")
         return self.by_kv
 
     def index_work(self, decode_weight_tokens: int) -> MinIndex:
         """Ask, at construction, for an index of the replica with the least work.
 
         Work is the pending prompt tokens, plus `decode_weight_tokens` for each request that has its first token and is not done.
+
+        Raises
+        ------
+        PolicyError
+            If a router inside another one asked for it with another weight.
         """
-        weight = self.decode_weight_tokens = decode_weight_tokens
-        self.by_work = MinIndex([p + weight * d for p, d in zip(self.pending_tokens, self.decoding, strict=True)])
+        if self.by_work is None:
+            weight = self.decode_weight_tokens = decode_weight_tokens
+            self.by_work = MinIndex([p + weight * d for p, d in zip(self.pending_tokens, self.decoding, strict=True)])
+        elif self.decode_weight_tokens != decode_weight_tokens:
+            raise PolicyError("two routers of one gateway count work with different decode_weight_tokens")
         return self.by_work
+
+    def watch_load(self) -> Board:
+        """Ask, at construction, for what the replicas publish of their load."""
+        if self.board is None:
+            self.board = Board(self._known_probes(), self.freshness, self.now_s)
+        return self.board
+
+    def watch_caches(self, holders: bool = True) -> None:
+        """Ask, at construction, for what the replicas publish of their caches.
+
+        With `holders` for an index of who holds what (`cached`); without, in an exact view, `hit_tokens` looks into the one cache
+        that it is asked about, which is cheaper for routers that compare a few replicas.
+        """
+        if self.caches is None and (holders or self.freshness.kind != "exact"):
+            self.caches = Caches(self._known_probes(), self.freshness)
+
+    def watch_answers(self) -> list[tuple[int, int, float]]:
+        """Ask, at construction, for a list of first tokens; the router empties it."""
+        if self.answers is not None:
+            raise PolicyError("two routers of one gateway cannot both watch first tokens")
+        self.answers = []
+        return self.answers
+
+    def watch_outstanding(self) -> list[int]:
+        """Ask, at construction, for a list of replicas whose outstanding requests change; the router empties it."""
+        if self.touched is not None:
+            raise PolicyError("two routers of one gateway cannot both watch changes")
+        self.touched = []
+        return self.touched
+
+    def _known_probes(self) -> tuple[Probe, ...]:
+        if len(self._probes) != len(self.pools):
+            raise PolicyError("this view has no telemetry: its replicas publish nothing")
+        return self._probes
+
+    # --- what a router asks at a decision -------------------------------------------------------------------------------
+
+    def kv_used(self, position: int) -> float:
+        """Part of a replica's KV cache in use (after `watch_load`) [ratio]."""
+        board = self.board
+        assert board is not None, "a router asks for watch_load at construction"
+        known_s = board.known_until_s(position, self.now_s)
+        return self._probes[position].kv_used(known_s) if known_s >= 0 else board.kv_used[position]
+
+    def hit_tokens(self, position: int, request: RequestView) -> int:
+        """Leading tokens of the prompt that a replica's cache holds (after `watch_caches`) [tokens]."""
+        if self.caches is not None:
+            return self.caches.held_tokens(position, self._paths_for(request))
+        if self.freshness.kind != "exact":
+            raise PolicyError("a router asks for watch_caches at construction")
+        return self._known_probes()[position].held_tokens(request._request)
+
+    def cached(self, request: RequestView, limit: int = 16) -> dict[int, int]:
+        """Up to `limit` replicas that hold a beginning of the prompt, those with most first, and how many tokens of it.
+
+        After ``watch_caches()``. The cost does not grow with the number of replicas.
+        """
+        assert self.caches is not None, "a router asks for watch_caches at construction"
+        return self.caches.holders(self._paths_for(request), limit)
+
+    def prefill_s(self, position: int, tokens: float, cached: float) -> float:
+        """Seconds that computing `tokens` prompt tokens after `cached` ones takes a replica, alone, by its own step times [s]."""
+        return self._known_probes()[position].prefill_s(tokens, cached)
+
+    def ttft_s(self, position: int, prompt_tokens: int, hit_tokens: int) -> float:
+        """Time to the first token that is to be expected of a replica (after `watch_load`): prompts before it, and its own [s]."""
+        board = self.board
+        assert board is not None, "a router asks for watch_load at construction"
+        probe = self._probes[position]
+        own_s = probe.prefill_s(prompt_tokens - hit_tokens, hit_tokens)
+        return board.pending_s[position] + own_s + probe.frontend_s
+
+    def _paths_for(self, request: RequestView) -> dict[int, Path]:
+        assert self.caches is not None
+        if self._paths_of != request._request.id:
+            self._paths_of = request._request.id
+            self._paths = {size: request.reusable(size) for size in self.caches.sizes}
+        return self._paths
+
+    # --- what the gateway tells ---------------------------------------------------------------------------------------
+
+    def _apply(self, horizon_s: float) -> None:
+        """Count what happened before `horizon_s`."""
+        log = self._log
+        while log and log[0][0] < horizon_s:
+            _, what, position, prompt_tokens, seconds = log.popleft()
+            if what == _SENT:
+                self._count_sent(position, prompt_tokens)
+            elif what == _STARTED:
+                self._count_started(position, prompt_tokens, seconds)
+            else:
+                self._count_ended(position, prompt_tokens)
 
     def begin_like(self, position: int, other: FleetView, other_position: int) -> None:
         """Take over the counts that another view has of the same replica."""
@@ -281,38 +459,85 @@ class FleetView:
         self.outstanding[position] = other.outstanding[other_position]
         self.decoding[position] = other.decoding[other_position]
         self.pending_tokens[position] = other.pending_tokens[other_position]
+        if self._log is not None and other._log:
+            to_come = [(t, what, position, n, s) for t, what, at, n, s in other._log if at == other_position]
+            self._log = deque(sorted([*self._log, *to_come], key=_time))
 
-    def sent(self, position: int, prompt_tokens: int) -> None:
+    def sent(self, position: int, prompt_tokens: int, request: Request | None = None) -> None:
         """Count a request that goes to a replica (called by the gateway)."""
+        if self._log is not None:
+            self._note(_SENT, position, prompt_tokens, 0.0)
+            return
+        self._count_sent(position, prompt_tokens)
+        if self.board is not None and self.freshness.kind != "exact":
+            hit = 0
+            if request is not None and self.caches is not None:
+                hit = self.caches.held_tokens(position, self._paths_for(RequestView(request)))
+            uncached = prompt_tokens - hit
+            self.board.sent(position, self.now_s, uncached, self._probes[position].prefill_s(uncached, hit))
+
+    def started(self, position: int, prompt_tokens: int, seconds: float = -1.0) -> None:
+        """Count a first token, `seconds` after its request was sent (called by the gateway where a router wants to know).
+
+        Without `seconds` there was none: the request leaves for another replica, and `ended` follows.
+        """
+        if self._log is not None:
+            self._note(_STARTED, position, prompt_tokens, seconds)
+        else:
+            self._count_started(position, prompt_tokens, seconds)
+
+    def ended(self, position: int, prompt_tokens: int) -> None:
+        """Count the end of a request that had its first token (called by the gateway)."""
+        if self._log is not None:
+            self._note(_ENDED, position, prompt_tokens, 0.0)
+        else:
+            self._count_ended(position, prompt_tokens)
+
+    @property
+    def wants_first_tokens(self) -> bool:
+        """Whether `started` has to be called."""
+        return self.by_work is not None or self.answers is not None
+
+    def _note(self, what: int, position: int, prompt_tokens: int, seconds: float) -> None:
+        assert self._log is not None
+        now_s = self.now_s if self._time_s is None else self._time_s()
+        self._log.append((now_s, what, position, prompt_tokens, seconds))
+
+    def _count_sent(self, position: int, prompt_tokens: int) -> None:
         self.in_flight += 1
-        self.outstanding[position] += 1
-        if self.by_outstanding is not None:
-            self.by_outstanding.add(position, 1)
-        if self.by_most_outstanding is not None:
-            self.by_most_outstanding.add(position, -1)
+        self._count_outstanding(position, 1)
         if self.by_kv is not None:
             self.by_kv.add(position, self._kv_scale[position] * (prompt_tokens + self.expected_output_tokens))
         if self.by_work is not None:
             self.pending_tokens[position] += prompt_tokens
             self.by_work.add(position, prompt_tokens)
 
-    def started(self, position: int, prompt_tokens: int) -> None:
-        """Count a first token (called by the gateway where a router asked for `index_work`)."""
+    def _count_started(self, position: int, prompt_tokens: int, seconds: float) -> None:
         if self.by_work is not None:
             self.pending_tokens[position] -= prompt_tokens
             self.decoding[position] += 1
             self.by_work.add(position, self.decode_weight_tokens - prompt_tokens)
+        if self.answers is not None and seconds >= 0.0:
+            self.answers.append((position, prompt_tokens, seconds))
 
-    def ended(self, position: int, prompt_tokens: int) -> None:
-        """Count the end of a request that had its first token (called by the gateway)."""
+    def _count_ended(self, position: int, prompt_tokens: int) -> None:
         self.in_flight -= 1
-        self.outstanding[position] -= 1
-        if self.by_outstanding is not None:
-            self.by_outstanding.add(position, -1)
-        if self.by_most_outstanding is not None:
-            self.by_most_outstanding.add(position, 1)
+        self._count_outstanding(position, -1)
         if self.by_kv is not None:
             self.by_kv.add(position, -self._kv_scale[position] * (prompt_tokens + self.expected_output_tokens))
         if self.by_work is not None:
             self.decoding[position] -= 1
             self.by_work.add(position, -self.decode_weight_tokens)
+
+    def _count_outstanding(self, position: int, change: int) -> None:
+        self.outstanding[position] += change
+        if self.by_outstanding is not None:
+            self.by_outstanding.add(position, change)
+        if self.by_most_outstanding is not None:
+            self.by_most_outstanding.add(position, -change)
+        if self.touched is not None:
+            self.touched.append(position)
+
+
+def _time(entry: tuple[float, int, int, int, float]) -> float:
+    return entry[0]

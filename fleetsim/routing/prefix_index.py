@@ -6,7 +6,7 @@ on a prompt's path, whatever the number of replicas or blocks. A replica that ho
 
 from __future__ import annotations
 
-from fleetsim.routing.api import MinIndex
+from fleetsim.routing.min_index import MinIndex
 from fleetsim.workload.prefixes import Path, Segment
 
 
@@ -84,6 +84,55 @@ class PrefixIndex:
                 node = child
         if added:
             self.sizes.add(replica, added)
+
+    def held(self, path: Path, replica: int) -> int:
+        """Leading blocks of `path` that `replica` holds."""
+        node, blocks = self._root, 0
+        for segment in path:
+            position, end = 0, len(segment)
+            while position < end:
+                child = node.children.get(segment[position])
+                if child is None or replica not in child.holders:
+                    return blocks
+                same = _same(child.keys, segment, position)
+                blocks += same
+                node = child
+                if same < len(child.keys):
+                    return blocks
+                position += same
+        return blocks
+
+    def remove(self, path: Path, kept: int, replica: int) -> None:
+        """Note that `replica` holds at most the first `kept` blocks of `path`, and nothing that continues the rest."""
+        node, gone, lost = self._root, 0, []
+        for segment in path:
+            position, end = 0, len(segment)
+            while position < end:
+                child = node.children.get(segment[position])
+                if child is None or replica not in child.holders:
+                    position = -1
+                    break
+                same = _same(child.keys, segment, position)
+                if node.end < kept < node.end + same:
+                    child = self._split(child, kept - node.end)
+                    same = len(child.keys)
+                elif node.end + same > kept:
+                    lost.append(child)
+                if same < len(child.keys):
+                    position = -1
+                    break
+                node = child
+                position += same
+            if position < 0:
+                break
+        for node in reversed(lost):
+            gone += len(node.keys)
+            del node.holders[replica]
+            del self._held[replica][node]
+            if not node.holders and node.parent is not None:
+                del node.parent.children[node.keys[0]]
+        if gone:
+            self.sizes.add(replica, -gone)
 
     def trim(self, replica: int, blocks: int) -> None:
         """Forget whole runs that `replica` was not sent for longest, last blocks first, until it holds at most `blocks`."""

@@ -11,7 +11,7 @@ from pydantic import Field, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
 from fleetsim.plugins import Choice, PolicyConfig, PolicyField, names
-from fleetsim.routing.api import FleetView, Reject, RequestView, Router
+from fleetsim.routing.api import FleetView, Reject, RequestView, Route, Router
 from fleetsim.routing.basic import LeastOutstandingConfig
 
 _SESSIONS = 1 << 20
@@ -65,7 +65,7 @@ class Sticky:
         self._requests = config.overload_requests
         self._homes: OrderedDict[int, int] = OrderedDict()
 
-    def route(self, request: RequestView) -> int | Reject:
+    def route(self, request: RequestView) -> int | Route | Reject:
         """Choose a replica."""
         session = request.session
         if session < 0:
@@ -77,7 +77,7 @@ class Sticky:
             return home
         chosen = self._inner.route(request)
         if not isinstance(chosen, Reject):
-            homes[session] = chosen
+            homes[session] = chosen.replica if isinstance(chosen, Route) else chosen
             homes.move_to_end(session)
             if len(homes) > _SESSIONS:
                 homes.popitem(last=False)

@@ -552,6 +552,20 @@ class Decision(Block):
     """Decisions that are taken at a time; more wait. 0: as many as come."""
 
 
+class View(Block):
+    """How old is what the gateway knows of the replicas."""
+
+    freshness: Literal["exact", "sampled", "delayed"] = "exact"
+    """`exact`: as it is; `sampled`: as it was at the last multiple of `period`; `delayed`: as it was `delay` ago."""
+    period: Seconds = 1.0
+    """Time between two samples."""
+    delay: Seconds = 0.1
+    """Age of what is delayed."""
+    own_counts: Flag = True
+    """Whether the gateway's own counts (outstanding requests and tokens) are exact all the same. Off: several gateways that do not
+    talk to each other, each of which learns of what the others sent as late as of everything else."""
+
+
 class Gateway(Block):
     """Where requests enter the fleet."""
 
@@ -567,6 +581,10 @@ class Gateway(Block):
     """A request that has not ended this long after its arrival is given up."""
     first_token_timeout: Seconds | None = None
     """A request without a first token this long after its arrival is given up."""
+
+    """Chooses the replica."""
+    view: View = View()
+    """How old is what policies see."""
 
 
 class RemoteStore(Block):

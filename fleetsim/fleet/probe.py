@@ -1,0 +1,215 @@
+"""What a replica's telemetry reads: its queue, its running set, its KV cache, and how long prompts take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fleetsim.engine.api import StepTimeModel
+from fleetsim.engine.prefix_cache import Node
+from fleetsim.engine.replica import Replica
+from fleetsim.routing.telemetry import Board, Caches, Load, Probe
+from fleetsim.workload.prefixes import Path, Segment
+from fleetsim.workload.request import Request
+
+_TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+"""Lengths at which step times are read for the fit of prefill times."""
+_CACHED = (0, 2048, 16384)
+
+
+class PrefillTime:
+    """Seconds to compute n prompt tokens after c cached ones: ``per_request + per_token n + per_pair (n c + n (n + 1) / 2)``.
+
+    Fitted to a step-time model by least squares of relative errors, with no coefficient below zero. A prompt is computed in chunks
+    of at most `chunk_tokens`, as the scheduler's budget says.
+
+    Parameters
+    ----------
+    model : StepTimeModel
+        Step times of the replica.
+    chunk_tokens : int
+        Prompt tokens per step.
+    """
+
+    __slots__ = ("error", "per_pair_s", "per_request_s", "per_token_s")
+
+    def __init__(self, model: StepTimeModel, chunk_tokens: int) -> None:
+        points = [(n, c) for n in _TOKENS for c in _CACHED]
+        seconds = np.array([_alone_s(model, n, c, chunk_tokens) for n, c in points])
+        terms = np.array([(1.0, n, n * c + n * (n + 1) / 2) for n, c in points]) / seconds[:, None]
+        kept = [0, 1, 2]
+        while True:
+            found = np.linalg.lstsq(terms[:, kept], np.ones(len(points)), rcond=None)[0]
+            if found.min() >= 0.0:
+                break
+            del kept[int(found.argmin())]
+        fitted = [0.0, 0.0, 0.0]
+        for place, value in zip(kept, found.tolist(), strict=True):
+            fitted[place] = value
+        self.per_request_s, self.per_token_s, self.per_pair_s = fitted
+        self.error = float(np.abs(terms @ np.array(fitted) - 1.0).max())
+        """Largest relative error over the fitted points."""
+
+    def seconds(self, tokens: float, cached: float) -> float:
+        """Time [s]; 0 for no tokens."""
+        if tokens <= 0.0:
+            return 0.0
+        pairs = tokens * (cached + 0.5 * (tokens + 1.0))
+        return self.per_request_s + self.per_token_s * tokens + self.per_pair_s * pairs
+
+
+def _alone_s(model: StepTimeModel, tokens: int, cached: int, chunk_tokens: int) -> float:
+    """Time that a prompt takes whose steps compute nothing else [s]."""
+    total_s, done = 0.0, 0
+    while done < tokens:
+        n = min(chunk_tokens, tokens - done)
+        c = cached + done
+        done += n
+        total_s += model.mixed(n, int(done == tokens), n * c + n * (n + 1) // 2, c + n, 1, 0, 0, n)[0]
+    return total_s
+
+
+class ReplicaProbe(Probe):
+    """One replica as its telemetry shows it.
+
+    Pending work is counted, not scanned: each request with what of it was not in the cache when it came, requests that are being
+    computed with what is left of them.
+    """
+
+    def __init__(self, replica: Replica, prefill_time: Callable[[], PrefillTime]) -> None:
+        batch = replica.batches[0]
+        self.block_tokens = batch.block_tokens
+        self.frontend_s = replica.model.frontend_s
+        self._replica = replica
+        self._fit = prefill_time
+        self._fitted: PrefillTime | None = None
+        self._capacity_blocks = sum(batch.cache.capacity for batch in replica.batches)
+        self._boards: list[tuple[Board, int]] = []
+        self._caches: list[tuple[Caches, int]] = []
+        self._queued: dict[int, tuple[float, float]] = {}
+        """Requests without a first token, by id: tokens to compute when they came, and seconds for them."""
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._last_prefill_s = 0.0
+
+    # --- what it is asked ---------------------------------------------------------------------------------------------
+
+    def watch(self, board: Board, position: int) -> None:
+        """Tell `board` from now on before this replica changes."""
+        replica = self._replica
+        if replica.listener is None:
+            replica.listener = self
+            for request in (
+                *(r for batch in replica.batches for r in (*batch.running, *batch.waiting)),
+                *replica.inbox,
+            ):
+                self.arrived(request)
+        self._boards.append((board, position))
+
+    def publish(self, caches: Caches, position: int) -> None:
+        """Tell `caches` from now on which blocks this replica holds and forgets."""
+        for batch in self._replica.batches:
+            batch.cache.journal = self
+            for node in batch.cache.nodes():
+                caches.published(self._replica.clock.now_s, position, _path_to(node, node.keys))
+        self._caches.append((caches, position))
+
+    def load(self, at_s: float) -> Load:
+        """Its load at `at_s`, not before its last change."""
+        waiting = running = 0
+        tokens, seconds = self._tokens, self._seconds
+        for batch in self._replica.batches:
+            waiting += len(batch.waiting) + batch.coming
+            running += len(batch.running)
+            for request in batch.prefilling:
+                queued = self._queued.get(request.id)
+                if queued is not None:
+                    left = request.target - request.computed
+                    tokens += left - queued[0]
+                    seconds += self.prefill_s(left, request.computed) - queued[1]
+        return Load(waiting, running, self.kv_used(at_s), tokens, max(seconds, 0.0), self._last_prefill_s)
+
+    def kv_used(self, at_s: float) -> float:
+        """Part of its KV cache in use at `at_s` [ratio]."""
+        return self._replica.kv_used_blocks(at_s) / self._capacity_blocks
+
+    def held_tokens(self, request: Request) -> int:
+        """Tokens of the prompt that the cache holds now, of the rank that would get it."""
+        replica = self._replica
+        batch = replica.batches[replica.next_rank() if len(replica.batches) > 1 else 0]
+        content = request.content
+        if content is None or not batch.cache.enabled:
+            return 0
+        limit = (request.prompt_tokens - 1) // batch.block_tokens
+        return batch.cache.held(content.path(batch.block_tokens), limit) * batch.block_tokens
+
+    def prefill_s(self, tokens: float, cached: float) -> float:
+        """Seconds that computing `tokens` after `cached` ones takes, alone [s]."""
+        fitted = self._fitted
+        if fitted is None:
+            fitted = self._fitted = self._fit()
+        return fitted.seconds(tokens, cached)
+
+    # --- what it is told ----------------------------------------------------------------------------------------------
+
+    def changing(self, now_s: float) -> None:
+        """Note that the replica is about to change."""
+        for board, position in self._boards:
+            board.changing(position, now_s)
+
+    def arrived(self, request: Request) -> None:
+        """Note a request that joins."""
+        if request.generated or request.id in self._queued:
+            return
+        cached = max(self.held_tokens(request), request.carried_tokens)
+        tokens = float(request.prompt_tokens - cached)
+        seconds = self.prefill_s(tokens, cached)
+        self._queued[request.id] = (tokens, seconds)
+        self._tokens += tokens
+        self._seconds += seconds
+
+    def left(self, request: Request, answered: bool) -> None:
+        """Note that a request has its first token, or leaves without one."""
+        queued = self._queued.pop(request.id, None)
+        if queued is not None:
+            self._tokens -= queued[0]
+            self._seconds -= queued[1]
+            if not self._queued:
+                self._tokens = self._seconds = 0.0  # sums of seconds do not cancel to the last bit
+        if answered:
+            self._last_prefill_s = self._replica.clock.now_s
+
+    def published(self, path: Path, blocks: int) -> None:
+        """Note that the first `blocks` blocks of `path` are in the cache."""
+        known = _first(path, blocks)
+        for caches, position in self._caches:
+            caches.published(self._replica.clock.now_s, position, known)
+
+    def evicted(self, node: Node, kept: int) -> None:
+        """Note that only the first `kept` blocks of a node's keys stay in the cache."""
+        path = _path_to(node, node.keys)
+        blocks = sum(len(segment) for segment in path) - len(node.keys) + kept
+        for caches, position in self._caches:
+            caches.evicted(self._replica.clock.now_s, position, path, blocks)
+
+
+def _path_to(node: Node, keys: Segment) -> Path:
+    """Keys of all blocks from the beginning to the end of `node`."""
+    segments: list[Segment] = [keys]
+    above = node.parent
+    while above is not None and above.length:
+        segments.append(above.keys)
+        above = above.parent
+    segments.reverse()
+    return tuple(segments)
+
+
+def _first(path: Path, blocks: int) -> Path:
+    segments: list[Segment] = []
+    for segment in path:
+        if blocks <= 0:
+            break
+        segments.append(segment if len(segment) <= blocks else segment[:blocks])
+        blocks -= len(segment)
+    return tuple(segments)

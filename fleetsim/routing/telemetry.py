@@ -1,0 +1,337 @@
+"""What replicas publish about themselves, as old as the scenario says: loads, and which prefixes their caches hold.
+
+Nothing here costs an event. A replica says when it is about to change (`Board.changing`); what it was until then is all that an old
+view can ask for, so it is noted then, and only then. A decision costs the replicas that changed since the last one, never a scan.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import floor
+from typing import NamedTuple
+
+from mypy_extensions import mypyc_attr
+
+from fleetsim.routing.prefix_index import PrefixIndex, PrefixNode
+from fleetsim.workload.prefixes import Path
+from fleetsim.workload.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How old what a gateway knows is."""
+
+    kind: str = "exact"
+    """``exact``; ``sampled``: as at the last multiple of `age_s`; ``delayed``: as `age_s` ago."""
+    age_s: float = 0.0
+    """Period of samples or delay [s]."""
+    own_counts: bool = True
+    """Whether the gateway's own counters are exact all the same."""
+
+    def horizon_s(self, now_s: float) -> float:
+        """What happened before this time is known at `now_s` (in an exact view, also what happens now) [s]."""
+        if self.kind == "sampled":
+            return floor(now_s / self.age_s) * self.age_s
+        return now_s - self.age_s if self.kind == "delayed" else now_s
+
+
+class Load(NamedTuple):
+    """Load of one replica at an instant."""
+
+    waiting: int
+    """Requests in its queue or on their way into it."""
+    running: int
+    """Requests that hold KV blocks."""
+    kv_used: float
+    """Part of the KV cache in use [ratio]."""
+    pending_tokens: float
+    """Prompt tokens to compute before its requests have their first tokens, without what its cache held [tokens]."""
+    pending_s: float
+    """Seconds that computing them takes, predicted from its own step times [s]."""
+    last_prefill_s: float
+    """When a first token last came from it, 0 before the first [s]."""
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Probe:
+    """One replica, as its telemetry shows it. Times must not lie before its last change."""
+
+    block_tokens: int
+    """Tokens per block of its cache."""
+    frontend_s: float
+    """Time that a request spends before the queue [s]."""
+
+    def watch(self, board: Board, position: int) -> None:
+        """Tell `board` from now on before this replica changes; it is number `position` there."""
+        raise NotImplementedError
+
+    def publish(self, caches: Caches, position: int) -> None:
+        """Tell `caches` from now on which blocks this replica holds and forgets; it is number `position` there."""
+        raise NotImplementedError
+
+    def load(self, at_s: float) -> Load:
+        """Its load at `at_s`."""
+        raise NotImplementedError
+
+    def kv_used(self, at_s: float) -> float:
+        """Part of its KV cache in use at `at_s` [ratio]."""
+        raise NotImplementedError
+
+    def held_tokens(self, request: Request) -> int:
+        """Tokens of the prompt that its cache holds now."""
+        raise NotImplementedError
+
+    def prefill_s(self, tokens: float, cached: float) -> float:
+        """Seconds that computing `tokens` after `cached` ones takes it, alone [s]."""
+        raise NotImplementedError
+
+
+class Board:
+    """Loads of all replicas as a gateway knows them, in arrays (views of them are arrays of numpy without a copy).
+
+    Where telemetry is old and the gateway's own counts are not, what it sent since the last report is added to the report.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_dirty",
+        "_epoch_s",
+        "_freshness",
+        "_last_s",
+        "_log",
+        "_number",
+        "_probes",
+        "_sent",
+        "_snapshots",
+        "kv_used",
+        "last_prefill_s",
+        "pending_s",
+        "pending_tokens",
+        "running",
+        "touched",
+        "waiting",
+    )
+
+    def __init__(self, probes: Sequence[Probe], freshness: Freshness, now_s: float) -> None:
+        zeros = [0.0] * len(probes)
+        self._probes = list(probes)
+        self._freshness = freshness
+        self.waiting = array("d", zeros)
+        """Requests in each replica's queue or on their way into it."""
+        self.running = array("d", zeros)
+        """Requests that hold KV blocks."""
+        self.kv_used = array("d", zeros)
+        """Part of the KV cache in use, as at the replica's last change; `FleetView.kv_used` is as old as stated."""
+        self.pending_tokens = array("d", zeros)
+        """Prompt tokens to compute before first tokens, cached ones left out."""
+        self.pending_s = array("d", zeros)
+        """Seconds that this takes."""
+        self.last_prefill_s = array("d", zeros)
+        """When a first token last came."""
+        self.touched: list[int] | None = None
+        """Where a router put a list: replicas whose figures changed since it last emptied it."""
+        self._dirty = [False] * len(probes)
+        self._changed: list[int] = []
+        """Replicas that changed since their figures were last read."""
+        self._last_s = [now_s] * len(probes)
+        """When each replica last changed."""
+        self._snapshots: dict[int, Load] = {}
+        """Sampled: loads at the last sample of replicas that have changed since."""
+        self._log: list[tuple[float, int, int, Load]] = []
+        """Delayed: reports on their way, earliest first (a heap)."""
+        self._number = 0
+        self._epoch_s = freshness.horizon_s(now_s)
+        self._sent: deque[tuple[float, int, int, float]] = deque()
+        """Requests sent since the last report: time, replica, prompt tokens to compute, seconds."""
+        for position, probe in enumerate(probes):
+            probe.watch(self, position)
+            self._show(position, probe.load(now_s))
+
+    def changing(self, position: int, now_s: float) -> None:
+        """Note that a replica is about to change (called by it)."""
+        last_s = self._last_s[position]
+        if self._dirty[position]:
+            kind = self._freshness.kind
+            if kind == "delayed":
+                if last_s < now_s:
+                    self._report(last_s, position)
+            elif kind == "sampled":
+                sample_s = self._freshness.horizon_s(now_s)
+                if last_s < sample_s:
+                    self._snapshots[position] = self._probes[position].load(sample_s)
+        else:
+            self._dirty[position] = True
+            self._changed.append(position)
+        self._last_s[position] = now_s
+
+    def begin(self, now_s: float) -> None:
+        """Bring the figures to what is known at `now_s`."""
+        kind = self._freshness.kind
+        if kind == "exact":
+            changed = self._changed
+            if changed:
+                self._changed = []
+                for position in changed:
+                    self._dirty[position] = False
+                    self._show(position, self._probes[position].load(now_s))
+        elif kind == "sampled":
+            self._sample(self._freshness.horizon_s(now_s))
+        else:
+            self._arrive(now_s)
+
+    def sent(self, position: int, now_s: float, tokens: int, seconds: float) -> None:
+        """Count a request that no report shows yet (called by the view of a gateway that knows what it sent)."""
+        self._sent.append((now_s, position, tokens, seconds))
+        self._add(position, 1, tokens, seconds)
+
+    def known_until_s(self, position: int, now_s: float) -> float:
+        """The time at which the replica may be asked for what is known of it at `now_s`; below 0 where it has changed since."""
+        horizon_s = self._freshness.horizon_s(now_s)
+        return horizon_s if self._last_s[position] <= horizon_s else -1.0
+
+    def _sample(self, sample_s: float) -> None:
+        if sample_s <= self._epoch_s:
+            return
+        self._epoch_s = sample_s
+        self._forget_sent(sample_s)
+        later: list[int] = []
+        for position in self._changed:
+            if self._last_s[position] < sample_s:
+                self._dirty[position] = False
+                self._snapshots.pop(position, None)
+                self._show_with_sent(position, self._probes[position].load(sample_s))
+            else:
+                later.append(position)
+                snapshot = self._snapshots.pop(position, None)
+                if snapshot is not None:
+                    self._show_with_sent(position, snapshot)
+        self._changed = later
+
+    def _arrive(self, now_s: float) -> None:
+        later: list[int] = []
+        for position in self._changed:
+            last_s = self._last_s[position]
+            if last_s < now_s:
+                self._dirty[position] = False
+                self._report(last_s, position)
+            else:
+                later.append(position)
+        self._changed = later
+        horizon_s = self._freshness.horizon_s(now_s)
+        self._forget_sent(horizon_s)
+        log = self._log
+        while log and log[0][0] < horizon_s:
+            _, _, position, load = heappop(log)
+            self._show_with_sent(position, load)
+
+    def _report(self, at_s: float, position: int) -> None:
+        self._number += 1
+        heappush(self._log, (at_s, self._number, position, self._probes[position].load(at_s)))
+
+    def _forget_sent(self, horizon_s: float) -> None:
+        """Leave out what the reports show by now."""
+        sent = self._sent
+        while sent and sent[0][0] < horizon_s:
+            _, position, tokens, seconds = sent.popleft()
+            self._add(position, -1, -tokens, -seconds)
+
+    def _add(self, position: int, requests: int, tokens: int, seconds: float) -> None:
+        self.waiting[position] += requests
+        self.pending_tokens[position] += tokens
+        self.pending_s[position] += seconds
+        if self.touched is not None:
+            self.touched.append(position)
+
+    def _show(self, position: int, load: Load) -> None:
+        self.waiting[position] = load.waiting
+        self.running[position] = load.running
+        self.kv_used[position] = load.kv_used
+        self.pending_tokens[position] = load.pending_tokens
+        self.pending_s[position] = load.pending_s
+        self.last_prefill_s[position] = load.last_prefill_s
+        if self.touched is not None:
+            self.touched.append(position)
+
+    def _show_with_sent(self, position: int, load: Load) -> None:
+        self._show(position, load)
+        for _, to, tokens, seconds in self._sent:
+            if to == position:
+                self._add(position, 1, tokens, seconds)
+
+
+class Caches:
+    """Which replicas hold which prefixes, from what their caches publish and evict; as old as the scenario says.
+
+    One index per block size. A look-up costs the branch points on a prompt's path, whatever the number of replicas.
+    """
+
+    __slots__ = ("_blocks", "_freshness", "_indexes", "_log", "sizes")
+
+    def __init__(self, probes: Sequence[Probe], freshness: Freshness) -> None:
+        self._freshness = freshness
+        self._blocks = [probe.block_tokens for probe in probes]
+        self.sizes = tuple(sorted(set(self._blocks)))
+        """Block sizes of the replicas' caches."""
+        self._indexes = {size: PrefixIndex(len(probes)) for size in self.sizes}
+        self._log: deque[tuple[float, int, Path, int]] = deque()
+        """What has happened and is not known yet: time, replica, path, blocks of it that are left (below 0: all, published)."""
+        for position, probe in enumerate(probes):
+            probe.publish(self, position)
+
+    def published(self, now_s: float, position: int, path: Path) -> None:
+        """Note that a replica holds all of `path` now."""
+        if self._freshness.kind == "exact":
+            self._indexes[self._blocks[position]].insert(path, position)
+        else:
+            self._log.append((now_s, position, path, -1))
+
+    def evicted(self, now_s: float, position: int, path: Path, kept: int) -> None:
+        """Note that a replica holds only the first `kept` blocks of `path` from now on."""
+        if self._freshness.kind == "exact":
+            self._indexes[self._blocks[position]].remove(path, kept, position)
+        else:
+            self._log.append((now_s, position, path, kept))
+
+    def begin(self, now_s: float) -> None:
+        """Bring the indexes to what is known at `now_s`."""
+        log = self._log
+        if not log:
+            return
+        horizon_s = self._freshness.horizon_s(now_s)
+        while log and log[0][0] < horizon_s:
+            _, position, path, kept = log.popleft()
+            index = self._indexes[self._blocks[position]]
+            if kept < 0:
+                index.insert(path, position)
+            else:
+                index.remove(path, kept, position)
+
+    def held_tokens(self, position: int, paths: dict[int, Path]) -> int:
+        """Leading tokens that a replica holds of a prompt whose path is given by block size."""
+        size = self._blocks[position]
+        return self._indexes[size].held(paths[size], position) * size
+
+    def holders(self, paths: dict[int, Path], limit: int) -> dict[int, int]:
+        """Up to `limit` replicas (of each block size) that hold a beginning of the prompt, and how many tokens of it.
+
+        Those with the longest one come first; among equals, those that have held it for longest.
+        """
+        found: dict[int, int] = {}
+        for size in self.sizes:
+            blocks, at = self._indexes[size].longest(paths[size])
+            node: PrefixNode | None = at
+            room = limit
+            while node is not None and blocks and room > 0:
+                for holder in node.holders:
+                    if holder not in found:
+                        found[holder] = blocks * size
+                        room -= 1
+                        if room <= 0:
+                            break
+                node = node.parent
+                blocks = 0 if node is None else node.end
+        return found
