@@ -195,14 +195,24 @@ class ReplicaProbe(Probe):
 
 
 def _path_to(node: Node, keys: Segment) -> Path:
-    """Keys of all blocks from the beginning to the end of `node`."""
+    """Keys of all blocks from the beginning to the end of `node`, in segments as long as contents give them."""
     segments: list[Segment] = [keys]
     above = node.parent
     while above is not None and above.length:
         segments.append(above.keys)
         above = above.parent
-    segments.reverse()
-    return tuple(segments)
+    joined: list[Segment] = [segments.pop()]
+    while segments:
+        last, following = joined[-1], segments.pop()
+        if type(last) is range and type(following) is range:
+            if last.stop == following.start and last.step == following.step:
+                joined[-1] = range(last.start, following.stop, last.step)
+                continue
+        elif type(last) is tuple and type(following) is tuple:
+            joined[-1] = (*last, *following)
+            continue
+        joined.append(following)
+    return tuple(joined)
 
 
 def _first(path: Path, blocks: int) -> Path:

@@ -154,16 +154,18 @@ class Board:
     def changing(self, position: int, now_s: float) -> None:
         """Note that a replica is about to change (called by it)."""
         last_s = self._last_s[position]
-        if self._dirty[position]:
-            kind = self._freshness.kind
-            if kind == "delayed":
-                if last_s < now_s:
-                    self._report(last_s, position)
-            elif kind == "sampled":
-                sample_s = self._freshness.horizon_s(now_s)
-                if last_s < sample_s:
-                    self._snapshots[position] = self._probes[position].load(sample_s)
-        else:
+        kind = self._freshness.kind
+        if kind == "sampled":
+            sample_s = self._freshness.horizon_s(now_s)
+            if last_s >= sample_s:
+                pass
+            elif sample_s > self._epoch_s:
+                self._snapshots[position] = self._probes[position].load(sample_s)
+            else:  # the sample is shown already, all but what moves without a change
+                self.kv_used[position] = self._probes[position].kv_used(sample_s)
+        elif kind == "delayed" and self._dirty[position] and last_s < now_s:
+            self._report(last_s, position)
+        if not self._dirty[position]:
             self._dirty[position] = True
             self._changed.append(position)
         self._last_s[position] = now_s

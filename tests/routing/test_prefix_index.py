@@ -97,3 +97,31 @@ def test_trimming_keeps_what_was_sent_last_and_never_a_block_without_those_befor
             assert node in index._held[replica]
     assert sizes == index.sizes.values
     assert [sum(len(node.keys) for node in held) for held in index._held] == sizes
+
+
+@given(st.lists(st.tuples(paths, st.integers(0, 2), st.integers(-1, 12)), max_size=40), paths)
+def test_removed_tails_are_gone_and_nothing_else(
+    events: list[tuple[list[tuple[int, int, bool]], int, int]], wanted: list[tuple[int, int, bool]]
+) -> None:
+    """Against sets of prefixes; as in a cache, blocks go from the end, so nothing held continues what is removed."""
+    index = PrefixIndex(3)
+    held: list[set[tuple[int, ...]]] = [set() for _ in range(3)]
+    for parts, replica, kept in events:
+        path = make(parts)
+        keys = flat(path)
+        if kept < 0:
+            index.insert(path, replica)
+            held[replica] |= {keys[:n] for n in range(1, len(keys) + 1)}
+            continue
+        beyond = {prefix for prefix in held[replica] if len(prefix) > kept and prefix[: kept + 1] == keys[: kept + 1]}
+        if beyond <= {keys[:n] for n in range(len(keys) + 1)}:
+            index.remove(path, kept, replica)
+            held[replica] -= beyond
+    assert index.sizes.values == [len(prefixes) for prefixes in held]
+    keys = flat(make(wanted))
+    for replica in range(3):
+        expected = max((n for n in range(1, len(keys) + 1) if keys[:n] in held[replica]), default=0)
+        assert index.held(make(wanted), replica) == expected
+    for node in nodes(index):
+        assert node.holders
+        assert node.parent is index._root or (node.parent and holders_of(node) <= holders_of(node.parent))
