@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -35,7 +35,7 @@ class Spy:
     """Any replica, and a note of all that the view shows of all of them."""
 
     Config = SpyConfig
-    noted: list[dict[str, Any]] = []
+    noted: ClassVar[list[dict[str, Any]]] = []
 
     def __init__(self, config: SpyConfig, rng: Generator, view: FleetView) -> None:
         self.view = view
