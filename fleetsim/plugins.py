@@ -25,6 +25,7 @@ from fleetsim.errors import nearest
 GROUPS = {
     "admissions": "who is let in, put off or turned away",
     "routers": "replica choice for an admitted request",
+    "searches": "which leaves of a search tree go on (workload kind tree-search)",
     "schedulers": "which requests run in the next step",
     "step_time_models": "duration and energy of a step",
 }

@@ -32,6 +32,7 @@ from fleetsim.scenario.schema import (
     SloLimits,
     SyntheticWorkload,
     TraceWorkload,
+    TreeSearchWorkload,
     Workload,
 )
 from fleetsim.units import show, show_bytes
@@ -217,7 +218,9 @@ def _pool_names_unique(loaded: LoadedScenario) -> Findings:
         seen.add(pool.name)
 
 
-def _parts(workload: Workload) -> Iterator[tuple[tuple[str, ...], TraceWorkload | SyntheticWorkload]]:
+def _parts(
+    workload: Workload,
+) -> Iterator[tuple[tuple[str, ...], TraceWorkload | SyntheticWorkload | TreeSearchWorkload]]:
     """The workloads that there are, and where they stand in the scenario."""
     if isinstance(workload, MixWorkload):
         yield from ((("workload", "parts", name), part) for name, part in workload.parts.items())
@@ -414,6 +417,8 @@ def _longest_request_fits(site: Site) -> Findings:
         if isinstance(workload, SyntheticWorkload) and not workload.sessions and workload.prompt_tokens:
             answer = _largest(workload.output_tokens) if workload.output_tokens else 1
             longest = max(longest, _largest(workload.prompt_tokens) + answer)
+        if isinstance(workload, TreeSearchWorkload):
+            longest = max(longest, _largest(workload.prompt_tokens) + workload.max_tokens)
     plan = memory_plan(site.llm, site.accelerator, site.pool.parallelism, site.pool.engine)
     context = site.llm.context_tokens
     if plan.fits and longest > plan.capacity_tokens and longest < 1_000_000:
@@ -503,7 +508,9 @@ def _limits_above_floors(
             yield loaded.finding((*path, key), message, hint, "error" if every else "warning")
 
 
-def _shortest_prompt(workload: TraceWorkload | SyntheticWorkload) -> int:
+def _shortest_prompt(workload: TraceWorkload | SyntheticWorkload | TreeSearchWorkload) -> int:
+    if isinstance(workload, TreeSearchWorkload):
+        return _smallest(workload.prompt_tokens)
     if not isinstance(workload, SyntheticWorkload) or not workload.prompt_tokens:
         return 1
     return 1 if workload.prefixes or workload.sessions else _smallest(workload.prompt_tokens)

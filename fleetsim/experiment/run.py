@@ -192,6 +192,7 @@ def _simulate(
     folder.close_tables()
     totals = Totals(end_s, live.workload.skipped_rows, sampler.peak_power_w)
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
+    summary |= getattr(live.workload, "figures", dict)()
     if live.check:
         _verify_totals(summary)
     slo = scenario.slo

@@ -16,7 +16,7 @@ from fleetsim.fleet.pool import Pool, describe_pool
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.scenario.schema import Scenario
-from fleetsim.workload.request import FINISHED, UNFINISHED, Request, Workload
+from fleetsim.workload.request import FINISHED, UNFINISHED, Request, Workload, each_released
 
 
 class Fleet:
@@ -132,10 +132,11 @@ class Fleet:
         self.last_end_s = self.clock.now_s
         self.on_end(request)
         if self._workload is not None:
-            follower = self._workload.released_by(request, self.clock.now_s)
-            if follower is not None:
-                self.expected += 1
-                self.clock.at(follower.arrival_s, partial(self._admit_later_turn, follower))
+            released = self._workload.released_by(request, self.clock.now_s)
+            if released is not None:
+                for follower in each_released(released):
+                    self.expected += 1
+                    self.clock.at(follower.arrival_s, partial(self._admit_later_turn, follower))
 
     def _admit_later_turn(self, request: Request) -> None:
         self.expected -= 1

@@ -34,6 +34,7 @@ Degree = Annotated[int, Field(ge=1, le=4096, strict=True)]
 Interval = Annotated[float, Quantity("time", "s", ge=0.001)]
 
 _ROUTER = PolicyField("routers", default="least-outstanding")
+_SEARCH = PolicyField("searches", default="rebase")
 _SCHEDULER = PolicyField("schedulers", default="vllm-v1")
 _STEP_TIME = PolicyField("step_time_models", key="model", default="roofline")
 
@@ -335,6 +336,53 @@ class TraceWorkload(Block):
         return self
 
 
+class TreeSearchWorkload(Block):
+    """Problems solved by tree search under a reward model: every depth is a burst of requests with shared prompts."""
+
+    kind: Literal["tree-search"]
+    problems: Annotated[Count, Field(le=10_000_000)]
+    """How many to solve."""
+    concurrency: Count = 8
+    """Problems searched at a time; the next starts when one is solved."""
+    width: Annotated[Count, Field(le=100_000)] = 64
+    """Steps written at each depth of a problem's tree, less one for every answer that was reached."""
+    search: Annotated[Choice, _SEARCH] = Field(default_factory=lambda: _default(_SEARCH))
+    """Which leaves go on."""
+    prompt_tokens: Lengths = LognormalTokens(distribution="lognormal", mean=150, cv=0.5, min=20, max=1000)
+    """Lengths of the questions, with instructions."""
+    step_tokens: Lengths = LognormalTokens(distribution="lognormal", mean=80, cv=0.6, min=5, max=256)
+    """Lengths of steps."""
+    max_tokens: Tokens = 1024
+    """Longest answer, all its steps together: a path that reaches it ends."""
+    answer_ratio: Ratio = 0.05
+    """Chance that a step ends in an answer."""
+    first_reward: Ratio = 0.5
+    """Reward that the noise of first steps is added to."""
+    reward_noise: Annotated[Number, Field(ge=0, le=1)] = 0.1
+    """Standard deviation of a step's reward around its parent's; rewards stay between 0 and 1."""
+    clusters_min_ratio: Annotated[Number, Field(gt=0, le=1)] = 0.3
+    """Fewest different meanings among the steps of a depth, as a share of their number; drawn evenly at each depth."""
+    clusters_max_ratio: Annotated[Number, Field(gt=0, le=1)] = 0.6
+    """Most of them."""
+    reward_per_token: SecondsOrZero = 0.00003
+    """Time of the reward model per token of new steps, on accelerators of its own that take one problem at a time. The default is
+    what 2 x 7 billion operations take on an H100 at 60 % of its peak."""
+    model: str | None = None
+    """Send every request to pools of this LLM only."""
+    klass: Annotated[str | None, Field(alias="class", min_length=1)] = None
+    """Service class of its requests."""
+    tenant: Annotated[str | None, Field(min_length=1)] = None
+    """Who pays for them."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.clusters_min_ratio > self.clusters_max_ratio:
+            raise ValueError(
+                f"clusters_min_ratio {self.clusters_min_ratio:g} is above clusters_max_ratio {self.clusters_max_ratio:g}"
+            )
+        return self
+
+
 PartName = Annotated[str, Field(min_length=1, max_length=100)]
 
 
@@ -348,7 +396,7 @@ class MixWorkload(Block):
     """The workloads by name; `class` and `tenant` of a part tell its requests from others'."""
 
 
-Workload = Annotated[TraceWorkload | SyntheticWorkload | MixWorkload, Field(discriminator="kind")]
+Workload = Annotated[TraceWorkload | SyntheticWorkload | TreeSearchWorkload | MixWorkload, Field(discriminator="kind")]
 
 
 class RequestClass(Block):

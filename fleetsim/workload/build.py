@@ -6,11 +6,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fleetsim.scenario.schema import MixWorkload, SyntheticWorkload, TraceWorkload
+from fleetsim.scenario.schema import MixWorkload, SyntheticWorkload, TraceWorkload, TreeSearchWorkload
 from fleetsim.workload.formats import TraceFile, locate
 from fleetsim.workload.mix import Labelled, Mix, PartStreams, salt_of
 from fleetsim.workload.replay import ReleasedReplay, Replay
 from fleetsim.workload.synthetic import synthetic_workload
+from fleetsim.workload.tree_search import TreeSearch
 
 if TYPE_CHECKING:
     from fleetsim.kernel.streams import Streams
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build_workload(
-    config: TraceWorkload | SyntheticWorkload | MixWorkload,
+    config: TraceWorkload | SyntheticWorkload | TreeSearchWorkload | MixWorkload,
     base_dir: Path,
     streams: Streams,
     served: Collection[str] | None = None,
@@ -55,8 +56,13 @@ def build_workload(
 
 
 def _unlabelled(
-    config: TraceWorkload | SyntheticWorkload, base_dir: Path, streams: Streams, served: Collection[str] | None
+    config: TraceWorkload | SyntheticWorkload | TreeSearchWorkload,
+    base_dir: Path,
+    streams: Streams,
+    served: Collection[str] | None,
 ) -> Workload:
+    if isinstance(config, TreeSearchWorkload):
+        return TreeSearch(config, streams)
     if isinstance(config, SyntheticWorkload):
         return synthetic_workload(config, streams)
     trace = TraceFile.open(locate(config.path, base_dir), config.format)

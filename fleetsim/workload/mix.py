@@ -14,7 +14,7 @@ from numpy.random import Generator
 from fleetsim.kernel.streams import Streams
 from fleetsim.scenario.schema import SyntheticWorkload, TraceWorkload
 from fleetsim.workload.prefixes import Content
-from fleetsim.workload.request import Request, Workload
+from fleetsim.workload.request import Request, Workload, each_released
 
 _PART_CONTENTS = 1 << 41
 """Content streams of one part; with 32 bits of its name in front they stay below those that belong to one request alone."""
@@ -48,10 +48,9 @@ class Labelled:
         """The workload's own requests, labelled."""
         return map(self._label, self._inner.requests())
 
-    def released_by(self, request: Request, now_s: float) -> Request | None:
+    def released_by(self, request: Request, now_s: float) -> list[Request]:
         """What the end of `request` releases, labelled."""
-        follower = self._inner.released_by(request, now_s)
-        return None if follower is None else self._label(follower)
+        return [self._label(follower) for follower in each_released(self._inner.released_by(request, now_s))]
 
     def _label(self, request: Request) -> Request:
         if request.klass is None:
@@ -104,16 +103,16 @@ class Mix:
         """Requests of all parts in order of arrival; of those that arrive together, the first part's first."""
         return merge(*(self._numbered(index) for index in range(len(self._parts))), key=attrgetter("arrival_s"))
 
-    def released_by(self, request: Request, now_s: float) -> Request | None:
+    def released_by(self, request: Request, now_s: float) -> list[Request]:
         """What the end of `request` releases in its own part."""
         count = len(self._parts)
         number, session = request.id, request.session
         index = number % count
         request.id = number // count
         request.session = session // count if session >= 0 else session
-        follower = self._parts[index].released_by(request, now_s)
+        released = each_released(self._parts[index].released_by(request, now_s))
         request.id, request.session = number, session
-        return None if follower is None else self._renumber(index, follower)
+        return [self._renumber(index, follower) for follower in released]
 
     def _numbered(self, index: int) -> Iterator[Request]:
         for request in self._parts[index].requests():

@@ -190,6 +190,17 @@ class Request:
         return twin
 
 
+Released = Request | list[Request] | None
+"""What the end of a request releases."""
+
+
+def each_released(released: Released) -> list[Request]:
+    """The requests released, as a list."""
+    if released is None:
+        return []
+    return released if isinstance(released, list) else [released]
+
+
 class Workload(Protocol):
     """A stream of requests in order of arrival, and what the end of one releases."""
 
@@ -200,6 +211,6 @@ class Workload(Protocol):
         """Requests that arrive by themselves, `arrival_s` not falling."""
         ...
 
-    def released_by(self, request: Request, now_s: float) -> Request | None:
-        """The request (not earlier than `now_s`) that the end of `request` releases, if any."""
+    def released_by(self, request: Request, now_s: float) -> Released:
+        """The request, or a list of them, that the end of `request` releases (not earlier than `now_s`), if any."""
         ...

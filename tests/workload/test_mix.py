@@ -85,8 +85,7 @@ def test_later_turns_are_released_in_their_own_part() -> None:
         request = waiting.pop()
         if request.session >= 0:
             turns.setdefault(request.session, []).append(request)
-        follower = mix.released_by(request, request.arrival_s + 1.0)
-        if follower is not None:
+        for follower in mix.released_by(request, request.arrival_s + 1.0):
             assert (follower.session, follower.turn, follower.klass, follower.tenant) == (
                 request.session,
                 request.turn + 1,

@@ -1,0 +1,1 @@
+"""Which leaves of a search tree go on: one file a policy."""
