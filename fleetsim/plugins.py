@@ -68,6 +68,8 @@ class Listing:
     summary: str
     package: str
     version: str
+    loaded: bool = True
+    """Whether its code could be imported."""
 
 
 @cache
@@ -117,9 +119,12 @@ def listing() -> list[Listing]:
     rows = []
     for kind in GROUPS:
         for name, entry in sorted(_entries(kind).items()):
-            summary = (entry.load().__doc__ or "").strip().split("\n")[0]
+            try:
+                summary, loaded = (_loaded(entry).__doc__ or "").strip().split("\n")[0], True
+            except LookupError as error:
+                summary, loaded = str(error), False
             dist = entry.dist
-            rows.append(Listing(kind, name, summary, dist.name if dist else "", dist.version if dist else ""))
+            rows.append(Listing(kind, name, summary, dist.name if dist else "", dist.version if dist else "", loaded))
     return rows
 
 

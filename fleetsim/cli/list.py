@@ -131,15 +131,31 @@ KINDS: dict[str, Callable[[], Rows]] = {
 }
 
 
+def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
+    """Only policies of one kind."""
+    from fleetsim.errors import InputError, nearest
+    from fleetsim.plugins import GROUPS
+
+    if kind != "policies":
+        raise InputError(f"{kind} have no kinds: only `fleetsim list policies` takes one")
+    if of not in GROUPS:
+        raise InputError(f'no kind of policies "{of[:60]}". {nearest(of, GROUPS, "kinds")}')
+    return [row for row in rows if row["kind"] == of]
+
+
 @click.command()
 @click.argument("kind", type=click.Choice(list(KINDS)), metavar="KIND")
+@click.argument("of", required=False, metavar="[POLICIES]")
 @json_option
-def command(kind: str, as_json: bool) -> None:
+def command(kind: str, of: str | None, as_json: bool) -> None:
     """What can be named in a scenario.
 
-    KIND is policies, accelerators, llms, links, traces, profiles, metrics or scenarios.
+    KIND is policies, accelerators, llms, links, traces, profiles, metrics or scenarios. POLICIES is a kind of policies, such as
+    routers or schedulers: `fleetsim list policies routers`.
     """
     rows = list(KINDS[kind]())
+    if of is not None:
+        rows = _of(rows, kind, of)
     if as_json:
         print_json({"kind": kind, "items": rows})
     elif rows:

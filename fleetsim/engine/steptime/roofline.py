@@ -86,6 +86,12 @@ class Roofline:
     collectives, the longest that of the products, of attention, of the collectives, of all arithmetic and of all bytes, since
     two kernels that wait for the same thing gain nothing side by side. Speculative decoding is a mean: a step's time is
     shared by the tokens that it is expected to yield. Errors against measured kernels and served runs: docs/accuracy.md.
+
+    References
+    ----------
+    S. Williams et al., "Roofline: an insightful visual performance model for multicore architectures", CACM 2009; overlap of
+    nano-batches: K. Zhu et al., "NanoFlow: Towards Optimal Large Language Model Serving Throughput", arXiv:2408.12757;
+    speculative decoding: Y. Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", ICML 2023.
     """
 
     Config: ClassVar = RooflineConfig
