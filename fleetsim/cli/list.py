@@ -119,6 +119,20 @@ def _scenarios() -> Rows:
         yield {"name": f"embedded:{name}", "summary": summary}
 
 
+def _papers() -> Rows:
+    from fleetsim.reproduce.paper import load_paper, paper_names, paper_path
+    from fleetsim.reproduce.reproduce import recorded
+
+    for name in paper_names():
+        file = load_paper(paper_path(name))
+        yield {
+            "name": name,
+            "title": file.paper.paper.title,
+            "speed": file.paper.speed,
+            "recorded": recorded(file).verdict,
+        }
+
+
 KINDS: dict[str, Callable[[], Rows]] = {
     "policies": _policies,
     "accelerators": _accelerators,
@@ -128,6 +142,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "profiles": _profiles,
     "metrics": _metrics,
     "scenarios": _scenarios,
+    "papers": _papers,
 }
 
 
@@ -150,8 +165,8 @@ def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
 def command(kind: str, of: str | None, as_json: bool) -> None:
     """What can be named in a scenario.
 
-    KIND is policies, accelerators, llms, links, traces, profiles, metrics or scenarios. POLICIES is a kind of policies, such as
-    routers or schedulers: `fleetsim list policies routers`.
+    KIND is policies, accelerators, llms, links, traces, profiles, metrics, scenarios or papers. POLICIES is a kind of policies,
+    such as routers or schedulers: `fleetsim list policies routers`.
     """
     rows = list(KINDS[kind]())
     if of is not None:

@@ -27,6 +27,7 @@ COMMANDS = {
     "calibrate": "Fit the physics to measurements of your own server or accelerator.",
     "profile": "Measure this machine's accelerators for `calibrate`.",
     "accuracy": "Errors of the physics against published measurements.",
+    "reproduce": "Published figures of policies beside ours.",
     "bench": "Speed of the simulator on this machine.",
     "docs": "Write a page about every policy installed here.",
     "schema": "JSON Schema of scenario files, for editors.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -47,6 +48,22 @@ def batch_means_interval(values: Floats, level: float = LEVEL) -> tuple[float, f
     centre, error = float(means.mean()), float(means.std(ddof=1)) / BATCHES**0.5
     half = student_t(level, BATCHES - 1) * error
     return centre - half, centre + half
+
+
+def mean_interval(values: Sequence[float] | Floats, level: float = LEVEL) -> tuple[float, float, float]:
+    """Mean of independent values, and its confidence interval by Student's t.
+
+    Returns
+    -------
+    tuple of float
+        Mean, low and high end; the ends are NaN below two values.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean())
+    if len(array) < 2:
+        return mean, float("nan"), float("nan")
+    half = student_t(level, len(array) - 1) * float(array.std(ddof=1)) / len(array) ** 0.5
+    return mean, mean - half, mean + half
 
 
 def student_t(level: float, degrees: int) -> float:

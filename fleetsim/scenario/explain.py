@@ -37,18 +37,20 @@ _EXPECTED = {
 }
 
 
-def findings_of(error: ValidationError, tree: Located) -> list[Finding]:
-    """One finding per mistake, in the order of the file."""
-    found = [_finding(detail, tree) for detail in error.errors(include_url=False) if not _echo(detail, tree)]
+def findings_of(error: ValidationError, tree: Located, root: Shape = ROOT) -> list[Finding]:
+    """One finding per mistake, in the order of the file; `root` is what the file should be."""
+    found = [
+        _finding(detail, tree, root) for detail in error.errors(include_url=False) if not _echo(detail, tree, root)
+    ]
     unique = {(f.path, f.message): f for f in found}
     return sorted(unique.values(), key=lambda f: (f.file, f.line or 0, f.column or 0))
 
 
-def _echo(detail: ErrorDetails, tree: Located) -> bool:
+def _echo(detail: ErrorDetails, tree: Located, root: Shape) -> bool:
     """Whether the error only repeats others: a list is called too short because items of it are wrong."""
     if detail["type"] != "too_short":
         return False
-    node, exists = tree.descend(_without_variants(detail["loc"], tree))
+    node, exists = tree.descend(_without_variants(detail["loc"], tree, root))
     return exists and isinstance(node.value, list) and len(node.value) >= detail.get("ctx", {}).get("min_length", 0)
 
 
@@ -60,9 +62,9 @@ def place(tree: Located, path: Path, *, key: bool = False) -> dict[str, Any]:
     return {"file": node.file, "line": node.line, "column": node.column}
 
 
-def _finding(detail: ErrorDetails, tree: Located) -> Finding:
-    path = _without_variants(detail["loc"], tree)
-    around = _block_around(path, tree)
+def _finding(detail: ErrorDetails, tree: Located, root: Shape) -> Finding:
+    path = _without_variants(detail["loc"], tree, root)
+    around = _block_around(path, tree, root)
     kind, ctx = detail["type"], detail.get("ctx") or {}
     node, exists = tree.descend(path)
     value = node.value if exists else None
@@ -71,7 +73,7 @@ def _finding(detail: ErrorDetails, tree: Located) -> Finding:
     if kind == "missing":
         return _finding_at(tree, path, f'"{path[-1]}" is missing', _described(around, path[-1]))
     if kind in ("union_tag_invalid", "union_tag_not_found", "policy_block", "unknown_policy"):
-        return _variant(kind, path, ctx, tree)
+        return _variant(kind, path, ctx, tree, root)
     if kind in _LIMITS:
         limit, word = _LIMITS[kind]
         return _finding_at(tree, path, f"must be {word} {_number(ctx[limit])}, found {shown(value)}")
@@ -91,14 +93,14 @@ def _message(kind: str, message: str, ctx: Mapping[str, Any], value: object) -> 
     return f"expected {expected}, found {shown(value)}" if expected else f"{message}, found {shown(value)}"
 
 
-def _block_around(path: Path, tree: Located) -> Shape | None:
-    shape = shape_at(path[:-1], tree)
+def _block_around(path: Path, tree: Located, root: Shape) -> Shape | None:
+    shape = shape_at(path[:-1], tree, root)
     return _chosen(shape, tree.descend(path[:-1])[0]) if shape else None
 
 
-def shape_at(path: Path, tree: Located) -> Shape | None:
+def shape_at(path: Path, tree: Located, root: Shape = ROOT) -> Shape | None:
     """Shape of the value at a path, the variants on the way chosen as the tree says."""
-    shape: Shape | None = ROOT
+    shape: Shape | None = root
     node: Located | None = tree
     for step in path:
         shape = _chosen(shape, node).below(step) if shape else None
@@ -110,16 +112,16 @@ def _chosen(shape: Shape, node: Located | None) -> Shape:
     return shape if node is None else shape.chosen(shape.variant_of(node))
 
 
-def _without_variants(loc: Path, tree: Located) -> Path:
+def _without_variants(loc: Path, tree: Located, root: Shape) -> Path:
     """Path of an error's location: the names of variants taken out."""
     path: list[str | int] = []
-    shape: Shape | None = ROOT
+    shape: Shape | None = root
     for step in loc:
         if shape is not None and shape.variants():
             shape = shape.chosen(step)
             continue
         path.append(step)
-        shape = shape_at(tuple(path), tree)
+        shape = shape_at(tuple(path), tree, root)
     return tuple(path)
 
 
@@ -141,9 +143,9 @@ def _described(shape: Shape | None, name: str | int) -> str:
     return next((f.description or "" for key, f in fields.items() if name in (key, f.alias)), "")
 
 
-def _variant(kind: str, path: Path, ctx: Mapping[str, Any], tree: Located) -> Finding:
+def _variant(kind: str, path: Path, ctx: Mapping[str, Any], tree: Located, root: Shape) -> Finding:
     """A block whose ``kind``, ``policy`` … is missing or unknown."""
-    shape = shape_at(path, tree) or ROOT
+    shape = shape_at(path, tree, root) or root
     key = shape.discriminator or str(ctx.get("key"))
     known = plugins.names(shape.policy.kind) if shape.policy else list(shape.variants())
     block, exists = tree.descend(path)

@@ -88,6 +88,23 @@ def load_mapping(
     return _validated(tree, [], overrides, None, base)
 
 
+def load_tree(tree: Located, overrides: Overrides, file: Path, base_dir: Path) -> LoadedScenario:
+    """Validate a scenario that stands in another file; see `load_scenario`.
+
+    Parameters
+    ----------
+    tree : Located
+        The scenario, with the places of its values.
+    overrides : sequence of str, or mapping
+        As for `load_scenario`.
+    file : Path
+        The file that it stands in.
+    base_dir : Path
+        Folder that relative file names in the scenario start from.
+    """
+    return _validated(tree, [], overrides, file, base_dir)
+
+
 def _validated(
     tree: Located, findings: list[Finding], overrides: Overrides, file: Path | None, base_dir: Path
 ) -> LoadedScenario:

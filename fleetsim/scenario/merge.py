@@ -16,7 +16,7 @@ MAX_PARENTS = 10
 """Longest chain of ``extends``."""
 
 Overrides = str | Sequence[str] | Mapping[str, object]
-"""Overrides as one or more ``path=value`` texts, or as values by path."""
+"""Overrides as one or more ``path=value`` texts, or as values by path; a `Located` value keeps its place."""
 
 _EXPECTED = "expected path=value, such as pools[0].replicas=3"
 _STEP = re.compile(r"\.?([^.\[\]=]+)|\[(\d{1,9})\]")
@@ -148,11 +148,15 @@ def override(tree: Located, overrides: Overrides) -> tuple[Located, list[Finding
         try:
             path, value = _split(given) if isinstance(given, str) else given
             shown = " ".join(f"--set {path}={value}".split())[:120]
-            node = parse_value(value, shown) if isinstance(value, str) else located(value, shown)
-            tree = _assign(tree, _steps(path, shown), node, ROOT, ())
+            node = value if isinstance(value, Located) else _read_value(value, shown)
+            tree = _assign(tree, _steps(path, node.file or shown), node, ROOT, ())
         except ScenarioError as error:
             findings.extend(error.findings)
     return tree, findings
+
+
+def _read_value(value: object, shown: str) -> Located:
+    return parse_value(value, shown) if isinstance(value, str) else located(value, shown)
 
 
 def _split(text: str) -> tuple[str, object]:

@@ -1,0 +1,1 @@
+"""Published figures beside ours: paper files, the runs that they ask for, and the page."""
