@@ -44,8 +44,9 @@ def command(
     so that a command that was stopped goes on where it was.
     """
     from fleetsim.experiment.replicate import Kept
+    from fleetsim.reproduce.page import write_back
     from fleetsim.reproduce.paper import load_paper, paper_names, paper_path
-    from fleetsim.reproduce.reproduce import recorded, reproduce, write_back
+    from fleetsim.reproduce.reproduce import recorded, reproduce
 
     files = [load_paper(paper_path(name)) for name in names or paper_names()]
     chosen = [file for file in files if not fast or file.paper.speed == "fast"]

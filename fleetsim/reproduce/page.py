@@ -1,9 +1,11 @@
-"""The page of reproductions: every published figure beside ours, and what each paper's check taught."""
+"""What is written: the page of reproductions, and our figures into the paper files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from fleetsim import __version__
 from fleetsim.reproduce.paper import VERDICTS, Figure, Ours
 from fleetsim.reproduce.reproduce import ORDER_BAND, Outcome
 
@@ -100,3 +102,25 @@ def told(ours: Ours) -> str:
     if ours.low is None or ours.high is None or ours.low == ours.high:
         return number(ours.value)
     return f"{number(ours.value)} ({number(ours.low)} to {number(ours.high)})"
+
+
+def write_back(outcome: Outcome) -> None:
+    """Write what we got into the paper's file; its comments and order stay."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 1 << 30  # no line is broken anew
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    content = yaml.load(outcome.file.path.read_text(encoding="utf-8"))
+    for figure, ours in zip(content["figures"], outcome.ours, strict=True):
+        block = CommentedMap(ours.model_dump(exclude_none=True))
+        block.fa.set_flow_style()
+        figure["ours"] = block
+    content["recorded"] = CommentedMap({"fleetsim": __version__})
+    content["recorded"].fa.set_flow_style()
+    part = Path(f"{outcome.file.path}.part")
+    with part.open("w", encoding="utf-8") as stream:
+        yaml.dump(content, stream)
+    part.replace(outcome.file.path)

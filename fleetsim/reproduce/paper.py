@@ -261,11 +261,7 @@ class Paper(Block):
     """Versions with which `ours` were made; written by the command."""
 
     @model_validator(mode="after")
-    def _known_arms(self) -> Self:
-        for figure in self.figures:
-            for arm in figure.arms:
-                if arm not in self.arms:
-                    raise ValueError(f'the figure "{figure.name}" names no arm: "{arm}". {nearest(arm, self.arms)}')
+    def _complete(self) -> Self:
         if self.arms and self.scenario is None:
             raise ValueError("arms need a scenario")
         for made in self.traces.values():
@@ -414,11 +410,20 @@ def load_paper(path: Path) -> PaperFile:
         paper = Paper.model_validate(tree.plain())
     except ValidationError as error:
         raise ScenarioError([*findings, *findings_of(error, tree, Shape(Paper))]) from None
+    findings += _unknown_arms(paper, tree)
     if findings:
         raise ScenarioError(findings)
     return PaperFile(path.stem, path, paper, tree)
 
 
-def finding_at(file: PaperFile, path: tuple[str | int, ...], message: str, hint: str = "") -> Finding:
-    """A finding about the value at `path` of a paper file."""
-    return Finding(message, path_text(path), hint=hint, **place(file.tree, path))
+def _unknown_arms(paper: Paper, tree: Located) -> list[Finding]:
+    found = []
+    for number, figure in enumerate(paper.figures):
+        for key in ("arm", "over", "minus", "order"):
+            named = getattr(figure, key)
+            for arm in named if isinstance(named, tuple) else [named]:
+                if arm is not None and arm not in paper.arms:
+                    where = ("figures", number, key)
+                    hint = nearest(arm, paper.arms, "arms")
+                    found.append(Finding(f'no arm "{arm}"', path_text(where), hint=hint, **place(tree, where)))
+    return found

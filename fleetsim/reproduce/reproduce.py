@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, isnan
-from pathlib import Path
 
-from fleetsim import __version__
 from fleetsim.experiment.replicate import Figures, Kept, Notice, Task, perform
 from fleetsim.metrics.statistics import mean_interval
 from fleetsim.plugins import allowing_imports
@@ -222,25 +220,3 @@ def same_side(figure: Figure, value: float) -> bool:
         assert figure.band is not None
         published = sum(figure.band) / 2
     return (value - middle) * (published - middle) > 0
-
-
-def write_back(outcome: Outcome) -> None:
-    """Write what we got into the paper's file; its comments and order stay."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.comments import CommentedMap
-
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 132
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    content = yaml.load(outcome.file.path.read_text(encoding="utf-8"))
-    for figure, ours in zip(content["figures"], outcome.ours, strict=True):
-        block = CommentedMap(ours.model_dump(exclude_none=True))
-        block.fa.set_flow_style()
-        figure["ours"] = block
-    content["recorded"] = CommentedMap({"fleetsim": __version__})
-    content["recorded"].fa.set_flow_style()
-    part = Path(f"{outcome.file.path}.part")
-    with part.open("w", encoding="utf-8") as stream:
-        yaml.dump(content, stream)
-    part.replace(outcome.file.path)

@@ -151,8 +151,16 @@ def override(tree: Located, overrides: Overrides) -> tuple[Located, list[Finding
             node = value if isinstance(value, Located) else _read_value(value, shown)
             tree = _assign(tree, _steps(path, node.file or shown), node, ROOT, ())
         except ScenarioError as error:
-            findings.extend(error.findings)
+            findings.extend(_placed(finding, given) for finding in error.findings)
     return tree, findings
+
+
+def _placed(finding: Finding, given: str | tuple[str, object]) -> Finding:
+    """The finding with the place of the value that was to be laid over, if that is known."""
+    value = None if isinstance(given, str) else given[1]
+    if finding.line is not None or not isinstance(value, Located):
+        return finding
+    return replace(finding, line=value.line, column=value.column)
 
 
 def _read_value(value: object, shown: str) -> Located:

@@ -8,7 +8,7 @@ from fleetsim.workload.prefix_reuse import EndlessCache
 
 
 @check
-def endless_hit_ratio(seed: int, path: str, format: str) -> float:  # noqa: A002 - as scenarios call it
+def endless_hit_ratio(seed: int, path: str, format: str) -> float:
     """Share of prompt tokens that a cache without limits would hold, requests served one after the other."""
     cache = EndlessCache()
     for row in opened(path, format).rows():

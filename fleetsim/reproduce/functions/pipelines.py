@@ -35,7 +35,9 @@ def engine(seed: int, stages: int, sequences: int, llm: str, accelerator: str, c
         "prompt_tokens": {"distribution": "fixed", "value": 1},
         "output_tokens": {"distribution": "fixed", "value": 1},
     }
-    scenario = load_mapping({"schema": 1, "name": "pipeline", "workload": workload, "pools": [{**pool, **kind}]}).scenario
+    scenario = load_mapping(
+        {"schema": 1, "name": "pipeline", "workload": workload, "pools": [{**pool, **kind}]}
+    ).scenario
     model = describe_pool(scenario.pools[0], 0, Path()).model
     lone, full = (model.decode(batch, batch * ctx_tokens, batch) for batch in (1, sequences))
     lone_s, full_s = (line.time_s + line.time_per_ctx_s * ctx_tokens * n for line, n in ((lone, 1), (full, sequences)))
