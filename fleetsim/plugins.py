@@ -2,7 +2,7 @@
 
 A policy class carries a frozen pydantic ``Config``; the scenario's block ``{policy: NAME, ...}`` is validated by it.
 Nothing is imported before a scenario names it. A policy given as ``module:Class`` is imported only where the caller
-allowed it.
+allowed it; in Python the class itself may stand where a scenario has its name.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ GROUPS = {
 
 imports_allowed: ContextVar[bool] = ContextVar("imports_allowed", default=False)
 """Whether ``module:Class`` names may be imported (``--allow-import``)."""
+
+
+_given: dict[str, type] = {}
+
+
+def given(policy: type) -> str:
+    """Name by which scenarios of this process mean a class that was handed over in Python; of equal names the last counts."""
+    name = f"{policy.__module__}:{policy.__qualname__}"
+    _given[name] = policy
+    return name
 
 
 @contextmanager
@@ -83,7 +93,7 @@ def names(kind: str) -> list[str]:
 
 
 def load(kind: str, name: str) -> Any:
-    """Class registered under `name`, or imported from ``module:Class`` where that is allowed.
+    """Class registered under `name`, handed over in Python, or imported from ``module:Class`` where that is allowed.
 
     Raises
     ------
@@ -93,6 +103,8 @@ def load(kind: str, name: str) -> Any:
     entry = _entries(kind).get(name)
     if entry is not None:
         return _loaded(entry)
+    if name in _given:
+        return _given[name]
     if ":" in name:
         if not imports_allowed.get():
             raise LookupError(f'"{name}" is an import path: scenario files cannot run code (--allow-import permits it)')

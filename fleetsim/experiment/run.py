@@ -103,7 +103,8 @@ def run(
     out : path, optional
         Folder for the tables; default ``fleetsim-out/<name>``. It appears when the run is complete, not before.
     overrides : str, sequence of str, or mapping
-        ``path=value`` texts, or values by path, laid over the scenario.
+        ``path=value`` texts, or values by path, laid over the scenario. A policy may be a class of your own, with parameters or
+        without: ``{"gateway.router": MyRouter}``, ``{"gateway.router": {"policy": MyRouter, "patience": 3}}``.
     check : bool
         Check the laws of the simulation while it runs.
     allow_import : bool

@@ -20,6 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from fleetsim.errors import Finding, ScenarioError
+from fleetsim.plugins import given
 from fleetsim.scenario.template import embedded_scenarios
 
 MAX_BYTES = 1 << 20
@@ -76,7 +77,9 @@ class Located:
 
 
 def located(value: object, file: str = "") -> Located:
-    """Tree of a plain value, all of it standing in one place."""
+    """Tree of a plain value, all of it standing in one place; a policy's class in it is known by its name from then on."""
+    if isinstance(value, type):
+        value = given(value)
     if isinstance(value, Mapping):
         return Located({str(key): located(child, file) for key, child in value.items()}, file)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
