@@ -170,6 +170,18 @@ def activation_bytes(llm: Llm, parallelism: Parallelism, engine: Engine, profile
     return max(layer * BYTES_PER_VALUE[ACTIVATIONS], sampler)
 
 
+def suspended_bytes_per_token(llm: Llm, parallelism: Parallelism) -> float:
+    """What one token of a step that was stopped between two operators keeps on each accelerator beside its cache [B].
+
+    The residual, which tensor parallelism does not cut, and the widest output of an operator that the next one reads: queries, keys
+    and values, or gate and up projections (of a token's experts). Steps stop anywhere, so the widest is kept free for each.
+    """
+    attention = llm.query_dim + llm.kv_values_per_token
+    dense = (llm.projections - 1) * max(llm.intermediate, llm.shared_intermediate)
+    routed = (llm.projections - 1) * llm.experts_per_token * llm.moe_intermediate
+    return (llm.hidden + max(attention, dense, routed) / parallelism.tp) * BYTES_PER_VALUE[ACTIVATIONS]
+
+
 def _reserved(engine: Engine, name: str, default: int) -> int:
     value = getattr(engine.scheduler.config, name, None)
     return value if isinstance(value, int) else default

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from fleetsim.engine.batch import Batch
 
+OPERATORS = ("qkv_proj", "attn", "o_proj", "gate_up_proj", "down_proj")
+"""Operators of a layer: behind each of them a step of prompt chunks may be stopped."""
+
 
 class Line(NamedTuple):
     """Duration and dynamic energy of a decode step, linear in the batch's context sum while that stays below `ctx_end`."""
@@ -23,6 +26,26 @@ class Line(NamedTuple):
     """First context sum at which another line holds (``inf`` if none)."""
 
 
+class Operators(NamedTuple):
+    """Where the time of a step of prompt chunks goes, as shares of its duration: they add up to 1."""
+
+    before: float
+    """Before the first layer: the host prepares the step, the embedding is looked up."""
+    layers: tuple[float, float, float, float, float]
+    """Each of `OPERATORS`, over all layers; every layer is taken to last as long as the mean one."""
+    after: float
+    """Behind the last layer: LM head and sampler."""
+    layer_count: int
+    """≥ 1."""
+    resume_s: float
+    """Time to start the kernels again where a step was stopped [s]."""
+
+
+def even_operators(layer_count: int) -> Operators:
+    """What is taken where a step-time model does not say: `layer_count` layers, nothing beside them, operators of equal length."""
+    return Operators(0.0, (0.2, 0.2, 0.2, 0.2, 0.2), 0.0, layer_count, 0.0)
+
+
 class StepTimeModel(Protocol):
     """Duration and energy of one step on one replica: a pure function of what the step computes.
 
@@ -30,6 +53,10 @@ class StepTimeModel(Protocol):
     replica process in that step (equal to the rank's own where dp is 1). A replica's step lasts as long as its slowest rank's. Its
     energy is ``min(static_w * time + sum of the ranks' dynamic energies, limit_w * time)``. `decode` and `mixed` agree where no
     prompt token is computed.
+
+    A model may also have a method ``prefill_operators(tokens, sampled, prefill_pairs, prefill_ctx_tokens, prefill_sequences)``
+    that answers, for a step of prompt chunks only, with the `Operators` that its duration is made of; it is asked where a
+    scheduler stops such a step. Without it all operators are taken to last equally long (`even_operators`).
     """
 
     idle_w: float
@@ -90,6 +117,13 @@ class Scheduler(Protocol):
     only; it plans these chunks, admits from the queue and preempts, by the verbs of `Batch`. It is asked at every boundary at
     which something may have changed: a request waits or has prompt left, or the decoding requests lack blocks. What it does may
     depend on the batch only, so that a leap over boundaries at which it would do nothing is exact.
+
+    Two more methods are optional. ``prepare(model)`` tells it once per replica the step-time model that its engine would have
+    profiled. A scheduler with ``interrupts(batch, request) -> bool`` is asked when `request` has joined the queue while a step of
+    prompt chunks only is under way (`Batch.chunks`, of which `Batch.share_left` is still to do): yes stops the step behind the
+    operator under way, or behind the layer under way if the attribute ``boundaries_per_layer`` is 1. What is computed so far
+    stays on the accelerator as a `Suspended` plan in `Batch.suspended`, the scheduler plans again, and may `Batch.resume` it then
+    or later. Prefixes are then found in the cache only once they are computed. Such a scheduler needs replicas of one rank.
     """
 
     def schedule(self, batch: Batch) -> None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappop, heappush
+from typing import TYPE_CHECKING
 
 from fleetsim.engine.prefix_cache import Node, PrefixCache
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.workload.prefixes import Content, Path, private_path
 from fleetsim.workload.request import RUNNING, WAITING, Request
+
+if TYPE_CHECKING:
+    from fleetsim.engine.api import Operators
 
 
 class Parked:
@@ -26,12 +30,61 @@ class Parked:
         self.own_blocks = own_blocks
 
 
+class Suspended:
+    """A step of prompt chunks that was stopped between two operators, and goes on there once it is resumed."""
+
+    __slots__ = (
+        "blocks",
+        "chunks",
+        "dynamic_j",
+        "left_s",
+        "operators",
+        "position",
+        "prefill_ctx_tokens",
+        "prefill_pairs",
+        "prefill_tokens",
+        "sampled",
+        "time_s",
+    )
+
+    def __init__(
+        self,
+        chunks: list[tuple[Request, int]],
+        counts: tuple[int, int, int, int],
+        time_s: float,
+        operators: Operators,
+        position: int,
+        left_s: float,
+        dynamic_j: float,
+        blocks: int,
+    ) -> None:
+        self.chunks = chunks
+        """Requests and how many prompt tokens of each it computes."""
+        self.sampled, self.prefill_tokens, self.prefill_pairs, self.prefill_ctx_tokens = counts
+        self.time_s = time_s
+        """Duration of the whole step [s]."""
+        self.operators = operators
+        self.position = position
+        """Operators that are done, counted through all layers."""
+        self.left_s = left_s
+        """Of the duration, what is still to do [s]."""
+        self.dynamic_j = dynamic_j
+        """Energy above static power that the rest will take [J]."""
+        self.blocks = blocks
+        """KV blocks whose room its activations take while it waits."""
+
+    @property
+    def share_left(self) -> float:
+        """Share of the step that is still to do."""
+        return self.left_s / self.time_s
+
+
 class Batch:
     """State of one attention data-parallel rank between two steps, and the verbs by which a scheduler changes it.
 
     A scheduler reads `waiting`, `prefilling`, `running`, `decoding`, `spare_blocks` and `answered`, and acts by `extend`, `admit`
-    and `preempt`; one that computes prompts and decodes in separate steps sets `held`. Each verb checks that it can be done, so
-    that no policy can break the books.
+    and `preempt`; one that computes prompts and decodes in separate steps sets `held`; one that stops steps goes on with them by
+    `resume`. Each verb checks that it can be done, so that no policy can break the books.
 
     Parameters
     ----------
@@ -54,6 +107,7 @@ class Batch:
         "ctx_tokens",
         "decoding",
         "held",
+        "interruptible",
         "loading",
         "now_s",
         "parked",
@@ -66,11 +120,14 @@ class Batch:
         "prefilling",
         "recheck",
         "reserved",
+        "resumed",
         "retain_unmatched",
         "running",
         "sampled",
+        "share_left",
         "stalled",
         "step",
+        "suspended",
         "to_load",
         "waiting",
     )
@@ -91,7 +148,7 @@ class Batch:
         self.running: dict[Request, None] = {}
         """Requests that hold blocks, in order of admission."""
         self.prefilling: list[Request] = []
-        """Running requests whose prompt is not computed yet, in order of admission."""
+        """Running requests whose prompt is not computed yet, in order of admission, but for those in suspended steps."""
         self.loading: dict[Request, None] = {}
         """Running requests whose keys and values are on their way here; they compute nothing yet."""
         self.to_load: list[tuple[Request, int]] = []
@@ -118,6 +175,14 @@ class Batch:
         self.prefill_tokens = 0
         self.prefill_pairs = 0
         self.prefill_ctx_tokens = 0
+        self.suspended: list[Suspended] = []
+        """Steps that were stopped and wait to be resumed, in the order in which they were stopped last."""
+        self.resumed: Suspended | None = None
+        """The one that the step being planned, or under way, goes on with."""
+        self.share_left = 0.0
+        """While a scheduler is asked whether to stop the step under way: share of it that is still to do."""
+        self.interruptible = False
+        """Whether steps may be stopped: then blocks can be found in the cache only once they are computed."""
         self.preempted: list[Request] = []
         """Requests preempted while planning this step."""
         self.preemptions = 0
@@ -230,7 +295,32 @@ class Batch:
         self.preempted.append(request)
         self.waiting.appendleft(request)
 
+    def resume(self, plan: Suspended) -> None:
+        """Go on with a suspended step where it was stopped. It is all that this step computes: decodes are held back."""
+        if self.chunks:
+            raise PolicyError(
+                "a suspended step cannot be merged with other prompt chunks: nothing else may be planned with it"
+            )
+        if plan not in self.suspended:
+            raise PolicyError("a step can be resumed only where and while it is suspended")
+        self.suspended.remove(plan)
+        self.cache.used -= plan.blocks
+        self.chunks = plan.chunks
+        self.sampled, self.prefill_tokens = plan.sampled, plan.prefill_tokens
+        self.prefill_pairs, self.prefill_ctx_tokens = plan.prefill_pairs, plan.prefill_ctx_tokens
+        self.prefilling.extend([request for request, _ in plan.chunks])
+        self.resumed = plan
+        self.held = True
+
     # --- verbs of the replica ----------------------------------------------------------------------------------------
+
+    def suspend(self, plan: Suspended) -> None:
+        """Lay the step under way aside; its requests keep their blocks, its activations take the room of some more."""
+        self.cache.allocate(plan.blocks)
+        for request, _ in plan.chunks:
+            self.prefilling.remove(request)
+        self.suspended.append(plan)
+        self.clear_plan()
 
     def withdraw(self, request: Request) -> None:
         """Let a request go that waits or runs here, between two steps, and give back its blocks."""
@@ -347,6 +437,10 @@ class Batch:
     def finish_chunk(self, request: Request, tokens: int) -> bool:
         """Note that `tokens` more prompt tokens are computed; True if that was the last chunk (the request gets a token)."""
         request.computed += tokens
+        if self.interruptible:
+            content = request.content
+            if content is not None and self.cache.enabled:
+                self._publish(request, content, request.computed)
         if request.computed < request.target:
             return False
         self.prefilling.remove(request)
@@ -368,6 +462,7 @@ class Batch:
         """Forget the planned chunks after their step."""
         self.chunks = []
         self.held = False
+        self.resumed = None
         self.sampled = self.prefill_tokens = self.prefill_pairs = self.prefill_ctx_tokens = 0
 
     def used_blocks(self, steps_ahead: int) -> int:
@@ -437,8 +532,28 @@ class Batch:
             del self.loading[request]
             if request.carrier is not None:
                 request.carrier.drop(request)
-        else:
+        elif not self.suspended or not self._leave_suspended(request):
             self.prefilling.remove(request)
+
+    def _leave_suspended(self, request: Request) -> bool:
+        """Take a request out of the suspended step that it is part of, if it is; a step without requests is dropped.
+
+        Otherwise the rest of the step lasts as long: its tensors keep their shape.
+        """
+        for plan in self.suspended:
+            chunks = [chunk for chunk in plan.chunks if chunk[0] is not request]
+            if len(chunks) == len(plan.chunks):
+                continue
+            tokens = next(tokens for planned, tokens in plan.chunks if planned is request)
+            plan.chunks = chunks
+            plan.prefill_tokens -= tokens
+            if request.computed + tokens >= request.target:
+                plan.sampled -= 1
+            if not chunks:
+                self.suspended.remove(plan)
+                self.cache.used -= plan.blocks
+            return True
+        return False
 
     def _parked(self, request: Request) -> Parked:
         """Keep the blocks of a request that has just been taken out."""
@@ -473,10 +588,20 @@ class Batch:
         self.prefill_ctx_tokens += upto
         if upto >= request.target:
             self.sampled += 1
+        if self.interruptible:
+            self._check_plan(request)
+            return
         content = request.content
         if content is not None and self.cache.enabled and upto // self.block_tokens > request.shared_blocks:
             # published when scheduled, as vLLM does: a later step of another request may read what this step writes
             self._publish(request, content, upto)
+
+    def _check_plan(self, request: Request) -> None:
+        """Where steps can be stopped: a chunk must not touch one that waits to be resumed, nor join one that is."""
+        if self.resumed is not None:
+            raise PolicyError("nothing can be planned beside a step that is resumed")
+        if any(planned is request for plan in self.suspended for planned, _ in plan.chunks):
+            raise PolicyError(f"request {request.id} is part of a suspended step: resume that, or preempt the request")
 
     def _publish(self, request: Request, content: Content, covered: int) -> None:
         """Let others find the whole blocks of `request`'s first `covered` tokens whose content is known."""
@@ -542,6 +667,7 @@ class Batch:
             If a running total differs from the recount.
         """
         prefilling = {*self.prefilling, *self.loading}
+        prefilling.update(request for plan in self.suspended for request, _ in plan.chunks)
         decoding = [r for r in self.running if r not in prefilling]
         covered = [r.prompt_tokens + r.output_tokens - (r.finish_step - self.step) - 1 for r in decoding]
         phases = [0] * self.block_tokens
@@ -550,6 +676,7 @@ class Batch:
         own = sum(-(-t // self.block_tokens) - r.shared_blocks for t, r in zip(covered, decoding, strict=True))
         own += sum(r.blocks - r.shared_blocks for r in prefilling)
         own += sum(parked.own_blocks for parked in self.parked) + sum(self.reserved.values())
+        own += sum(plan.blocks for plan in self.suspended)
         cache = self.cache
         nodes = list(cache.nodes())
         facts = {

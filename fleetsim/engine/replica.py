@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from math import ceil, inf, sqrt
 from typing import Any, NamedTuple
 
-from fleetsim.engine.api import Scheduler, StepTimeModel
-from fleetsim.engine.batch import Batch, Parked
+from fleetsim.engine.api import OPERATORS, Operators, Scheduler, StepTimeModel, even_operators
+from fleetsim.engine.batch import Batch, Parked, Suspended
 from fleetsim.engine.gaps import GapHistogram, RunningMaximum
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.kernel.clock import BOUNDARY, Clock, Timer
@@ -53,6 +53,15 @@ class Replica:
         Where inter-token gaps are counted.
     on_finish : callable
         Called with each request that got its last token.
+    layers : int
+        Layers of the LLM: where a step can be stopped if the model does not say. ≥ 1.
+    suspended_tokens : float
+        Tokens of KV cache whose room the activations of one token take while its step is suspended. ≥ 0.
+
+    Raises
+    ------
+    PolicyError
+        If the scheduler stops steps and there are several ranks.
     """
 
     def __init__(
@@ -66,6 +75,8 @@ class Replica:
         on_finish: Callable[[Request], None],
         step_by_step: bool = False,
         verify_every: int = 0,
+        layers: int = 32,
+        suspended_tokens: float = 0.0,
     ) -> None:
         self.index = index
         self.clock = clock
@@ -84,6 +95,30 @@ class Replica:
         """Whether a boundary is being handled now: what comes meanwhile is looked at before it ends."""
         self.listener: Any = None
         """Told before it changes, and of requests that come and leave, if anybody cares (`fleet/probe.py`)."""
+        self.layers = layers
+        self.suspended_tokens = suspended_tokens
+        self.interrupts: Callable[[Batch, Request], bool] | None = getattr(scheduler, "interrupts", None)
+        """Whether the scheduler wants the step under way stopped for a request; None if it never does."""
+        self.by_layer = getattr(scheduler, "boundaries_per_layer", len(OPERATORS)) == 1
+        self.stop_at = -1
+        """Operators behind which the step under way will be stopped; -1 if it will not."""
+        self.operators: Operators | None = None
+        """What the step under way is made of, once somebody has asked."""
+        self.interruptions = 0
+        """Steps that were stopped."""
+        self.blocking_s = 0.0
+        """Time from the requests that they were stopped for to the operators' ends, summed."""
+        self.blocking_max_s = 0.0
+        if self.interrupts is not None:
+            if len(self.batches) > 1:
+                raise PolicyError(
+                    f"scheduler {type(scheduler).__name__} stops steps, which only replicas of one rank can do: "
+                    "set parallelism.dp to 1"
+                )
+            self.batches[0].interruptible = True
+        prepare: Callable[[StepTimeModel], None] | None = getattr(scheduler, "prepare", None)
+        if prepare is not None:
+            prepare(model)
         self.step_limit = 1 if step_by_step else _FAR
         self.verify_every = verify_every
         self.boundaries = 0
@@ -129,6 +164,8 @@ class Replica:
         if len(self.batches) > 1:
             request.rank = self.next_rank()
         self.batches[request.rank].coming += 1
+        if self.interrupts is not None:
+            self.clock.at(ready_s, self._look, BOUNDARY)
         inbox = self.inbox
         if inbox and ready_s < inbox[-1].ready_s:
             self._enqueue_earlier(request, ready_s)
@@ -288,7 +325,9 @@ class Replica:
             self.listener.changing(self.clock.now_s)
         self.turning = True
         if self.leap_steps:
-            if self.has_chunks:
+            if self.stop_at >= 0:
+                self._suspend()
+            elif self.has_chunks:
                 self._finish_mixed()
             else:
                 self._finish_leap()
@@ -313,7 +352,7 @@ class Replica:
         for batch in self.batches:
             cache = batch.cache
             needed = batch.phases[-batch.step % batch.block_tokens]  # blocks for the decoding requests' next tokens
-            if batch.waiting or batch.prefilling or needed > cache.capacity - cache.used:
+            if batch.waiting or batch.prefilling or batch.suspended or needed > cache.capacity - cache.used:
                 if self._schedule(batch, now_s):
                     step_limit = 1
                 if batch.chunks:
@@ -368,6 +407,8 @@ class Replica:
             )
         if batch.spare_blocks() < 0:
             raise PolicyError(f"scheduler {type(self.scheduler).__name__} left decoding requests without KV blocks")
+        if batch.suspended and not batch.chunks and not batch.decoding:
+            raise PolicyError(f"scheduler {type(self.scheduler).__name__} plans nothing although steps are suspended")
         if batch.waiting and not batch.running:
             raise PolicyError(
                 f"scheduler {type(self.scheduler).__name__} admits nothing on an empty rank although request "
@@ -379,7 +420,12 @@ class Replica:
         """One step with prompt chunks: as long as its slowest rank's."""
         model = self.model
         slowest = dynamic_j = 0.0
+        self.operators = None
         for batch in self.batches:
+            if batch.resumed is not None:
+                plan = batch.resumed
+                slowest, dynamic_j = plan.operators.resume_s + plan.left_s, plan.dynamic_j
+                continue
             decoding = 0 if batch.held else batch.decoding
             tokens = decoding + batch.prefill_tokens
             if not tokens:
@@ -592,6 +638,113 @@ class Replica:
         """Note when a request that stops decoding at this boundary got its last token."""
         request.last_token_s = self.clock.now_s - self.batches[request.rank].stalled.pop(request, 0.0)
 
+    # --- steps that are stopped --------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """A request is ready to join the queue: where a step of prompt chunks is under way, ask whether to stop it."""
+        batch, inbox, now_s = self.batches[0], self.inbox, self.clock.now_s
+        if not (inbox and inbox[0].ready_s <= now_s and self.leap_steps and self.has_chunks) or self.stop_at >= 0:
+            return  # it was looked at, or will be at the boundary that is near
+        elapsed_s = now_s - self.leap_start_s
+        if (batch.decoding and not batch.held) or elapsed_s >= self.first_s:
+            return
+        assert self.interrupts is not None
+        batch.now_s = now_s
+        batch.share_left = self._left_s(batch, elapsed_s) / self._whole_s(batch)
+        stop = False
+        while inbox and inbox[0].ready_s <= now_s:
+            request = inbox.popleft()
+            batch.coming -= 1
+            batch.waiting.append(request)
+            stop = self.interrupts(batch, request) or stop
+        if stop:
+            self._stop_soon(batch, elapsed_s)
+
+    def _whole_s(self, batch: Batch) -> float:
+        """Duration that the step under way has, or would have had if it had never been stopped [s]."""
+        return self.first_s if batch.resumed is None else batch.resumed.time_s
+
+    def _left_s(self, batch: Batch, elapsed_s: float) -> float:
+        """What is left of that, so long after the step began or was resumed [s]."""
+        plan = batch.resumed
+        if plan is None:
+            return self.first_s - elapsed_s
+        return plan.left_s - max(elapsed_s - plan.operators.resume_s, 0.0)
+
+    def _stop_soon(self, batch: Batch, elapsed_s: float) -> None:
+        """End the step under way behind the operator under way, if that is not its last and its activations find room."""
+        plan, whole_s = batch.resumed, self._whole_s(batch)
+        if self.operators is None:
+            self.operators = self._operators(batch) if plan is None else plan.operators
+        operators = self.operators
+        position = 0 if plan is None else plan.position
+        if plan is None or elapsed_s > operators.resume_s:
+            done_s = whole_s - self._left_s(batch, elapsed_s)
+            position = max(position, _operators_behind(operators, whole_s, done_s, self.by_layer))
+        if position >= operators.layer_count * len(OPERATORS) or self._activation_blocks(batch) > batch.spare_blocks():
+            return
+        lasts_s = self._until_s(batch, operators, position)
+        self.stop_at = position
+        self.interruptions += 1
+        self.blocking_s += lasts_s - elapsed_s
+        self.blocking_max_s = max(self.blocking_max_s, lasts_s - elapsed_s)
+        assert self.timer is not None
+        self.timer.cancel()
+        self.timer = self.clock.at(self.leap_start_s + lasts_s, self._boundary, BOUNDARY)
+
+    def _until_s(self, batch: Batch, operators: Operators, position: int) -> float:
+        """Time from the start of the step under way to the end of an operator [s]."""
+        plan = batch.resumed
+        if plan is None:
+            return _end_s(operators, self.first_s, position)
+        return operators.resume_s + max(plan.left_s - (plan.time_s - _end_s(operators, plan.time_s, position)), 0.0)
+
+    def _operators(self, batch: Batch) -> Operators:
+        """What the step under way is made of."""
+        ask: Callable[..., Operators] | None = getattr(self.model, "prefill_operators", None)
+        if ask is None:
+            return even_operators(self.layers)
+        return ask(
+            batch.prefill_tokens, batch.sampled, batch.prefill_pairs, batch.prefill_ctx_tokens, len(batch.chunks)
+        )
+
+    def _activation_blocks(self, batch: Batch) -> int:
+        """KV blocks whose room the activations of the step under way take once it is suspended."""
+        return ceil(batch.prefill_tokens * self.suspended_tokens / batch.block_tokens)
+
+    def _suspend(self) -> None:
+        """Charge what was done of the step under way, and lay it aside."""
+        batch, model = self.batches[0], self.model
+        operators, plan = self.operators, batch.resumed
+        assert operators is not None
+        position, self.stop_at = self.stop_at, -1
+        ran_s = self._until_s(batch, operators, position)
+        share = ran_s / self.first_s
+        dynamic_j = min(self.first_j, (model.limit_w - model.static_w) * self.first_s)
+        energy_j = model.static_w * ran_s + dynamic_j * share
+        self.busy_s += ran_s
+        self.energy_j += energy_j
+        per_token_j, per_token_s = energy_j / self.tokens_per_step, ran_s / self.tokens_per_step
+        self.energy_per_token_j += per_token_j
+        self.time_per_token_s += per_token_s
+        if batch.held:
+            self._stall(batch, ran_s, per_token_j, per_token_s)
+        for request, tokens in batch.chunks:
+            request.energy_j += tokens * per_token_j
+            request.cost_share_s += tokens * per_token_s
+        batch.suspend(
+            Suspended(
+                batch.chunks,
+                (batch.sampled, batch.prefill_tokens, batch.prefill_pairs, batch.prefill_ctx_tokens),
+                self.first_s if plan is None else plan.time_s,
+                operators,
+                position,
+                self._left_s(batch, ran_s),
+                dynamic_j * (1.0 - share),
+                self._activation_blocks(batch),
+            )
+        )
+
     # --- errands -----------------------------------------------------------------------------------------------------
 
     def _run_errands(self) -> None:
@@ -682,6 +835,26 @@ class Replica:
                 )
             if self.boundaries % self.verify_every == 0:
                 batch.verify()
+
+
+def _end_s(operators: Operators, whole_s: float, position: int) -> float:
+    """Time from the start of a step of `whole_s` to the end of its first `position` operators [s]."""
+    layers, rest = divmod(position, len(OPERATORS))
+    share = operators.before + (sum(operators.layers) * layers + sum(operators.layers[:rest])) / operators.layer_count
+    return whole_s * share
+
+
+def _operators_behind(operators: Operators, whole_s: float, done_s: float, by_layer: bool) -> int:
+    """Fewest operators, or operators of whole layers, that take a step at least as far as `done_s`; all if none do."""
+    size = len(OPERATORS)
+    per_layer = whole_s * sum(operators.layers) / operators.layer_count
+    last = operators.layer_count * size
+    layers = int(max(done_s - whole_s * operators.before, 0.0) / per_layer) if per_layer else operators.layer_count
+    position = min(max(layers - 1, 0) * size, last)  # one before, in case of rounding
+    stride = size if by_layer else 1
+    while position < last and _end_s(operators, whole_s, position) < done_s:
+        position += stride
+    return position
 
 
 def _nothing() -> None:

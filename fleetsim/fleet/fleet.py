@@ -89,6 +89,8 @@ class Fleet:
                 self._end,
                 engine.step_by_step,
                 self._verify_every,
+                pool.llm.layers,
+                pool.suspended_tokens,
             )
             self.replicas.append(replica)
             self.pool_of.append(pool)

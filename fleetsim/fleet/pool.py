@@ -8,7 +8,7 @@ from pathlib import Path
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
 from fleetsim.catalog.link import Link, load_link
 from fleetsim.catalog.llm import Llm, load_llm
-from fleetsim.catalog.memory import memory_plan
+from fleetsim.catalog.memory import kv_bytes_per_token, memory_plan, suspended_bytes_per_token
 from fleetsim.catalog.own import accelerator_for, link_for
 from fleetsim.engine.api import StepTimeModel
 from fleetsim.engine.gaps import GapHistogram
@@ -68,6 +68,13 @@ class Pool:
     def kv_bytes_per_token(self) -> float:
         """Keys and values of one token of context, over all layers and accelerators [bytes]."""
         return self.llm.kv_bytes_per_token(self.config.engine.kv.dtype)
+
+    @property
+    def suspended_tokens(self) -> float:
+        """Tokens of cache whose room the activations of one token take while its step is suspended."""
+        parallelism = self.config.parallelism
+        cached_bytes = kv_bytes_per_token(self.llm, parallelism, self.config.engine.kv.dtype)
+        return suspended_bytes_per_token(self.llm, parallelism) / cached_bytes if cached_bytes else 0.0
 
     @property
     def capacity_tokens(self) -> int:

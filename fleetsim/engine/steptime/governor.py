@@ -119,6 +119,12 @@ class Wrapper:
         told: Callable[[], Sequence[str]] = getattr(self.model, "remarks", tuple)
         return told()
 
+    def __getattr__(self, name: str) -> Any:
+        """What a step of prompt chunks is made of, if the model below can say: its shares hold for a longer step as well."""
+        if name != "prefill_operators":
+            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+        return getattr(self.model, name)
+
 
 class Slowed(Wrapper):
     """A model whose times know nothing of clocks: what a roofline loses by the lower clock is added to them.

@@ -180,7 +180,7 @@ class Layers:
         self.llm, self.chip, self.link, self.parallelism, self.profile = llm, chip, link, parallelism, profile
         self._fused_norms = options.fuse_all_reduce and parallelism.tp > 1
         self._blocks = llm.block_scaled if engine.weights == "auto" else engine.weights == "fp8-block"
-        dtype, width = llm.plain_dtype(engine.weights), llm.plain_width(engine.weights)
+        dtype, width = self._plain = llm.plain_dtype(engine.weights), llm.plain_width(engine.weights)
         self._products = [
             *_attention_products(llm, parallelism.tp, dtype, width),
             *_recurrent_products(llm, parallelism.tp, dtype, width),
@@ -237,6 +237,36 @@ class Layers:
         arithmetic_s, bytes_s = sum(part.arithmetic_s for part in parts), sum(part.bytes_s for part in parts)
         return Work(time, network, energy, arithmetic_s, bytes_s)
 
+    def operators(self, tokens: float, experts_s: float) -> tuple[tuple[float, float, float, float, float], float]:
+        """Time of each of `api.OPERATORS` through all layers, attention itself left out, and of the embedding [s].
+
+        They add up to the time of `work`. Norms before attention belong to the projection behind them, the rotary embedding and
+        the cache write to attention, activation functions to the projection before them; collectives to the projections that
+        they follow; a recurrence counts as attention, the time of experts is shared by the size of their projections.
+        """
+        llm, tp = self.llm, self.parallelism.tp
+        dtype, width = self._plain
+        qkv = out = up = down = 0.0
+        for products in (_attention_products(llm, tp, dtype, width), _recurrent_products(llm, tp, dtype, width)):
+            for product in products[:-1]:
+                qkv += self._product_cost(product, tokens).time_s
+            out += sum(self._product_cost(product, tokens).time_s for product in products[-1:])
+        for product in _dense_products(llm, tp, dtype, width):
+            if product.outer == llm.hidden:
+                down += self._product_cost(product, tokens).time_s
+            else:
+                up += self._product_cost(product, tokens).time_s
+        norms, rotary, activation, embedding = (cost.time_s for cost in self._elementwise_costs(tokens))
+        mixing, feeding = llm.attention_layers + llm.linear_layers, llm.mlp_layers + llm.moe_layers
+        both = max(mixing + feeding, 1)
+        qkv += norms * mixing / both
+        up += norms * feeding / both + activation + experts_s * (llm.projections - 1) / llm.projections
+        down += experts_s / llm.projections
+        reduced = self.link.all_reduce_s(tokens * llm.hidden * VALUE, tp)
+        out += mixing * reduced
+        down += feeding * reduced
+        return (qkv, rotary + self._recurrence_cost(tokens).time_s, out, up, down), embedding
+
     def _product_cost(self, product: Product, tokens: float) -> Cost:
         form, arithmetic = self._product_format(product.dtype)
         quantised = arithmetic != ACTIVATIONS
@@ -256,10 +286,19 @@ class Layers:
 
     def _elementwise_cost(self, tokens: float) -> Cost:
         """Norms, rotary embedding, cache write, activation function and embedding look-up."""
+        time = energy = moved_s = 0.0
+        for one in self._elementwise_costs(tokens):
+            time += one.time_s
+            energy += one.energy_j
+            moved_s += one.bytes_s
+        return Cost(time, energy, 0.0, moved_s)
+
+    def _elementwise_costs(self, tokens: float) -> list[Cost]:
+        """Norms; rotary embedding and cache write; activation function; embedding look-up: each through all layers."""
         llm, tp = self.llm, self.parallelism.tp
         heads = 2 * (llm.query_dim + llm.kv_values_per_token) / tp
         feed_forward = llm.mlp_layers + llm.moe_layers
-        time = energy = moved_s = 0.0
+        costs = []
         for width, layers in (
             (4.0 * llm.hidden, 0 if self._fused_norms else llm.attention_layers + llm.linear_layers + feed_forward),
             (heads, llm.attention_layers * (3 if llm.head_norm else 2)),
@@ -267,10 +306,8 @@ class Layers:
             (llm.hidden * 2.0, 1),
         ):
             one = self.chip.cost("elementwise", ACTIVATIONS, ACTIVATIONS, 0.0, tokens * width * VALUE)
-            time += one.time_s * layers
-            energy += one.energy_j * layers
-            moved_s += one.bytes_s * layers
-        return Cost(time, energy, 0.0, moved_s)
+            costs.append(one.times(layers))
+        return costs
 
     def _recurrence_cost(self, tokens: float) -> Cost:
         """What recurrent layers do beside their projections: split, convolution, recurrence over the state, gated norm.

@@ -19,7 +19,7 @@ from fleetsim.catalog.accelerator import Accelerator
 from fleetsim.catalog.architecture import ACTIVATIONS, BYTES_PER_VALUE, Llm
 from fleetsim.catalog.link import Link
 from fleetsim.catalog.own import calibration_for, engine_profile
-from fleetsim.engine.api import Line
+from fleetsim.engine.api import OPERATORS, Line, Operators
 from fleetsim.engine.steptime.operators import Chip, Layers, Work
 from fleetsim.engine.steptime.reach import beyond_calibration
 from fleetsim.plugins import PolicyConfig
@@ -126,6 +126,7 @@ class Roofline:
         self._overlap = profile.overlap if config.overlap is None else config.overlap
         self._parts = profile.nano_batches if config.nano_batches is None else config.nano_batches
         self._eager_s = profile.eager_layer_s * llm.layers
+        self._launch_s = profile.eager_layer_s / len(OPERATORS)
         self._graph_tokens = profile.graph_tokens
         calibration = calibration_for(accelerator, engine)
         scale = profile.scale * config.scale
@@ -218,6 +219,38 @@ class Roofline:
             decode_batch,
             decode_ctx_tokens,
             group_tokens,
+        )
+
+    def prefill_operators(
+        self, tokens: int, sampled: int, prefill_pairs: int, prefill_ctx_tokens: int, prefill_sequences: int
+    ) -> Operators:
+        """What a step of prompt chunks only is made of; see `fleetsim.engine.api.StepTimeModel`.
+
+        Attention is that of all prompts and their earlier chunks: on a long prompt it is most of a layer. Where kernels overlap or
+        the host's launches take longer than they do, all operators last shorter or longer alike. Pipeline stages stop together.
+        """
+        whole_s, _ = self.mixed(tokens, sampled, prefill_pairs, prefill_ctx_tokens, prefill_sequences, 0, 0, tokens)
+        experts_s = 0.0
+        if self._coupled:
+            coupled = self._experts[tokens] or self._fill_experts(tokens)
+            experts_s = coupled[0] + coupled[1]
+        elif self.llm.is_moe:
+            experts_s = self._layers.experts(tokens).time_s
+        (qkv, attn, out, up, down), embedding_s = self._layers.operators(tokens, experts_s)
+        attention_s, _ = self._attention(tokens, prefill_pairs, prefill_ctx_tokens, prefill_sequences, 0, 0)
+        layers_s = qkv + attn + attention_s + out + up + down
+        head = self._head[sampled] or self._fill_head(sampled)
+        before_s = self._host_s + sampled * self._host_sequence_s + self._prompt_scale * embedding_s
+        after_s = self._prompt_scale * head[0] + head[1]
+        beside = min(before_s + after_s, whole_s)
+        scale = (whole_s - beside) / (layers_s * whole_s)
+        before = before_s / (before_s + after_s) * beside / whole_s if beside else 0.0
+        return Operators(
+            before,
+            (qkv * scale, (attn + attention_s) * scale, out * scale, up * scale, down * scale),
+            beside / whole_s - before,
+            self.llm.layers,
+            max(self._launch_s, self._chip.calibration.efficiency("gemm", ACTIVATIONS).overhead_s * self._chip.scale),
         )
 
     def remarks(self) -> Sequence[str]:
