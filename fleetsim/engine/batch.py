@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappop, heappush
+from math import ceil
 from typing import TYPE_CHECKING
 
 from fleetsim.engine.prefix_cache import Node, PrefixCache
@@ -128,6 +129,7 @@ class Batch:
         "stalled",
         "step",
         "suspended",
+        "suspended_tokens",
         "to_load",
         "waiting",
     )
@@ -179,6 +181,8 @@ class Batch:
         """Steps that were stopped and wait to be resumed, in the order in which they were stopped last."""
         self.resumed: Suspended | None = None
         """The one that the step being planned, or under way, goes on with."""
+        self.suspended_tokens = 0.0
+        """Tokens of cache whose room the activations of one token take while its step is suspended."""
         self.share_left = 0.0
         """While a scheduler is asked whether to stop the step under way: share of it that is still to do."""
         self.interruptible = False
@@ -195,6 +199,10 @@ class Batch:
         """Blocks that may be allocated in this step beside those that the decoding requests need; below zero if they lack some."""
         cache = self.cache
         return cache.capacity - cache.used - (0 if self.held else self.phases[-self.step % self.block_tokens])
+
+    def blocks_to_suspend(self) -> int:
+        """Blocks whose room the activations of the step planned, or under way, would take if it were stopped."""
+        return ceil(self.prefill_tokens * self.suspended_tokens / self.block_tokens)
 
     def newest(self) -> Request:
         """The running request that was admitted last."""

@@ -96,7 +96,6 @@ class Replica:
         self.listener: Any = None
         """Told before it changes, and of requests that come and leave, if anybody cares (`fleet/probe.py`)."""
         self.layers = layers
-        self.suspended_tokens = suspended_tokens
         self.interrupts: Callable[[Batch, Request], bool] | None = getattr(scheduler, "interrupts", None)
         """Whether the scheduler wants the step under way stopped for a request; None if it never does."""
         self.by_layer = getattr(scheduler, "boundaries_per_layer", len(OPERATORS)) == 1
@@ -116,6 +115,7 @@ class Replica:
                     "set parallelism.dp to 1"
                 )
             self.batches[0].interruptible = True
+            self.batches[0].suspended_tokens = suspended_tokens
         prepare: Callable[[StepTimeModel], None] | None = getattr(scheduler, "prepare", None)
         if prepare is not None:
             prepare(model)
@@ -681,7 +681,7 @@ class Replica:
         if plan is None or elapsed_s > operators.resume_s:
             done_s = whole_s - self._left_s(batch, elapsed_s)
             position = max(position, _operators_behind(operators, whole_s, done_s, self.by_layer))
-        if position >= operators.layer_count * len(OPERATORS) or self._activation_blocks(batch) > batch.spare_blocks():
+        if position >= operators.layer_count * len(OPERATORS) or batch.blocks_to_suspend() > batch.spare_blocks():
             return
         lasts_s = self._until_s(batch, operators, position)
         self.stop_at = position
@@ -707,10 +707,6 @@ class Replica:
         return ask(
             batch.prefill_tokens, batch.sampled, batch.prefill_pairs, batch.prefill_ctx_tokens, len(batch.chunks)
         )
-
-    def _activation_blocks(self, batch: Batch) -> int:
-        """KV blocks whose room the activations of the step under way take once it is suspended."""
-        return ceil(batch.prefill_tokens * self.suspended_tokens / batch.block_tokens)
 
     def _suspend(self) -> None:
         """Charge what was done of the step under way, and lay it aside."""
@@ -741,7 +737,7 @@ class Replica:
                 position,
                 self._left_s(batch, ran_s),
                 dynamic_j * (1.0 - share),
-                self._activation_blocks(batch),
+                batch.blocks_to_suspend(),
             )
         )
 

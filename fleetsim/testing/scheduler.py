@@ -9,6 +9,7 @@ from itertools import zip_longest
 from math import inf, isclose
 from pathlib import Path
 from time import perf_counter_ns
+from typing import Any
 
 import numpy as np
 
@@ -140,6 +141,9 @@ class _Timed:
         self.calls = 0
         self.spent_ns = 0
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)  # what schedulers may have beside
+
     def schedule(self, batch: Batch) -> None:
         start_ns = perf_counter_ns()
         self.inner.schedule(batch)
@@ -225,6 +229,9 @@ class _Watched:
     def __init__(self, inner: Scheduler) -> None:
         self.inner = inner
         self.plans: list[_Plan] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     def schedule(self, batch: Batch) -> None:
         self.inner.schedule(batch)
