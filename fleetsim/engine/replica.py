@@ -16,6 +16,8 @@ from fleetsim.workload.request import FINISHED, LOCAL, Request
 
 _FAR = 1 << 60
 _PRUNE_AT = 512
+_TINY = 1e-9
+"""Share of a step that is nothing: what rounding makes of it."""
 
 
 class Meter(NamedTuple):
@@ -681,7 +683,9 @@ class Replica:
         if plan is None or elapsed_s > operators.resume_s:
             done_s = whole_s - self._left_s(batch, elapsed_s)
             position = max(position, _operators_behind(operators, whole_s, done_s, self.by_layer))
-        if position >= operators.layer_count * len(OPERATORS) or batch.blocks_to_suspend() > batch.spare_blocks():
+        if _end_s(operators, whole_s, position) >= whole_s * (1.0 - _TINY):
+            return
+        if batch.blocks_to_suspend() > batch.spare_blocks():
             return
         lasts_s = self._until_s(batch, operators, position)
         self.stop_at = position
@@ -835,21 +839,25 @@ class Replica:
 
 def _end_s(operators: Operators, whole_s: float, position: int) -> float:
     """Time from the start of a step of `whole_s` to the end of its first `position` operators [s]."""
+    if position > operators.layer_count * len(OPERATORS):
+        return whole_s
     layers, rest = divmod(position, len(OPERATORS))
     share = operators.before + (sum(operators.layers) * layers + sum(operators.layers[:rest])) / operators.layer_count
     return whole_s * share
 
 
 def _operators_behind(operators: Operators, whole_s: float, done_s: float, by_layer: bool) -> int:
-    """Fewest operators, or operators of whole layers, that take a step at least as far as `done_s`; all if none do."""
+    """Fewest operators, or operators of whole layers, that take a step to `done_s` at least; one more than all if none do."""
     size = len(OPERATORS)
     per_layer = whole_s * sum(operators.layers) / operators.layer_count
     last = operators.layer_count * size
     layers = int(max(done_s - whole_s * operators.before, 0.0) / per_layer) if per_layer else operators.layer_count
     position = min(max(layers - 1, 0) * size, last)  # one before, in case of rounding
     stride = size if by_layer else 1
-    while position < last and _end_s(operators, whole_s, position) < done_s:
+    while _end_s(operators, whole_s, position) < done_s:
         position += stride
+        if position > last:
+            return last + 1
     return position
 
 

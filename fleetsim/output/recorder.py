@@ -251,13 +251,17 @@ def write_gaps(sink: Sink, pools: Sequence[Pool]) -> None:
 
 
 def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
-    """Write what happened to replicas: when each was ready, and how many cached blocks it evicted."""
+    """Write what happened to replicas: when each was ready, how many cached blocks it evicted, and how often it was stopped."""
     rows: list[tuple[Any, ...]] = [(0.0, "replica_ready", p.name, r.index, 1) for p in fleet.pools for r in p.replicas]
     for pool in fleet.pools:
         for replica in pool.replicas:
             evicted = sum(batch.cache.evicted for batch in replica.batches)
             if evicted:
                 rows.append((end_s, "kv_evictions", pool.name, replica.index, evicted))
+            if replica.interruptions:
+                rows.append((end_s, "interruptions", pool.name, replica.index, replica.interruptions))
+                waited_us = round(replica.blocking_s * 1e6)
+                rows.append((end_s, "interruption_wait_us", pool.name, replica.index, waited_us))
     rows.append((end_s, "run_end", None, None, 1))
     write_rows(sink, "events", rows)
 

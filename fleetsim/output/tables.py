@@ -134,7 +134,13 @@ FLEET = (
 
 EVENTS = (
     Column("time_s", _F, "s", "When"),
-    Column("kind", _N, "", "replica_ready, kv_evictions (total at the end of the run), run_end"),
+    Column(
+        "kind",
+        _N,
+        "",
+        "replica_ready; totals at the end of the run: kv_evictions, interruptions (steps stopped for a request), "
+        "interruption_wait_us (from these requests to the ends of the operators under way); run_end",
+    ),
     Column("pool", _N, "", "Pool"),
     Column("replica", "int32", "", "Replica, numbered over the fleet"),
     Column("count", _I, "count", "How many"),

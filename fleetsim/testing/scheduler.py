@@ -47,6 +47,8 @@ class _Scene:
     output_tokens: float
     shared_tokens: int = 0
     """Length of the prompt start that groups of them share."""
+    deadlines: bool = False
+    """Whether some have to be answered soon, and others later or at any time."""
 
     def arrivals(self, reversed_outputs: bool = False) -> list[Request]:
         """New request objects, the same each time; the output lengths in reverse order if asked for."""
@@ -59,12 +61,16 @@ class _Scene:
         if reversed_outputs:
             outputs = outputs[::-1]
         contents = [Content(((2 * group, self.shared_tokens),)) if self.shared_tokens else None for group in groups]
-        return [
+        requests = [
             Request(i, time_s, prompt, output, content)
             for i, (time_s, prompt, output, content) in enumerate(
                 zip(times.tolist(), prompts.tolist(), outputs.tolist(), contents, strict=True)
             )
         ]
+        if self.deadlines:
+            for request, limit_s in zip(requests, rng.choice([0.05, 0.3, 2.0, inf], count).tolist(), strict=True):
+                request.deadline_s = request.arrival_s + limit_s
+        return requests
 
 
 _SCENES = (
@@ -75,8 +81,9 @@ _SCENES = (
     _Scene(5, 1, 3000, True, 50, 0.5, 100, 60, shared_tokens=40),
     _Scene(6, 16, 400, True, 40, 20.0, 500, 200, shared_tokens=77),
     _Scene(7, 16, 150, True, 80, 0.0, 120, 40),
+    _Scene(10, 16, 4000, True, 60, 3.0, 2500, 20, shared_tokens=500, deadlines=True),
 )
-"""Room enough and too little, all at once and spread out, blocks of 1 to 64 tokens, with and without shared starts."""
+"""Room enough and too little, all at once and spread out, blocks of 1 to 64 tokens, with and without shared starts or limits."""
 _PEEKS = (_Scene(8, 16, 100_000, False, 60, 0.0, 700, 400), _Scene(9, 16, 400, False, 40, 0.0, 100, 600))
 """All at once, with long answers: with room for all, so that who waits does so by the scheduler's own limits, and without."""
 
