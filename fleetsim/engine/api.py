@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from fleetsim.workload.prefixes import Path
+from fleetsim.workload.request import Request
+
 if TYPE_CHECKING:
     from fleetsim.engine.batch import Batch
 
@@ -135,4 +138,27 @@ class Scheduler(Protocol):
 
         False lets the engine leap on; it must then stay false until a request finishes.
         """
+        ...
+
+
+class LowerTiers(Protocol):
+    """Places below a replica's memory that hold keys and values, as its batches see them."""
+
+    writes_back: bool
+    """Whether evicted blocks go there: then it matters when they are evicted."""
+
+    def offer(self, request: Request, path: Path, held: int, limit: int) -> None:
+        """A request is about to be admitted, of whose first `limit` blocks the cache holds `held`: set what comes from below."""
+        ...
+
+    def used(self, path: Path, blocks: int, hit_blocks: int) -> None:
+        """A request has used the first `blocks` blocks of a path, of which it had found `hit_blocks`."""
+        ...
+
+    def prefetch(self, request: Request, ready_s: float) -> bool:
+        """A request joins the queue at `ready_s`; True if it must not until the replica's `join` is called."""
+        ...
+
+    def forget(self, request: Request) -> None:
+        """A request that waited is taken back."""
         ...

@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from math import ceil
 from typing import TYPE_CHECKING
 
+from fleetsim.engine.api import LowerTiers
 from fleetsim.engine.prefix_cache import Node, PrefixCache
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.workload.prefixes import Content, Path, private_path
@@ -130,6 +131,7 @@ class Batch:
         "step",
         "suspended",
         "suspended_tokens",
+        "tiers",
         "to_load",
         "waiting",
     )
@@ -155,6 +157,8 @@ class Batch:
         """Running requests whose keys and values are on their way here; they compute nothing yet."""
         self.to_load: list[tuple[Request, int]] = []
         """Of these, the ones admitted while planning this step, and how many tokens each lacks."""
+        self.tiers: LowerTiers | None = None
+        """Where keys and values are kept below this memory."""
         self.parked: dict[Parked, None] = {}
         """Blocks of requests that have left, until they are copied."""
         self.reserved: dict[Request, int] = {}
@@ -249,6 +253,8 @@ class Batch:
             Tokens planned for this step; 0 if blocks are lacking, and then nothing has changed.
         """
         cache, block_tokens = self.cache, self.block_tokens
+        if self.tiers is not None:
+            self._ask_below(self.tiers, request)
         if request.carried_tokens:
             return self._admit_carried(request, max_tokens, keep_free)
         preempted = request.preemptions or request.generated
@@ -388,8 +394,14 @@ class Batch:
                 heappop(heap)
         if heap:
             limit = min(limit, heap[0][0] - self.step)
+        limit = self._steps_within(self.cache.capacity - self.cache.used, limit)
+        if self.tiers is not None and self.tiers.writes_back:
+            limit = min(limit, self._steps_within(max(self.cache.free, 0), limit) + 1)
+        return limit
+
+    def _steps_within(self, available: int, limit: int) -> int:
+        """Decode steps, at most `limit`, that need no more than `available` new blocks."""
         batch, block_tokens = self.decoding, self.block_tokens
-        available = self.cache.capacity - self.cache.used
         if batch * (limit // block_tokens + 1) <= available:
             return limit
         cycles = available // batch
@@ -453,6 +465,7 @@ class Batch:
             return False
         self.prefilling.remove(request)
         request.generated += 1
+        self._tell_below(request, request.shared_blocks)
         if request.generated >= request.output_tokens:
             del self.running[request]
             self._release(request, finished=True)
@@ -531,6 +544,19 @@ class Batch:
         self._plan_chunk(request, tokens)
         return tokens
 
+    def _ask_below(self, tiers: LowerTiers, request: Request) -> None:
+        """Let lower tiers offer what they hold of a request's start beyond what is here."""
+        if request.content is None and not request.preemptions and not request.generated:
+            return
+        path = self._path(request)
+        limit = (request.prompt_tokens + request.generated - 1) // self.block_tokens
+        tiers.offer(request, path, self.cache.lookup(path, limit), limit)
+
+    def _tell_below(self, request: Request, blocks: int) -> None:
+        """Let lower tiers know that a request has used its first `blocks` blocks, which the cache holds."""
+        if self.tiers is not None and blocks:
+            self.tiers.used(self._path(request), blocks, request.cached_tokens // self.block_tokens)
+
     def _stop(self, request: Request) -> None:
         """Take a request out of the running set; its blocks stay its own."""
         del self.running[request]
@@ -568,6 +594,7 @@ class Batch:
         cache, content = self.cache, request.content
         if cache.enabled and content is not None:
             self._publish(request, content, request.computed)
+            self._tell_below(request, request.shared_blocks)
         parked = Parked(request.node, request.shared_blocks, request.blocks - request.shared_blocks)
         self.parked[parked] = None
         request.node = cache.root
@@ -645,6 +672,7 @@ class Batch:
             content = request.content
             if content is not None and content.open_ended:
                 self._publish(request, content, request.computed)
+                self._tell_below(request, request.shared_blocks)
             shared = request.shared_blocks
             whole = request.computed // self.block_tokens
             own = request.blocks - shared
@@ -653,6 +681,7 @@ class Batch:
                     # a preempted request may find its own blocks again
                     request.node = cache.extend(request.node, self._path(request), shared, whole)
                     own -= whole - shared
+                    self._tell_below(request, whole)
                 elif self.retain_unmatched:
                     cache.leave(whole - shared)
                     own -= whole - shared

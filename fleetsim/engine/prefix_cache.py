@@ -9,7 +9,7 @@ room is needed: exactly least-recently-used eviction of leaf blocks, block by bl
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fleetsim.workload.prefixes import Path, Segment
@@ -53,6 +53,7 @@ class PrefixCache:
         "hit_same",
         "idle",
         "journal",
+        "on_evict",
         "root",
         "used",
     )
@@ -66,6 +67,8 @@ class PrefixCache:
         self.root = Node(None, (), 0, 1)
         self.idle: OrderedDict[Node, None] = OrderedDict()
         """Nodes without users, least recently released first."""
+        self.on_evict: Callable[[Node], None] | None = None
+        """Told each node that is about to lose blocks, at its end."""
         self.hit_node = self.root
         self.hit_same = 0
         self.hit_idle = 0
@@ -249,11 +252,13 @@ class PrefixCache:
         self.cached -= blocks
         self.evicted += blocks
         gone = 0
-        idle, journal = self.idle, self.journal
+        idle, journal, on_evict = self.idle, self.journal, self.on_evict
         for node in idle:
             parent = node.parent
             if journal is not None and parent is not None:
                 journal.evicted(node, max(node.length - blocks, 0))
+            if on_evict is not None:
+                on_evict(node)
             if node.length > blocks:
                 node.length -= blocks
                 if parent is not None:

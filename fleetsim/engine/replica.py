@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from math import ceil, inf, sqrt
 from typing import Any, NamedTuple
 
-from fleetsim.engine.api import OPERATORS, Operators, Scheduler, StepTimeModel, even_operators
+from fleetsim.engine.api import OPERATORS, LowerTiers, Operators, Scheduler, StepTimeModel, even_operators
 from fleetsim.engine.batch import Batch, Parked, Suspended
 from fleetsim.engine.gaps import GapHistogram, RunningMaximum
 from fleetsim.errors import LawError, PolicyError
@@ -91,6 +91,10 @@ class Replica:
         """Called with each request that got its first token, if anybody cares."""
         self.on_prefilled: Callable[[Request, Parked], None] | None = None
         """Called with each request that got its first token and gets the others elsewhere, and the blocks that it left."""
+        self.tiers: LowerTiers | None = None
+        """Where keys and values are kept below its memory."""
+        self.held: dict[Request, None] = {}
+        """Requests that join the queue when their keys and values are near."""
         self.errands: list[Callable[[], None]] = []
         """What to do at the next boundary, before the scheduler is asked."""
         self.turning = False
@@ -157,6 +161,20 @@ class Replica:
 
     def enqueue(self, request: Request, ready_s: float) -> None:
         """Let a request join the queue at `ready_s` (not before now)."""
+        if self.tiers is not None and self.tiers.prefetch(request, ready_s):
+            if request.queued_s != request.queued_s:
+                request.queued_s = ready_s
+            self.held[request] = None
+            return
+        self._enqueue(request, ready_s)
+
+    def join(self, request: Request) -> None:
+        """Let a request that was held back join the queue."""
+        if request in self.held:
+            del self.held[request]
+            self._enqueue(request, self.clock.now_s)
+
+    def _enqueue(self, request: Request, ready_s: float) -> None:
         request.ready_s = ready_s
         if request.queued_s != request.queued_s:
             request.queued_s = ready_s
@@ -225,6 +243,12 @@ class Replica:
         if self.listener is not None:
             self.listener.changing(self.clock.now_s)
         batch = self.batches[request.rank]
+        if self.tiers is not None:
+            self.tiers.forget(request)
+        if request in self.held:
+            del self.held[request]
+            then(request)
+            return
         if request in self.inbox:
             self.inbox.remove(request)
             batch.coming -= 1
@@ -310,7 +334,7 @@ class Replica:
             self.energy_j, self.busy_s = total_j, total_s
             self.timer.cancel()
         self.timer = None
-        left = [r for batch in self.batches for r in (*batch.running, *batch.waiting)] + list(self.inbox)
+        left = [r for batch in self.batches for r in (*batch.running, *batch.waiting)] + [*self.inbox, *self.held]
         self.errands.clear()
         for batch in self.batches:
             for request in batch.running:

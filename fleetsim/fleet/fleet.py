@@ -8,14 +8,17 @@ from math import inf
 from pathlib import Path
 
 from fleetsim.engine.batch import Batch
+from fleetsim.engine.kv_tiers.build import attach_tiers, shared_store
+from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
+from fleetsim.engine.kv_tiers.tier import Tier
 from fleetsim.engine.replica import Replica
-from fleetsim.errors import LawError, PolicyError
+from fleetsim.errors import LawError
 from fleetsim.fleet.gateway import Gateway
-from fleetsim.fleet.handover import Network
 from fleetsim.fleet.pool import Pool, describe_pool
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
-from fleetsim.scenario.schema import Scenario
+from fleetsim.network.flows import Network
+from fleetsim.scenario.schema import KvTiers, Scenario
 from fleetsim.workload.request import FINISHED, UNFINISHED, Request, Workload, each_released
 
 
@@ -60,6 +63,10 @@ class Fleet:
         self.expected = 0
         """Later turns that have been released and have not arrived yet."""
         self._verify_every = verify_every
+        self._scenario = scenario
+        self._network: Network | None = None
+        self._stores: dict[tuple[str, str, int], Tier] = {}
+        """The remote store's part for each LLM, type of keys and values, and block size."""
         for pool in self.pools:
             self._build(pool)
         self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
@@ -95,10 +102,29 @@ class Fleet:
             self.replicas.append(replica)
             self.pool_of.append(pool)
             pool.replicas.append(replica)
+            if engine.kv.tiers is not None:
+                pool.tiers.append(self._with_tiers(pool, replica, engine.kv.tiers))
+
+    def _with_tiers(self, pool: Pool, replica: Replica, config: KvTiers) -> ReplicaTiers:
+        """Give a replica the tiers below its memory."""
+        kv, network = pool.config.engine.kv, self.network()
+        block_bytes = kv.block_tokens * pool.kv_bytes_per_token
+        store = None
+        if config.store is not None and self._scenario.network.store is not None:
+            key = (pool.llm.name, kv.dtype, kv.block_tokens)
+            store = self._stores.get(key)
+            if store is None:
+                store = self._stores[key] = shared_store(self._scenario.network.store.capacity, block_bytes)
+        host = str(network.graph.nodes[f"gpu:{replica.index}"]["host"])
+        return attach_tiers(replica, config, network, host, block_bytes, pool.llm.layers, store)
 
     def network(self) -> Network:
         """What carries keys and values between replicas, built when it is first needed."""
-        raise PolicyError("no network")
+        if self._network is None:
+            from fleetsim.network.topology import build_graph  # costs start-up time where nothing is ever sent
+
+            self._network = Network(self.clock, build_graph(self._scenario))
+        return self._network
 
     # --- arrivals ----------------------------------------------------------------------------------------------------
 
@@ -183,6 +209,11 @@ class Fleet:
             If one does not.
         """
         self.verify_conservation()
+        if self._network is not None:
+            self._network.verify()
+        for tiers in (tiers for pool in self.pools for tiers in pool.tiers):
+            for place in tiers.places:
+                place.tier.verify()
         for replica in self.replicas:
             meter = replica.meter(end_s)
             if not -1e-9 <= meter.busy_s <= end_s * (1 + 1e-9) + 1e-9:

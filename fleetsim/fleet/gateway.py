@@ -401,7 +401,7 @@ class Gateway:
         self.replicas[request.replica].withdraw(request, partial(self._withdrawn, then))
 
     def _withdrawn(self, then: Callable[[Request], None], request: Request) -> None:
-        if isinstance(request.carrier, Handover):
+        if request.carrier is not None:
             request.carrier.release()
         request.carrier = None
         request.carried_tokens = 0

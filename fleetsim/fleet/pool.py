@@ -12,6 +12,7 @@ from fleetsim.catalog.memory import kv_bytes_per_token, memory_plan, suspended_b
 from fleetsim.catalog.own import accelerator_for, link_for
 from fleetsim.engine.api import StepTimeModel
 from fleetsim.engine.gaps import GapHistogram
+from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.steptime.governor import governed
 from fleetsim.fleet.probe import PrefillTime
@@ -40,6 +41,8 @@ class Pool:
     """Of one replica: all its accelerators."""
     gaps: GapHistogram = field(default_factory=GapHistogram)
     replicas: list[Replica] = field(default_factory=list)
+    tiers: list[ReplicaTiers] = field(default_factory=list)
+    """What lies below the memory of each replica, if anything does."""
     _prefill_time: PrefillTime | None = None
 
     @property

@@ -402,6 +402,7 @@ class Network:
 
     def _arrive(self, flow: Flow) -> None:
         del self._arriving[flow]
+        flow.timer = None  # no cycle of references is left behind
         self.arrived_bytes += flow.size_bytes
         flow.done()
 

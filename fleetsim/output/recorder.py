@@ -130,6 +130,8 @@ class RequestLog:
             "prompt_tokens": ints("prompt_tokens"),
             "output_tokens": output,
             "cached_tokens": ints("cached_tokens"),
+            "loaded_tokens": ints("loaded_tokens"),
+            "load_s": floats("load_s"),
             "preemptions": pa.array(ints("preemptions").astype(np.int32)),
             "migrations": pa.array(ints("migrations").astype(np.int32)),
             "ttft_s": _float_or_null(ttft),

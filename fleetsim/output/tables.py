@@ -44,6 +44,10 @@ REQUESTS = (
     Column("prompt_tokens", _I, "tokens", "Prompt length"),
     Column("output_tokens", _I, "tokens", "Tokens produced"),
     Column("cached_tokens", _I, "tokens", "Prompt tokens found in the prefix cache when first scheduled"),
+    Column(
+        "loaded_tokens", _I, "tokens", "Tokens loaded from host memory, drives or the store, again after a preemption"
+    ),
+    Column("load_s", _F, "s", "Time for which it waited for them after its admission"),
     Column("preemptions", "int32", "count", "Times it was preempted"),
     Column("migrations", "int32", "count", "Times it moved to another replica"),
     Column("ttft_s", _F, "s", "Time to first token", "first_token_s - arrival_s"),

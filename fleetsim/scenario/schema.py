@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetsim.plugins import Choice, PolicyField, ScenarioFile
 from fleetsim.units import (
+    Bytes,
     BytesPerSecond,
     PerSecond,
     PerSecondOrZero,
@@ -457,6 +458,73 @@ class Parallelism(Block):
         return self.tp * self.pp * self.dp
 
 
+class HostTier(Block):
+    """Host memory that one replica keeps for keys and values (HiCache's L2, LMCache's CPU tier)."""
+
+    capacity: Bytes | None = None
+    """Room of one replica; default: by `ratio`."""
+    ratio: Annotated[Number, Field(gt=0, le=1000)] = 2.0
+    """Room over that of the replica's own cache, where no capacity is given (HiCache: hicache_ratio)."""
+
+
+class SsdTier(Block):
+    """Drives of the server, below its host memory."""
+
+    capacity: Bytes
+    """Room of one replica."""
+
+
+class StoreTier(Block):
+    """Use of the remote store (`network.store`), which the replicas of one LLM share (HiCache's L3)."""
+
+    prefetch: Literal["best_effort", "wait_complete", "timeout", "never"] = "best_effort"
+    """What comes to the host while a request is in the queue: as much as it can until the request is scheduled; everything, and
+    the request waits for it; the same, but it waits no longer than a time; or nothing: the request loads when it is admitted."""
+    min_tokens: Tokens = 256
+    """Fetch only if the store holds so many tokens more than the host (HiCache: prefetch_threshold)."""
+    timeout_base: SecondsOrZero = 1.0
+    """Longest wait with `timeout`, whatever is fetched; an assumption."""
+    timeout_per_1024_tokens: SecondsOrZero = 0.25
+    """Added to it per 1,024 tokens; an assumption."""
+    limit: BytesPerSecond = 20e9
+    """Most that the software of one replica moves to or from the store: 5 to 20 GB/s is usual."""
+
+
+class KvTiers(Block):
+    """Places below the accelerators' memory where keys and values of known starts are kept.
+
+    As HiCache: `{host: {ratio: 2}, page_tokens: 64}`, with a store `store: {}` added. As LMCache: `{host: {capacity: 5 GB}, page_tokens:
+    256, overlap: false}`. As Mooncake's store without a host tier: `{store: {prefetch: never}}`.
+    """
+
+    host: HostTier | None = None
+    """Memory of the host."""
+    ssd: SsdTier | None = None
+    """Drives of the server."""
+    store: StoreTier | None = None
+    """Remote store."""
+    write: Literal["write_through", "selective", "write_back"] = "write_through"
+    """What goes down: every block when it is computed; blocks that a second request used; or blocks when they are evicted above."""
+    inclusive: Flag = True
+    """Whether what is loaded stays below too; if not, it is the first to go there (needs write_back)."""
+    overlap: Flag = True
+    """Compute a layer as soon as its keys and values are there, not when all are."""
+    page_tokens: Tokens | None = None
+    """Tokens that are written and read together; default: a block (HiCache 64, LMCache 256)."""
+    min_load_tokens: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Compute what a tier holds in place of loading it where it holds fewer tokens more than is at hand."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.host is None and self.ssd is None and self.store is None:
+            raise ValueError("give host, ssd or store")
+        if self.host is None and self.store is not None and self.store.prefetch != "never":
+            raise ValueError("prefetches from the store end in host memory: give host, or store.prefetch: never")
+        if not self.inclusive and self.write != "write_back":
+            raise ValueError("exclusive tiers need write: write_back")
+        return self
+
+
 class KvCache(Block):
     """Room for cached keys and values on one rank."""
 
@@ -471,6 +539,15 @@ class KvCache(Block):
     retain_unmatched: Flag = False
     """Keep a finished request's blocks that no other request of the workload can match (its own text and its answer), until they
     are evicted. A real engine does, since it cannot know; off, they are free at once, which is faster and finds more prefixes."""
+    tiers: KvTiers | None = None
+    """Host memory, drives and a remote store below the accelerators' memory; default: none."""
+
+    @model_validator(mode="after")
+    def _whole_pages(self) -> Self:
+        page = None if self.tiers is None else self.tiers.page_tokens
+        if page is not None and page % self.block_tokens:
+            raise ValueError(f"tiers.page_tokens {page} is no multiple of block_tokens {self.block_tokens}")
+        return self
 
 
 class Engine(Block):
@@ -640,6 +717,8 @@ class RemoteStore(Block):
 
     bandwidth: BytesPerSecond
     """Of all its machines together, each way."""
+    capacity: Bytes | None = None
+    """Keys and values that it holds of each LLM; default: no limit."""
     latency: SecondsOrZero = 5e-4
     """From a request until its first byte leaves; an assumption."""
 

@@ -28,6 +28,10 @@ class Carrier(Protocol):
         """Stop bringing them: the request was preempted or withdrawn. A later `fetch` begins anew."""
         ...
 
+    def release(self) -> None:
+        """Keep nothing for the request any more."""
+        ...
+
 
 class Request:
     """A prompt with a wish for tokens.
@@ -61,6 +65,8 @@ class Request:
         "itl_max_s",
         "klass",
         "last_token_s",
+        "load_s",
+        "loaded_tokens",
         "migrations",
         "model",
         "node",
@@ -145,6 +151,10 @@ class Request:
         self.last_token_s = _NEVER
         self.end_s = _NEVER
         self.cached_tokens = 0
+        self.loaded_tokens = 0
+        """Tokens whose keys and values were loaded from lower tiers."""
+        self.load_s = 0.0
+        """Time for which it waited for them after its admission [s]."""
         self.preemptions = 0
         self.migrations = 0
         self.carried_tokens = 0
