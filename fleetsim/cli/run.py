@@ -161,6 +161,9 @@ _FIGURES = (
     ("output", "output_tokens_per_s", "tokens/s"),
     ("computed tokens", "compute_bound_ratio", "of what peak arithmetic allows"),
     ("prefix cache hits", "prefix_hit_ratio", "of prompt tokens"),
+    ("loaded from the host", "kv_host_ratio", "of prompt tokens"),
+    ("loaded from drives", "kv_ssd_ratio", "of prompt tokens"),
+    ("fetched from the store", "kv_store_ratio", "of prompt tokens"),
     ("preemptions", "preemptions", ""),
     ("simulated time", "makespan_s", "s"),
     ("mean power", "power_mean_w", "W"),
@@ -179,7 +182,7 @@ def _figures(summary: Mapping[str, Any]) -> list[list[str]]:
         value = summary.get(key)
         if value is None or (key in _ONLY_IF_ANY and not value):
             continue
-        if key in ("prefix_hit_ratio", "compute_bound_ratio"):
+        if unit.startswith("of "):
             rows.append([title, f"{value:.2%} {unit}"])
         else:
             rows.append([title, f"{value:,}" if isinstance(value, int) else show(value, unit)])

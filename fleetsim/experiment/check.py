@@ -259,6 +259,14 @@ def _model_is_served(loaded: LoadedScenario) -> Findings:
             yield loaded.finding((*where, "model"), f'no pool serves "{model}"', nearest(model, served, "in the pools"))
 
 
+def _store_is_there(loaded: LoadedScenario) -> Findings:
+    for index, pool in enumerate(loaded.scenario.pools):
+        tiers = pool.engine.kv.tiers
+        if tiers is not None and tiers.store is not None and loaded.scenario.network.store is None:
+            path = ("pools", index, "engine", "kv", "tiers", "store")
+            yield loaded.finding(path, "the network has no store", "give network.store, at least its bandwidth")
+
+
 def _profile_exists(loaded: LoadedScenario) -> Findings:
     for where, workload in _parts(loaded.scenario.workload):
         if isinstance(workload, SyntheticWorkload) and workload.profile is not None:
@@ -299,6 +307,7 @@ _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _pool_names_unique,
     _trace_exists,
     _profile_exists,
+    _store_is_there,
     _model_is_served,
     _labels_occur,
 )

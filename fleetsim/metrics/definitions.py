@@ -46,6 +46,11 @@ METRICS = (
            {"vllm": "duration", "aiperf": "benchmark_duration"}),
     Metric("prefix_hit_ratio", "", "prompt tokens found in the prefix cache / prompt tokens of requests that were scheduled",
            {"vllm": "prefix_cache_hits / prefix_cache_queries"}),
+    Metric("loaded_tokens", "tokens", "tokens loaded from host memory, drives or the store"),
+    Metric("load_mean_s", "s", "mean over requests that loaded any: wait for them after the admission"),
+    Metric("kv_host_ratio", "", "tokens loaded from host memory / prompt tokens of requests that were scheduled"),
+    Metric("kv_ssd_ratio", "", "the same from drives"),
+    Metric("kv_store_ratio", "", "the same from the remote store; what was prefetched from there to the host counts there too"),
     Metric("preemptions", "count", "times a running request was stopped to be recomputed", {"vllm": "vllm:num_preemptions"}),
     Metric("mfu_ratio", "",
            "2 x active parameters x (prompt tokens computed + output tokens) / (peak FLOP/s x busy time), "

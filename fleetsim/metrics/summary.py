@@ -70,6 +70,7 @@ def summarise(
     summary["skipped_rows"] = totals.skipped_rows
     summary["measured_requests"] = int(counted.sum())
     summary |= _tokens(read)
+    summary |= _tiers(read, pools)
     makespan_s = _makespan_s(read)
     summary["makespan_s"] = makespan_s
     for name in LATENCIES:
@@ -119,6 +120,23 @@ def _tokens(read: Reader) -> Figures:
         "prefix_hit_ratio": cached / int(scheduled) if scheduled else 0.0,
         "preemptions": int(table["preemptions"].to_numpy().sum()),
     }
+
+
+def _tiers(read: Reader, pools: Sequence[Pool]) -> Figures:
+    """What came from below the accelerators' memory; None where there is no such tier."""
+    table = read("requests", ["prompt_tokens", "loaded_tokens", "load_s", "first_scheduled_s"])
+    loaded = table["loaded_tokens"].to_numpy()
+    waits = table["load_s"].to_numpy()[loaded > 0]
+    scheduled = int(table["prompt_tokens"].to_numpy()[~np.isnan(_as_floats(table["first_scheduled_s"]))].sum())
+    figures: Figures = {
+        "loaded_tokens": int(loaded.sum()),
+        "load_mean_s": _number(waits.mean()) if len(waits) else None,
+    }
+    for name in ("host", "ssd", "store"):
+        places = [place for pool in pools for tiers in pool.tiers for place in tiers.places if place.tier.name == name]
+        tokens = sum(place.read_tokens for place in places)
+        figures[f"kv_{name}_ratio"] = tokens / scheduled if places and scheduled else None
+    return figures
 
 
 def _makespan_s(read: Reader) -> float:

@@ -493,8 +493,8 @@ class StoreTier(Block):
 class KvTiers(Block):
     """Places below the accelerators' memory where keys and values of known starts are kept.
 
-    As HiCache: `{host: {ratio: 2}, page_tokens: 64}`, with a store `store: {}` added. As LMCache: `{host: {capacity: 5 GB}, page_tokens:
-    256, overlap: false}`. As Mooncake's store without a host tier: `{store: {prefetch: never}}`.
+    As HiCache: `{host: {ratio: 2}, page_tokens: 64}`, with a store `store: {}` added. As LMCache: `{host: {capacity: 5 GB},
+    page_tokens: 256, overlap: false}`. As Mooncake's store without a host tier: `{store: {prefetch: never}}`.
     """
 
     host: HostTier | None = None
@@ -569,6 +569,12 @@ class Engine(Block):
     """Simulate every step by itself instead of leaping: the slow reference path, same results."""
     calibration: Annotated[ScenarioFile, Field(min_length=1)] | None = None
     """File that `fleetsim calibrate` wrote, relative to the scenario: its constants in place of the catalogue's."""
+
+    @model_validator(mode="after")
+    def _tiers_extend_a_cache(self) -> Self:
+        if self.kv.tiers is not None and not self.prefix_cache:
+            raise ValueError("kv.tiers keep what the prefix cache finds: they need prefix_cache: true")
+        return self
 
     def located(self, base_dir: Path) -> Self:
         """The same engine with its calibration file found from `base_dir`, the scenario's folder."""

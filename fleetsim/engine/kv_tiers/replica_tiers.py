@@ -339,7 +339,7 @@ class ReplicaTiers:
 
     def used(self, path: Path, blocks: int, hit_blocks: int) -> None:
         """Note that a request has used the first `blocks` blocks of a path, of which it had found `hit_blocks`."""
-        for place in self.own:
+        for place in self.own if self.config.inclusive else ():
             place.tier.touch(path, blocks)
         if self.writes_back:
             return
