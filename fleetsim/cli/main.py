@@ -28,6 +28,7 @@ COMMANDS = {
     "profile": "Measure this machine's accelerators for `calibrate`.",
     "accuracy": "Errors of the physics against published measurements.",
     "reproduce": "Published figures of policies beside ours.",
+    "arena": "Policies against each other on a fixed suite of scenarios.",
     "bench": "Speed of the simulator on this machine.",
     "docs": "Write a page about every policy installed here.",
     "schema": "JSON Schema of scenario files, for editors.",

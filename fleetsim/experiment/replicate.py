@@ -17,8 +17,8 @@ from typing import Any
 import fleetsim
 from fleetsim.catalog.data import models_folder
 
-Figures = Mapping[str, float | None]
-"""What a run says, by name; None where there is nothing to average."""
+Figures = Mapping[str, Any]
+"""What a run says, by name, as JSON has it; None where there is nothing to average."""
 Notice = Callable[[str], None]
 
 
@@ -33,6 +33,8 @@ class Task:
     work: Callable[..., Figures]
     """A function of a module."""
     arguments: tuple[Any, ...] = ()
+    keep: bool = True
+    """Whether its figures may be kept: not where they depend on code that is not fleetsim's."""
 
     def __call__(self) -> Figures:
         """Do it."""
@@ -83,12 +85,12 @@ def perform(tasks: Sequence[Task], jobs: int, kept: Kept | None, notice: Notice 
     """
     found: dict[str, Figures] = {}
     if kept is not None:
-        found = {task.key: figures for task in tasks if (figures := kept.read(task)) is not None}
+        found = {task.key: figures for task in tasks if task.keep and (figures := kept.read(task)) is not None}
     left = list({task.key: task for task in tasks if task.key not in found}.values())
     done = _here(left, notice) if jobs <= 1 or len(left) <= 1 else _elsewhere(left, jobs, notice)
     for task, figures in done:
         found[task.key] = figures
-        if kept is not None:
+        if kept is not None and task.keep:
             kept.write(task, figures)
     return [found[task.key] for task in tasks]
 

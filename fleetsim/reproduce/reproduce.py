@@ -145,7 +145,8 @@ class _Plan:
         for group in [plain, *groups] if plain else groups:
             key = f"{base} {' '.join(group)}"
             work = (self.file.path, arm, seed, tuple(group.values()), allow_import)
-            self.tasks.append(Task(f"{self.file.name}: {arm}, seed {seed}", key, measure, work))
+            label = f"{self.file.name}: {arm}, seed {seed}"
+            self.tasks.append(Task(label, key, measure, work, keep=not allow_import))
             places = {text: str(place) for place, text in enumerate(group)}
             for number, figure in enumerate(self.file.paper.figures):
                 text = figure.metric.model_dump_json() if figure.metric else ""

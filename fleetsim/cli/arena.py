@@ -1,0 +1,89 @@
+"""``fleetsim arena``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from fleetsim.cli.console import import_option, json_option, print_json, print_table
+
+
+def _split(context: click.Context, parameter: click.Parameter, text: str) -> list[str]:  # noqa: ARG001
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@click.command()
+@click.option("--routers", default="", callback=_split, metavar="A,B,…", help="Routers to compare.")
+@click.option("--schedulers", default="", callback=_split, metavar="A,B,…", help="Schedulers to compare.")
+@click.option("--orders", default="", callback=_split, metavar="A,B,…", help="Orders of the queue to compare.")
+@click.option("--scenarios", default="", callback=_split, metavar="A,B,…", help="Scenarios of the suite, or files.")
+@click.option("--seeds", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder in which to write arena.md.")
+@click.option("--timing/--no-timing", default=True, show_default=True, help="Measure what decisions cost.")
+@click.option("--fresh", is_flag=True, help="Run everything anew: use no runs that an earlier command finished.")
+@click.option("-j", "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes.")
+@import_option
+@json_option
+def command(
+    routers: list[str],
+    schedulers: list[str],
+    orders: list[str],
+    scenarios: list[str],
+    seeds: int,
+    out: Path | None,
+    timing: bool,
+    fresh: bool,
+    jobs: int,
+    allow_import: bool,
+    as_json: bool,
+) -> None:
+    """Let policies compete on a fixed suite of scenarios and rank them.
+
+    Without names, all installed routers, schedulers and orders compete, each kind for itself. A policy of your own enters as
+    `module:Class` with --allow-import. The baseline of a kind always takes part.
+    """
+    from fleetsim.arena.contest import contest, decision_us
+    from fleetsim.arena.page import as_mapping, overall_head, overall_rows, page
+    from fleetsim.arena.suite import entries, scenario_names, version
+    from fleetsim.experiment.replicate import Kept
+    from fleetsim.plugins import allowing_imports
+
+    wanted = {"routers": routers, "schedulers": schedulers, "orders": orders}
+    with allowing_imports(allow_import):
+        taking_part = entries(wanted)
+    names = scenarios or scenario_names()
+    started = time.perf_counter()
+    result = contest(taking_part, names, seeds, jobs, None if fresh else Kept(), _notice, allow_import)
+    if timing:
+        spent = {}
+        for entry in taking_part:
+            if (entry, names[0]) in result.figures:
+                _notice(f"cost of a decision: {entry.name}")
+                spent[entry] = decision_us(entry, names[0], allow_import)
+        result = replace(result, decision_us={entry: us for entry, us in spent.items() if us is not None})
+    click.echo(
+        f"{len(taking_part)} policies, {len(names)} scenarios in {time.perf_counter() - started:.0f} s", err=True
+    )
+    if out is not None:
+        told = ["fleetsim arena", *(f"--{kind} {','.join(given)}" for kind, given in wanted.items() if given)]
+        told += [f"--scenarios {','.join(scenarios)}"] if scenarios else []
+        told += [f"--seeds {seeds}"] if seeds != 5 else []
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "arena.md").write_text(page(result, " ".join([*told, f"--out {out}"])), encoding="utf-8")
+    if as_json:
+        print_json(as_mapping(result))
+        return
+    click.echo(f"suite {version()}, {seeds} seeds")
+    for kind in dict.fromkeys(entry.kind for entry in taking_part):
+        head = overall_head(result)
+        click.echo(f"\n{kind}")
+        print_table(head, overall_rows(result, kind), right=(0, *range(2, len(head))))
+    for (entry, name), why in result.excluded.items():
+        click.echo(f"{entry.name} in {name}: {why}", err=True)
+
+
+def _notice(what: str) -> None:
+    click.echo(f"{what} ...", err=True)

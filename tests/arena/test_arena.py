@@ -1,0 +1,202 @@
+"""The arena: its suite, who may enter, what a score is, and the command."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from fleetsim.arena.contest import Contest, contest, decision_us
+from fleetsim.arena.page import difference, page, ranking, scores, word
+from fleetsim.arena.suite import Entry, entries, scenario_file, scenario_names, version
+from fleetsim.cli.main import cli
+from fleetsim.errors import InputError
+from fleetsim.experiment.check import check_scenario
+from fleetsim.plugins import PolicyConfig, allowing_imports, names
+from fleetsim.routing.api import Reject
+from fleetsim.scenario.load import load_scenario
+
+ROOT = Path(__file__).parents[2]
+BASE, RANDOM = Entry("routers", "least-outstanding"), Entry("routers", "random")
+SMALL = """\
+schema: 1
+name: small
+workload:
+  kind: synthetic
+  requests: 300
+  arrivals: {process: poisson, rate: 40 req/s}
+  prompt_tokens: {distribution: lognormal, mean: 1500, cv: 1, max: 8000}
+  output_tokens: {distribution: lognormal, mean: 40, cv: 1, min: 2, max: 300}
+slo: {ttft: 150 ms, tpot: 40 ms, attainment: 0.9}
+pools:
+  - {name: a, llm: llama-3.1-8b, accelerator: a100-80, replicas: 4}
+"""
+
+
+class Picky:
+    """Turns every request away."""
+
+    Config = PolicyConfig
+
+    def __init__(self, config: PolicyConfig, *_: object) -> None:
+        pass
+
+    def route(self, request: object) -> Reject:
+        return Reject("not today")
+
+
+class Broken(Picky):
+    """Names a replica that is not there."""
+
+    def route(self, request: object) -> int:  # type: ignore[override]
+        return 99
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return str(path)
+
+
+def made(figures: dict[Entry, list[tuple[float, float, float]]]) -> Contest:
+    keys = ("attainment", "ttft_mean_s", "ttft_p99_s")
+    runs = {(entry, "s"): [dict(zip(keys, run, strict=True)) for run in rows] for entry, rows in figures.items()}
+    return Contest(list(figures), ["s"], 2, runs, {})
+
+
+# --- the suite ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_scenarios_of_the_suite_stand_alone(name: str) -> None:
+    loaded = load_scenario(scenario_file(name))
+    assert not [f for f in check_scenario(loaded) if f.severity == "error"]
+    assert loaded.scenario.slo is not None
+    parts = getattr(loaded.scenario.workload, "parts", {"": loaded.scenario.workload})
+    assert all(part.kind == "synthetic" for part in parts.values())
+
+
+def test_without_names_every_installed_policy_takes_part() -> None:
+    found = entries({"routers": [], "schedulers": []})
+    assert {e.name for e in found if e.kind == "routers"} == set(names("routers"))
+    assert {e.name for e in found if e.kind == "schedulers"} == set(names("schedulers"))
+
+
+def test_the_baseline_always_takes_part_and_unknown_names_are_answered() -> None:
+    assert entries({"routers": ["random"]}) == [BASE, RANDOM]
+    with pytest.raises(InputError, match='did you mean "random"'):
+        entries({"routers": ["randon"]})
+    with pytest.raises(InputError, match="--allow-import"):
+        entries({"routers": ["somewhere:Else"]})
+
+
+def test_a_scheduler_is_set_in_every_pool() -> None:
+    loaded = load_scenario(scenario_file("mixed-chips"))
+    over = Entry("schedulers", "sarathi").overrides(loaded.scenario)
+    changed = load_scenario(scenario_file("mixed-chips"), over).scenario
+    assert [pool.engine.scheduler.name for pool in changed.pools] == ["sarathi"] * 4
+
+
+# --- scores -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_score_is_the_mean_of_ratios_to_the_best_of_that_seed() -> None:
+    found = scores(
+        made({BASE: [(0.9, 0.1, 1.0), (0.8, 0.2, 2.0)], RANDOM: [(0.45, 0.2, 0.5), (0.8, 0.1, 4.0)]}), "routers"
+    )
+    assert found[BASE]["s"] == pytest.approx([(1 + 1 + 0.5) / 3, (1 + 0.5 + 1) / 3])
+    assert found[RANDOM]["s"] == pytest.approx([(0.5 + 0.5 + 1) / 3, (1 + 1 + 0.5) / 3])
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    result = made({BASE: [(0.9, 0.1, 1.0), (0.5, 0.9, 2.0)], RANDOM: [(0.8, 0.2, 1.0), (0.4, 1.0, 2.0)]})
+    assert difference(result, RANDOM, "s", "attainment") == pytest.approx((-0.1, -0.1, -0.1))
+    assert word(difference(result, RANDOM, "s", "attainment")) == "worse"
+    assert word(difference(result, RANDOM, "s", "ttft_mean_s"), -1) == "worse"
+    assert word(difference(result, RANDOM, "s", "ttft_p99_s"), -1) == ""
+    assert [row.entry for row in ranking(result, "routers")] == [BASE, RANDOM]
+
+
+def test_who_answered_nothing_gets_nothing() -> None:
+    empty = {"attainment": 0.0, "ttft_mean_s": None, "ttft_p99_s": None}
+    result = made({BASE: [(0.9, 0.1, 1.0), (0.9, 0.1, 1.0)], RANDOM: [(1.0, 1.0, 1.0), (1.0, 1.0, 1.0)]})
+    result = replace(result, figures={**result.figures, (RANDOM, "s"): [empty, empty]})
+    assert scores(result, "routers")[RANDOM]["s"] == [0.0, 0.0]
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_contest_gives_the_same_page_and_load_beats_chance(small: str) -> None:
+    field = entries({"routers": ["random"]})
+    once = contest(field, [small], 3)
+    assert page(once, "c") == page(contest(field, [small], 3, jobs=2), "c")
+    mean_s = {e: np.mean([run["ttft_mean_s"] for run in once.figures[e, small]]) for e in field}
+    assert mean_s[BASE] < mean_s[RANDOM]
+    assert ranking(once, "routers")[0].entry == BASE
+
+
+def test_policies_from_elsewhere_enter_by_path_and_failures_are_told(small: str) -> None:
+    with allowing_imports(True):
+        field = entries({"routers": [f"{__name__}:Picky", f"{__name__}:Broken"]})
+    result = contest(field, [small], 2, allow_import=True)
+    assert [run["attainment"] for run in result.figures[field[1], small]] == [0.0, 0.0]
+    assert "99" in result.excluded[field[2], small]
+    text = page(result, "c")
+    assert "Who cannot run what" in text
+    assert [row.entry for row in ranking(result, "routers")] == field[:2]
+
+
+@pytest.mark.parametrize("entry", [BASE, Entry("schedulers", "vllm-v1")])
+def test_decisions_are_timed_and_the_run_is_the_same(small: str, entry: Entry) -> None:
+    spent = decision_us(entry, small)
+    assert spent is not None
+    assert 0.1 < spent < 10_000
+
+
+# --- the command --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_ranks_and_writes_times_apart(small: str, tmp_path: Path) -> None:
+    options = [
+        "arena",
+        "--routers",
+        "random",
+        "--scenarios",
+        small,
+        "--seeds",
+        "2",
+        "--fresh",
+        "--out",
+        str(tmp_path / "d"),
+    ]
+    report = json.loads(CliRunner().invoke(cli, [*options, "--json"]).stdout)
+    assert report["suite_version"] == version()
+    assert sorted(row["policy"] for row in report["rankings"]["routers"]) == ["least-outstanding", "random"]
+    assert set(report["decision_us"]) == {"routers/least-outstanding", "routers/random"}
+    text = (tmp_path / "d" / "arena.md").read_text()
+    above, _, below = text.partition("## Cost of a decision")
+    assert "µs" in below
+    assert "µs" not in above
+    again = CliRunner().invoke(cli, [*options, "--no-timing"])
+    assert again.exit_code == 0
+    assert (tmp_path / "d" / "arena.md").read_text().rstrip() == above.rstrip()
+    assert re.search(r"[12]\s+least-outstanding \(baseline\)", again.stdout)
+
+
+def test_a_mistyped_scenario_is_answered() -> None:
+    found = CliRunner().invoke(cli, ["arena", "--routers", "random", "--scenarios", "chatt"])
+    assert found.exit_code == 2
+    assert 'did you mean "chat"?' in found.stderr
+
+
+def test_the_committed_page_is_of_this_suite() -> None:
+    text = (ROOT / "docs" / "arena.md").read_text()
+    assert f"(version {version()}," in text
+    assert f"Scenarios: {', '.join(scenario_names())}." in text
