@@ -194,9 +194,3 @@ def test_a_mistyped_scenario_is_answered() -> None:
     found = CliRunner().invoke(cli, ["arena", "--routers", "random", "--scenarios", "chatt"])
     assert found.exit_code == 2
     assert 'did you mean "chat"?' in found.stderr
-
-
-def test_the_committed_page_is_of_this_suite() -> None:
-    text = (ROOT / "docs" / "arena.md").read_text()
-    assert f"(version {version()}," in text
-    assert f"Scenarios: {', '.join(scenario_names())}." in text
