@@ -248,6 +248,7 @@ class Gateway:
         view = side.view
         self._view._request = request
         now_s = view.now_s = self.clock.now_s
+        ready_s = now_s + group.delay_s
         decision = side.router.route(self._view)
         if group.energy_j:
             self.energy_j += group.energy_j
@@ -256,6 +257,9 @@ class Gateway:
         patience = _NO_PATIENCE
         if isinstance(decision, Route):
             decode, patience = decision.decode, (decision.hedge_after_s, decision.retry_after_s)
+            if decision.prompt_tokens >= 0:
+                _compress(request, decision.prompt_tokens)
+            ready_s += decision.prepare_s
             decision = decision.replica
         elif isinstance(decision, Reject):
             self._reject(request, decision.reason)
@@ -273,7 +277,7 @@ class Gateway:
             request.decode_at = self._decode_at(group.decode, side, decision, decode)
         if patience != _NO_PATIENCE and request not in self._twins:
             self._watch(group, request, *patience)
-        self._send(request, replica, now_s + group.delay_s + replica.model.frontend_s)
+        self._send(request, replica, ready_s + replica.model.frontend_s)
 
     def _decode_at(self, decode: Side, side: Side, position: int, answer: int) -> int:
         """Index of the replica that gets a request after its first token."""
@@ -515,6 +519,15 @@ class Gateway:
             twin.paid_usd += request.paid_usd
             twin.host_energy_j += request.host_energy_j
         return alone
+
+
+def _compress(request: Request, tokens: int) -> None:
+    """Shorten a prompt: what is left of it matches no prefix."""
+    if not 1 <= tokens <= request.prompt_tokens:
+        raise PolicyError(f"router compresses {request.prompt_tokens} tokens of request {request.id} to {tokens}")
+    request.dropped_tokens += request.prompt_tokens - tokens
+    request.prompt_tokens = tokens
+    request.content = None
 
 
 def _freshness(config: View) -> Freshness:

@@ -9,12 +9,16 @@ import numpy as np
 from fleetsim.engine.api import StepTimeModel
 from fleetsim.engine.prefix_cache import Node
 from fleetsim.engine.replica import Replica
+from fleetsim.routing.api import RequestView
 from fleetsim.routing.telemetry import Board, Caches, Load, Probe
 from fleetsim.workload.prefixes import Path, Segment
 from fleetsim.workload.request import Request
 
+_ALL = 1 << 60
 _TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 """Lengths at which step times are read for the fit of prefill times."""
+CONTEXT_TOKENS = 1024
+"""Context of each request in the prediction of decode steps."""
 _CACHED = (0, 2048, 16384)
 
 
@@ -84,6 +88,7 @@ class ReplicaProbe(Probe):
         self._replica = replica
         self._fit = prefill_time
         self._fitted: PrefillTime | None = None
+        self._tpots_s: dict[int, float] = {}
         self._capacity_blocks = sum(batch.cache.capacity for batch in replica.batches)
         self._boards: list[tuple[Board, int]] = []
         self._caches: list[tuple[Caches, int]] = []
@@ -134,22 +139,35 @@ class ReplicaProbe(Probe):
         """Part of its KV cache in use at `at_s` [ratio]."""
         return self._replica.kv_used_blocks(at_s) / self._capacity_blocks
 
-    def held_tokens(self, request: Request) -> int:
-        """Tokens of the prompt that the cache holds now, of the rank that would get it."""
+    def held_tokens(self, path: Path) -> int:
+        """Tokens of a prompt, whose blocks have these keys, that the cache of the rank that would get it holds now."""
         replica = self._replica
         batch = replica.batches[replica.next_rank() if len(replica.batches) > 1 else 0]
-        content = request.content
-        if content is None or not batch.cache.enabled:
-            return 0
-        limit = (request.prompt_tokens - 1) // batch.block_tokens
-        return batch.cache.held(content.path(batch.block_tokens), limit) * batch.block_tokens
+        return batch.cache.held(path, _ALL) * batch.block_tokens if path and batch.cache.enabled else 0
 
     def prefill_s(self, tokens: float, cached: float) -> float:
         """Seconds that computing `tokens` after `cached` ones takes, alone [s]."""
+        return self._prefill_time().seconds(tokens, cached)
+
+    def prefill_terms(self) -> tuple[float, float, float]:
+        """Seconds per prompt, per token and per pair of tokens that attention scores."""
+        fitted = self._prefill_time()
+        return fitted.per_request_s, fitted.per_token_s, fitted.per_pair_s
+
+    def tpot_s(self, batch: int) -> float:
+        """Seconds of a decode step of `batch` requests with `CONTEXT_TOKENS` each [s]."""
+        known = self._tpots_s.get(batch)
+        if known is None:
+            ctx = batch * CONTEXT_TOKENS
+            line = self._replica.model.decode(batch, ctx, batch)
+            known = self._tpots_s[batch] = line.time_s + line.time_per_ctx_s * ctx
+        return known
+
+    def _prefill_time(self) -> PrefillTime:
         fitted = self._fitted
         if fitted is None:
             fitted = self._fitted = self._fit()
-        return fitted.seconds(tokens, cached)
+        return fitted
 
     # --- what it is told ----------------------------------------------------------------------------------------------
 
@@ -162,7 +180,7 @@ class ReplicaProbe(Probe):
         """Note a request that joins."""
         if request.generated or request.id in self._queued:
             return
-        cached = max(self.held_tokens(request), request.carried_tokens)
+        cached = max(self.held_tokens(RequestView(request).reusable(self.block_tokens)), request.carried_tokens)
         tokens = float(request.prompt_tokens - cached)
         seconds = self.prefill_s(tokens, cached)
         self._queued[request.id] = (tokens, seconds)

@@ -132,6 +132,7 @@ class RequestLog:
             "cached_tokens": ints("cached_tokens"),
             "loaded_tokens": ints("loaded_tokens"),
             "load_s": floats("load_s"),
+            "dropped_tokens": ints("dropped_tokens"),
             "preemptions": pa.array(ints("preemptions").astype(np.int32)),
             "migrations": pa.array(ints("migrations").astype(np.int32)),
             "ttft_s": _float_or_null(ttft),

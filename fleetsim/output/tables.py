@@ -48,6 +48,12 @@ REQUESTS = (
         "loaded_tokens", _I, "tokens", "Tokens loaded from host memory, drives or the store, again after a preemption"
     ),
     Column("load_s", _F, "s", "Time for which it waited for them after its admission"),
+    Column(
+        "dropped_tokens",
+        _I,
+        "tokens",
+        "Tokens taken out of the prompt by compressing it: what that does to quality is not known",
+    ),
     Column("preemptions", "int32", "count", "Times it was preempted"),
     Column("migrations", "int32", "count", "Times it moved to another replica"),
     Column("ttft_s", _F, "s", "Time to first token", "first_token_s - arrival_s"),

@@ -9,7 +9,7 @@ from math import inf
 
 from fleetsim.errors import PolicyError
 from fleetsim.routing.min_index import MinIndex
-from fleetsim.routing.router import Router
+from fleetsim.routing.router import Prompt, Router
 from fleetsim.routing.telemetry import Board, Caches, Freshness, Probe
 from fleetsim.workload.prefixes import Path, Segment, private_path
 from fleetsim.workload.request import Request
@@ -163,6 +163,10 @@ class Route:
     """Time without a first token after which a copy is sent too: the router is asked again, with `attempt` one higher [s]."""
     retry_after_s: float = inf
     """Time without a first token after which the request is taken back and the router is asked again [s]."""
+    prompt_tokens: int = -1
+    """Length to which the prompt is compressed before it is sent [tokens]; below 0: as it is. What is left matches no prefix."""
+    prepare_s: float = 0.0
+    """Time that this takes [s]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +217,7 @@ class FleetView:
     """
 
     __slots__ = (
+        "_answers",
         "_kv_scale",
         "_log",
         "_now_s",
@@ -220,7 +225,7 @@ class FleetView:
         "_paths_of",
         "_probes",
         "_time_s",
-        "answers",
+        "_watchers",
         "board",
         "by_kv",
         "by_most_outstanding",
@@ -238,7 +243,6 @@ class FleetView:
         "outstanding",
         "pending_tokens",
         "pools",
-        "touched",
     )
 
     def __init__(
@@ -283,10 +287,8 @@ class FleetView:
         self.expected_output_tokens = 0
         self.board: Board | None = None
         self.caches: Caches | None = None
-        self.answers: list[tuple[int, int, float]] | None = None
-        """First tokens seen since the router last emptied the list: replica, prompt tokens, seconds since it was sent."""
-        self.touched: list[int] | None = None
-        """Replicas whose outstanding requests changed since the router last emptied the list."""
+        self._answers: list[list[tuple[int, int, float]]] = []
+        self._watchers: list[list[int]] = []
         self._paths: dict[int, Path] = {}
         self._paths_of = -1
         self._kv_scale = [KV_FULL // max(1, capacity) for capacity in self.capacity_tokens]
@@ -377,18 +379,30 @@ class FleetView:
             self.caches = Caches(self._known_probes(), self.freshness)
 
     def watch_answers(self) -> list[tuple[int, int, float]]:
-        """Ask, at construction, for a list of first tokens; the router empties it."""
-        if self.answers is not None:
-            raise PolicyError("two routers of one gateway cannot both watch first tokens")
-        self.answers = []
-        return self.answers
+        """Ask, at construction, for a list of first tokens seen: replica, prompt tokens, seconds since it was sent.
+
+        The router empties it.
+        """
+        answers: list[tuple[int, int, float]] = []
+        self._answers.append(answers)
+        return answers
 
     def watch_outstanding(self) -> list[int]:
-        """Ask, at construction, for a list of replicas whose outstanding requests change; the router empties it."""
-        if self.touched is not None:
-            raise PolicyError("two routers of one gateway cannot both watch changes")
-        self.touched = []
-        return self.touched
+        """Ask, at construction, for a list of replicas whose `outstanding` changes (all, at first); the router empties it."""
+        watcher = list(range(len(self.pools)))
+        self._watchers.append(watcher)
+        return watcher
+
+    def prefill_terms(self) -> tuple[list[float], list[float], list[float]]:
+        """Of each replica: seconds per prompt (its front end included), per token and per pair of tokens that attention scores."""
+        terms = [self.prefill_terms_of(position) for position in range(len(self.pools))]
+        return [term[0] for term in terms], [term[1] for term in terms], [term[2] for term in terms]
+
+    def prefill_terms_of(self, position: int) -> tuple[float, float, float]:
+        """The same of one replica."""
+        probe = self._known_probes()[position]
+        base_s, token_s, pair_s = probe.prefill_terms()
+        return base_s + probe.frontend_s, token_s, pair_s
 
     def _known_probes(self) -> tuple[Probe, ...]:
         if len(self._probes) != len(self.pools):
@@ -404,15 +418,16 @@ class FleetView:
         known_s = board.known_until_s(position, self.now_s)
         return self._probes[position].kv_used(known_s) if known_s >= 0 else board.kv_used[position]
 
-    def hit_tokens(self, position: int, request: RequestView) -> int:
+    def hit_tokens(self, position: int, request: Prompt) -> int:
         """Leading tokens of the prompt that a replica's cache holds (after `watch_caches`) [tokens]."""
         if self.caches is not None:
             return self.caches.held_tokens(position, self._paths_for(request))
         if self.freshness.kind != "exact":
             raise PolicyError("a router asks for watch_caches at construction")
-        return self._known_probes()[position].held_tokens(request._request)
+        probe = self._known_probes()[position]
+        return probe.held_tokens(request.reusable(probe.block_tokens))
 
-    def cached(self, request: RequestView, limit: int = 16) -> dict[int, int]:
+    def cached(self, request: Prompt, limit: int = 16) -> dict[int, int]:
         """Up to `limit` replicas that hold a beginning of the prompt, those with most first, and how many tokens of it.
 
         After ``watch_caches()``. The cost does not grow with the number of replicas.
@@ -432,10 +447,14 @@ class FleetView:
         own_s = probe.prefill_s(prompt_tokens - hit_tokens, hit_tokens)
         return board.pending_s[position] + own_s + probe.frontend_s
 
-    def _paths_for(self, request: RequestView) -> dict[int, Path]:
+    def tpot_s(self, position: int, batch: int) -> float:
+        """Seconds of a replica's decode step with `batch` requests of middling length, by its own step times [s]."""
+        return self._known_probes()[position].tpot_s(batch)
+
+    def _paths_for(self, request: Prompt) -> dict[int, Path]:
         assert self.caches is not None
-        if self._paths_of != request._request.id:
-            self._paths_of = request._request.id
+        if self._paths_of != request.id:
+            self._paths_of = request.id
             self._paths = {size: request.reusable(size) for size in self.caches.sizes}
         return self._paths
 
@@ -496,7 +515,7 @@ class FleetView:
     @property
     def wants_first_tokens(self) -> bool:
         """Whether `started` has to be called."""
-        return self.by_work is not None or self.answers is not None
+        return self.by_work is not None or bool(self._answers)
 
     def _note(self, what: int, position: int, prompt_tokens: int, seconds: float) -> None:
         assert self._log is not None
@@ -517,8 +536,9 @@ class FleetView:
             self.pending_tokens[position] -= prompt_tokens
             self.decoding[position] += 1
             self.by_work.add(position, self.decode_weight_tokens - prompt_tokens)
-        if self.answers is not None and seconds >= 0.0:
-            self.answers.append((position, prompt_tokens, seconds))
+        if seconds >= 0.0:
+            for answers in self._answers:
+                answers.append((position, prompt_tokens, seconds))
 
     def _count_ended(self, position: int, prompt_tokens: int) -> None:
         self.in_flight -= 1
@@ -535,8 +555,8 @@ class FleetView:
             self.by_outstanding.add(position, change)
         if self.by_most_outstanding is not None:
             self.by_most_outstanding.add(position, -change)
-        if self.touched is not None:
-            self.touched.append(position)
+        for watcher in self._watchers:
+            watcher.append(position)
 
 
 def _time(entry: tuple[float, int, int, int, float]) -> float:

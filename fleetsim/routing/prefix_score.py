@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from mypy_extensions import mypyc_attr
@@ -32,6 +33,8 @@ class PrefixScoreConfig(PolicyConfig):
     """Output that the gateway allows for in each running request when it estimates KV use."""
     block_tokens: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'tokens'})]" = 16
     """Tokens per block in which the gateway reads prompts."""
+    precise: bool = False
+    """Read what the replicas publish (cached prefixes, waiting requests, KV use) instead of estimating it from what was sent."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -44,7 +47,10 @@ class PrefixScore:
     loaded one could win by its KV use alone; it is not looked at. Ties go to the least loaded replica, then to the longest prefix.
 
     The gateway remembers of each replica as many tokens as its KV cache holds (and up to an eighth more for a while), least
-    recently sent ones forgotten first; KV use is its estimate, as in `least-kv`. It learns nothing from the engines.
+    recently sent ones forgotten first; KV use is its estimate, as in `least-kv`. It learns nothing from the engines. With `precise`
+    it does: prefixes as their caches published them, queues of waiting requests, and KV use, all as old as the gateway's view.
+
+    What is charged: nothing.
 
     References
     ----------
@@ -57,16 +63,23 @@ class PrefixScore:
         self._fleet = fleet
         self._config = config
         self._least = fleet.index_outstanding()
-        self._kv = fleet.index_kv(config.expected_output_tokens)
+        self._precise = config.precise
+        self._kv: list[int] = []
+        if config.precise:
+            self._board = fleet.watch_load()
+            fleet.watch_caches()
+        else:
+            self._kv = fleet.index_kv(config.expected_output_tokens).values
         self._index = PrefixIndex(fleet.count)
         self._block_tokens = config.block_tokens
         self._caps = [max(1, tokens // config.block_tokens) for tokens in fleet.capacity_tokens]
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
+        if self._precise:
+            return self._best(self._published(request), request.prompt_tokens)
         path = request.prefix(self._block_tokens)
-        matched = self._candidates(path)
-        chosen = self._best(matched, request.prompt_tokens // self._block_tokens)
+        chosen = self._best(self._candidates(path), request.prompt_tokens // self._block_tokens)
         index, cap = self._index, self._caps[chosen]
         index.insert(path, chosen)
         if index.sizes.values[chosen] > _SLACK * cap:
@@ -91,18 +104,45 @@ class PrefixScore:
             blocks = 0 if node is None else node.end
         return matched
 
-    def _best(self, matched: dict[int, int], blocks: int) -> int:
-        config, outstanding, used = self._config, self._fleet.outstanding, self._kv.values
+    def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
+        """Score of each candidate, and what it holds or was sent of the prompt."""
+        unit = 1 if self._precise else self._block_tokens
+        matched = self._published(request) if self._precise else self._candidates(request.prefix(unit))
+        scores = self._scores(matched, request.prompt_tokens // unit)
+        return {
+            candidate: {"score": score, "matched_tokens": float(held * unit)}
+            for (candidate, held), score in zip(matched.items(), scores, strict=True)
+        }
+
+    def _published(self, request: RequestView) -> dict[int, int]:
+        """Candidates and how many tokens of the prompt each holds; the least loaded one first."""
+        least = self._least.smallest()
+        matched = {least: self._fleet.hit_tokens(least, request)}
+        matched.update(self._fleet.cached(request, self._config.candidates))
+        return matched
+
+    def _best(self, matched: dict[int, int], whole: int) -> int:
         if len(matched) == 1:
             return next(iter(matched))
-        loads = [outstanding[candidate] for candidate in matched]
-        most, least = max(loads), min(loads)
-        per_block = config.prefix_weight / blocks
-        per_request = config.queue_weight / (most - least) if most > least else 0.0
-        per_use = config.kv_weight / KV_FULL
         best, chosen = -float("inf"), -1
-        for candidate, prefix in matched.items():
-            score = per_block * prefix + per_request * (most - outstanding[candidate]) - per_use * used[candidate]
+        for candidate, score in zip(matched, self._scores(matched, whole), strict=True):
             if score > best:
                 best, chosen = score, candidate
         return chosen
+
+    def _scores(self, matched: dict[int, int], whole: int) -> list[float]:
+        """Scores of candidates; what they hold and the `whole` prompt both in tokens or both in blocks."""
+        config, fleet = self._config, self._fleet
+        if self._precise:
+            loads = [self._board.waiting[candidate] for candidate in matched]
+            used = [fleet.kv_used(candidate) for candidate in matched]
+        else:
+            loads = [float(fleet.outstanding[candidate]) for candidate in matched]
+            used = [self._kv[candidate] / KV_FULL for candidate in matched]
+        most, least = max(loads), min(loads)
+        per_part = config.prefix_weight / max(whole, 1)
+        per_request = config.queue_weight / (most - least) if most > least else 0.0
+        return [
+            per_part * prefix + per_request * (most - load) - config.kv_weight * share
+            for prefix, load, share in zip(matched.values(), loads, used, strict=True)
+        ]

@@ -6,6 +6,20 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from fleetsim.routing.api import Reject, RequestView, Route
+    from fleetsim.workload.prefixes import Path
+
+
+class Prompt(Protocol):
+    """What a view needs to know of a request to tell which replicas hold how much of it; a `RequestView` is one."""
+
+    @property
+    def id(self) -> int:
+        """Unique in the run."""
+        ...
+
+    def reusable(self, block_tokens: int) -> Path:
+        """Keys of the blocks that a cache could hold."""
+        ...
 
 
 class Router(Protocol):

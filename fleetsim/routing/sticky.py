@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from mypy_extensions import mypyc_attr
 from numpy.random import Generator
-from pydantic import Field, GetJsonSchemaHandler
-from pydantic_core import core_schema
+from pydantic import Field
 
-from fleetsim.plugins import Choice, PolicyConfig, PolicyField, names
+from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import FleetView, Reject, RequestView, Route, Router
-from fleetsim.routing.basic import LeastOutstandingConfig
+from fleetsim.routing.inner import Inner, decision_s, least_outstanding
 
 _SESSIONS = 1 << 20
 """Sessions that are remembered; the one that was silent for longest goes first."""
 
 
-class InnerRouter(PolicyField):
-    """Annotation of a router's field that holds another router's block."""
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        """Names only: the parameters of all routers, of which this is one, would have no end."""
-        known = {"type": "string", "enum": names(self.kind)}
-        return {"oneOf": [known, {"type": "object", "properties": {self.key: known}}]}
-
-
 class StickyConfig(PolicyConfig):
     """Parameters of sticky sessions."""
 
-    inner: Annotated[Choice, InnerRouter("routers", default="least-outstanding")] = Field(
-        default_factory=lambda: Choice("routers", "least-outstanding", LeastOutstandingConfig())
-    )
+    inner: Inner = Field(default_factory=least_outstanding)
     """Router of first turns, of sessions that have to move and of requests without a session: a name or a block with `policy`."""
     overload_ratio: "Annotated[float, Field(ge=1, json_schema_extra={'unit': 'ratio'})]" = 2.0
     """A session moves where its replica has more than this times the mean number of outstanding requests, …"""
@@ -60,6 +46,7 @@ class Sticky:
 
     def __init__(self, config: StickyConfig, rng: Generator, fleet: FleetView) -> None:
         self._inner: Router = config.inner.create(rng, fleet)
+        self.decision_s = decision_s(self._inner)
         self._fleet = fleet
         self._ratio = config.overload_ratio / fleet.count
         self._requests = config.overload_requests

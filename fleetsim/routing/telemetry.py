@@ -18,7 +18,6 @@ from mypy_extensions import mypyc_attr
 
 from fleetsim.routing.prefix_index import PrefixIndex, PrefixNode
 from fleetsim.workload.prefixes import Path
-from fleetsim.workload.request import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +80,20 @@ class Probe:
         """Part of its KV cache in use at `at_s` [ratio]."""
         raise NotImplementedError
 
-    def held_tokens(self, request: Request) -> int:
-        """Tokens of the prompt that its cache holds now."""
+    def held_tokens(self, path: Path) -> int:
+        """Tokens of a prompt, whose blocks have these keys, that its cache holds now."""
+        raise NotImplementedError
+
+    def prefill_terms(self) -> tuple[float, float, float]:
+        """Seconds per prompt, per token and per pair of tokens that attention scores, of which `prefill_s` is made."""
         raise NotImplementedError
 
     def prefill_s(self, tokens: float, cached: float) -> float:
         """Seconds that computing `tokens` after `cached` ones takes it, alone [s]."""
+        raise NotImplementedError
+
+    def tpot_s(self, batch: int) -> float:
+        """Seconds of a decode step of `batch` requests of middling length [s]."""
         raise NotImplementedError
 
 
@@ -107,12 +114,12 @@ class Board:
         "_probes",
         "_sent",
         "_snapshots",
+        "_watchers",
         "kv_used",
         "last_prefill_s",
         "pending_s",
         "pending_tokens",
         "running",
-        "touched",
         "waiting",
     )
 
@@ -132,8 +139,7 @@ class Board:
         """Seconds that this takes."""
         self.last_prefill_s = array("d", zeros)
         """When a first token last came."""
-        self.touched: list[int] | None = None
-        """Where a router put a list: replicas whose figures changed since it last emptied it."""
+        self._watchers: list[list[int]] = []
         self._dirty = [False] * len(probes)
         self._changed: list[int] = []
         """Replicas that changed since their figures were last read."""
@@ -150,6 +156,12 @@ class Board:
         for position, probe in enumerate(probes):
             probe.watch(self, position)
             self._show(position, probe.load(now_s))
+
+    def watch(self) -> list[int]:
+        """Ask, at construction, for a list of replicas whose figures change (all of them at first); the router empties it."""
+        watcher = list(range(len(self._probes)))
+        self._watchers.append(watcher)
+        return watcher
 
     def changing(self, position: int, now_s: float) -> None:
         """Note that a replica is about to change (called by it)."""
@@ -245,8 +257,8 @@ class Board:
         self.waiting[position] += requests
         self.pending_tokens[position] += tokens
         self.pending_s[position] += seconds
-        if self.touched is not None:
-            self.touched.append(position)
+        for watcher in self._watchers:
+            watcher.append(position)
 
     def _show(self, position: int, load: Load) -> None:
         self.waiting[position] = load.waiting
@@ -255,8 +267,8 @@ class Board:
         self.pending_tokens[position] = load.pending_tokens
         self.pending_s[position] = load.pending_s
         self.last_prefill_s[position] = load.last_prefill_s
-        if self.touched is not None:
-            self.touched.append(position)
+        for watcher in self._watchers:
+            watcher.append(position)
 
     def _show_with_sent(self, position: int, load: Load) -> None:
         self._show(position, load)

@@ -52,6 +52,7 @@ class Request:
         "cost_mark",
         "cost_share_s",
         "deadline_s",
+        "dropped_tokens",
         "decode_at",
         "end_s",
         "energy_j",
@@ -157,6 +158,8 @@ class Request:
         """Time for which it waited for them after its admission [s]."""
         self.preemptions = 0
         self.migrations = 0
+        self.dropped_tokens = 0
+        """Prompt tokens that compressing took out of it."""
         self.carried_tokens = 0
         """Tokens whose keys and values come from elsewhere when it is admitted next."""
         self.carrier: Carrier | None = None
@@ -197,6 +200,7 @@ class Request:
         twin.priority = self.priority
         twin.weight = self.weight
         twin.predicted_tokens = self.predicted_tokens
+        twin.dropped_tokens = self.dropped_tokens
         return twin
 
 

@@ -119,7 +119,7 @@ def observed(view: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str,
                     ],
                     "seconds": [probe.load(clock.now_s).pending_s for probe in probes],
                     "kv": [probe.kv_used(clock.now_s) for probe in probes],
-                    "hits": [probe.held_tokens(request) for probe in probes],
+                    "hits": [probe.held_tokens(RequestView(request).reusable(16)) for probe in probes],
                     "outstanding": list(exact.outstanding),
                 }
             )

@@ -109,7 +109,7 @@ CASES = {
         11,
         "gateway.router",
         "expected a block with `policy: NAME`, found a list",
-        "round-robin",
+        "cache-aware",
     ),
     "no unit": ("ttft: 2 s", "ttft: 2", 10, 13, "slo.ttft", "has no unit", ""),
     "wrong unit": ("ttft: 2 s", "ttft: 2 GiB", 10, 13, "slo.ttft", "expected a time", ""),

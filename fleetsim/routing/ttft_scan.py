@@ -1,0 +1,58 @@
+"""Predicted times to the first token of all replicas at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fleetsim.routing.api import FleetView, RequestView
+
+TIE_S = 1e-6
+"""What a request that runs or waits adds, so that of idle replicas the one with the fewest requests comes first [s]."""
+
+
+class TtftScan:
+    """Time to the first token that is to be expected of each replica: prompts before it, and its own after what is cached there.
+
+    A few vector operations over all replicas; those that hold a beginning of the prompt, up to `holders` of them, one by one.
+
+    Parameters
+    ----------
+    fleet : FleetView
+        The view; its load telemetry is asked for, and that of caches unless `holders` is 0.
+    holders : int
+        Replicas with a prefix that are looked at.
+    """
+
+    __slots__ = ("_base_s", "_fleet", "_holders", "_pair_s", "_pending_s", "_running", "_token_s", "_waiting")
+
+    def __init__(self, fleet: FleetView, holders: int) -> None:
+        board = fleet.watch_load()
+        if holders:
+            fleet.watch_caches()
+        self._fleet = fleet
+        self._holders = holders
+        base_s, token_s, pair_s = fleet.prefill_terms()
+        self._base_s: Any = np.array(base_s)
+        self._token_s: Any = np.array(token_s)
+        self._pair_s: Any = np.array(pair_s)
+        # views of the board's arrays: they change with it
+        self._pending_s: Any = np.frombuffer(board.pending_s)
+        self._waiting: Any = np.frombuffer(board.waiting)
+        self._running: Any = np.frombuffer(board.running)
+
+    def seconds(self, request: RequestView) -> Any:
+        """Predicted time of each replica [s], in a new array."""
+        fleet, n = self._fleet, request.prompt_tokens
+        found = self._running + self._waiting
+        found *= TIE_S
+        found += self._pending_s
+        found += self._base_s
+        found += n * self._token_s
+        found += (0.5 * n * (n + 1)) * self._pair_s
+        if self._holders:
+            for position, hit in fleet.cached(request, self._holders).items():
+                requests = self._running[position] + self._waiting[position]
+                found[position] = fleet.ttft_s(position, n, hit) + TIE_S * requests
+        return found
