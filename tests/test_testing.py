@@ -24,7 +24,7 @@ from tests.theory.stations import ConstantStep, SharedStep
 
 @pytest.mark.parametrize("name", names("routers"))
 def test_registered_routers_pass(name: str) -> None:
-    report = check_router(name)
+    report = check_router(name, {"short_pool": "pool-0", "boundary_tokens": 600} if name == "fleetopt" else None)
     assert list(report.us_per_decision) == ["1 replica", "10 replicas", "1000 replicas"]
     assert all(0 < cost < 1000 for cost in report.us_per_decision.values())
     assert report.decisions > 5000
@@ -201,7 +201,7 @@ class NoRoute:
 
 BROKEN_ROUTERS: list[tuple[type, str]] = [
     (OutOfRange, "`route` answered 1: there are replicas 0 to 0"),
-    (WrongType, r"`route` answered np.int64\(0\): expected the number of a replica \(int\) or a `Reject`"),
+    (WrongType, r"`route` answered np.int64\(0\): expected the number of a replica \(int\), a `Route` or a `Reject`"),
     (Silent, "`route` answered None"),
     (RejectsWithoutReason, "rejects request 5 without a reason"),
     (RejectsAll, "rejects all of 400 requests on 1 replica"),

@@ -18,10 +18,10 @@ _CHUNK = 4096
 class FleetOptConfig(PolicyConfig):
     """Parameters of FleetOpt's pool routing."""
 
-    short_pool: str
+    short_pool: str = "short"
     """Name of the pool for short requests."""
-    boundary_tokens: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'tokens'})]"
-    """Requests up to this length, prompt and expected answer together, are short (B)."""
+    boundary_tokens: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'tokens'})]" = 6144
+    """Requests up to this length, prompt and expected answer together, are short (B); the default is the published one."""
     gamma: "Annotated[float, Field(ge=1, json_schema_extra={'unit': 'ratio'})]" = 1.0
     """Requests longer than B and up to this times B have their prompts compressed to fit into B. 1: none."""
     compressed_share: "Annotated[float, Field(ge=0, le=1, json_schema_extra={'unit': 'ratio'})]" = 1.0

@@ -12,16 +12,42 @@ from typing import Any
 import numpy as np
 
 from fleetsim.errors import PolicyError
-from fleetsim.routing.api import FleetView, Reject, RequestView, Router
+from fleetsim.routing.api import FleetView, Freshness, Reject, RequestView, Route, Router
 from fleetsim.testing.report import Config, Policy, Report
+from fleetsim.testing.station import Station
 from fleetsim.workload.prefixes import Content
 from fleetsim.workload.request import Request
 
-_KNOWN = frozenset({"id", "arrival_s", "prompt_tokens", "session", "tenant", "klass"})
+_KNOWN = frozenset(
+    {
+        "id",
+        "arrival_s",
+        "prompt_tokens",
+        "session",
+        "tenant",
+        "klass",
+        "deadline_s",
+        "priority",
+        "weight",
+        "predicted_tokens",
+        "attempt",
+        "tried",
+    }
+)
 """What a gateway knows of a request."""
 _REQUESTS = 400
-_FLEETS = (1, 2, 7, 60)
-"""Numbers of replicas that a router must cope with."""
+_FLEETS = (1, 2, 7, 64)
+"""Numbers of replicas that a router must cope with; every third one is 4 and every fourth one 16 times as fast as the others."""
+_VIEWS = (
+    Freshness(),
+    Freshness("sampled", 1.0),
+    Freshness("sampled", 0.3, own_counts=False),
+    Freshness("delayed", 0.2),
+    Freshness("delayed", 0.7, own_counts=False),
+)
+"""How old what it sees may be."""
+_SPEED = 5000.0
+"""Prompt tokens per second of the slowest replicas."""
 _COSTS = (1, 10, 1000)
 """Numbers of replicas at which its cost is measured."""
 
@@ -36,9 +62,9 @@ class _Trial:
 
 
 def check_router(policy: type | str, config: Config = None) -> Report:
-    """Try a router on fleets of 1 to 1,000 replicas.
+    """Try a router on fleets of 1 to 1,000 replicas of different speed, with views of every freshness.
 
-    Checked are: every decision names a replica or is a `Reject` with a reason; somebody is served; the same seed gives the same
+    Checked are: every decision names a replica (alone or in a `Route`) or is a `Reject` with a reason; somebody is served; the same seed gives the same
     decisions, whatever other instances and random generators do; decisions do not depend on the true output length, and the
     request's hidden parts are not touched; neither request nor view is changed.
 
@@ -68,6 +94,10 @@ def check_router(policy: type | str, config: Config = None) -> Report:
             checked.fail(f"rejects all of {_REQUESTS} requests on {replicas} replicas: {expected[0]}")
         if _decisions(checked, trial, replicas) != expected:
             checked.fail(f"decides otherwise with the same seed on {replicas} replicas: draw only from the given `rng`")
+        for freshness in _VIEWS[1:]:
+            old = _decisions(checked, trial, replicas, freshness=freshness, watch=True)
+            if _decisions(checked, trial, replicas, freshness=freshness) != old:
+                checked.fail(f"decides otherwise with the same seed in a view that is {freshness.kind}")
         if _decisions(checked, _trial(replicas, seed=replicas, outputs=1), replicas) != expected:
             checked.fail("decisions depend on the true output length, which no gateway knows")
         if _decisions(checked, trial, replicas, sealed=True) != expected:
@@ -76,6 +106,7 @@ def check_router(policy: type | str, config: Config = None) -> Report:
             checked.fail("instances are not independent: another one in the same process changes the decisions")
     checked.passed("every decision names a replica or gives a reason; one replica is enough")
     checked.passed("the same seed gives the same decisions, with other instances beside it or without")
+    checked.passed("views that are exact, sampled or delayed will do, with own counts as old or not")
     checked.passed("the true output length is neither read nor used")
     checked.passed("requests and view are left as they are")
     costs = {_plural(n): _router_cost(checked, n) for n in _COSTS}
@@ -120,31 +151,75 @@ class _SealedView:
 
     def __init__(self, request: Request) -> None:
         for name in _KNOWN:
-            object.__setattr__(self, name, getattr(request, name))
+            object.__setattr__(self, name, getattr(RequestView(request), name))
         object.__setattr__(self, "prefix", RequestView(request).prefix)
+        object.__setattr__(self, "reusable", RequestView(request).reusable)
 
     def __getattr__(self, name: str) -> Any:
-        raise PolicyError(f"reads `{name}` of the request; a gateway knows {', '.join(sorted(_KNOWN))}, prefix")
+        raise PolicyError(
+            f"reads `{name}` of the request; a gateway knows {', '.join(sorted(_KNOWN))}, prefix, reusable"
+        )
+
+
+class _Course:
+    """A view of replicas that do what a trial says, kept up to date as the gateway does."""
+
+    def __init__(self, replicas: int, trial: _Trial, freshness: Freshness) -> None:
+        self.now_s = 0.0
+        self._trial = trial
+        speeds = [_SPEED * (16 if i % 4 == 3 else 4 if i % 3 == 2 else 1) for i in range(replicas)]
+        self._stations = [Station(speed, 16 if i % 2 else 32, self._time_s) for i, speed in enumerate(speeds)]
+        names = [f"pool-{i % 2}" for i in range(replicas)]
+        self.view = FleetView(names, (), self._stations, freshness, self._time_s)
+        self._due: list[tuple[float, int, int, bool]] = []
+
+    def begin(self, now_s: float) -> None:
+        """Let everything happen until now."""
+        due, requests = self._due, self._trial.requests
+        while due and due[0][0] <= now_s:
+            time_s, number, position, last = heappop(due)
+            self.now_s = time_s
+            request = requests[number]
+            if last:
+                self.view.ended(position, request.prompt_tokens)
+                self._stations[position].ended(request)
+            else:
+                self.view.started(position, request.prompt_tokens, time_s - request.arrival_s)
+                self._stations[position].started(request)
+                heappush(due, (time_s + self._trial.end_s[number], number, position, True))
+        self.now_s = self.view.now_s = now_s
+
+    def send(self, request: Request, position: int) -> None:
+        """Let a replica have a request."""
+        self.view.sent(position, request.prompt_tokens, request)
+        self._stations[position].sent(request)
+        heappush(self._due, (request.arrival_s + self._trial.first_s[request.id], request.id, position, False))
+
+    def _time_s(self) -> float:
+        return self.now_s
 
 
 def _decisions(
-    checked: Policy, trial: _Trial, replicas: int, watch: bool = False, beside: bool = False, sealed: bool = False
-) -> list[int | Reject]:
-    """A new router's decisions, with the view kept up to date as the gateway does."""
-    view = FleetView([f"pool-{i % 2}" for i in range(replicas)])
+    checked: Policy,
+    trial: _Trial,
+    replicas: int,
+    watch: bool = False,
+    beside: bool = False,
+    sealed: bool = False,
+    freshness: Freshness = _VIEWS[0],
+) -> list[int | Route | Reject]:
+    """A new router's decisions."""
+    course = _Course(replicas, trial, freshness)
+    view = course.view
     router = checked.create(np.random.default_rng(5), view)
     # compiled policies take the very class only
     view_of: Any = _SealedView if sealed and isinstance(router.route, MethodType) else RequestView
     other = None
     if beside:
-        other_view = FleetView(["elsewhere"] * replicas)
-        other = checked.create(np.random.default_rng(6), other_view)
-    decisions: list[int | Reject] = []
-    due: list[tuple[float, int, int, bool]] = []
+        other = checked.create(np.random.default_rng(6), _Course(replicas, trial, freshness).view)
+    decisions: list[int | Route | Reject] = []
     for request in trial.requests:
-        number = request.id
-        _advance(view, due, request.arrival_s, trial)
-        view.now_s = request.arrival_s
+        course.begin(request.arrival_s)
         if other is not None:
             _route(checked, other, request, RequestView, replicas)
         before = (_facts(request), _facts(view)) if watch else None
@@ -153,66 +228,62 @@ def _decisions(
             checked.fail("changes the request or the view; a router only answers")
         decisions.append(decision)
         if not isinstance(decision, Reject):
-            view.sent(decision, request.prompt_tokens)
-            heappush(due, (request.arrival_s + trial.first_s[number], number, decision, False))
+            course.send(request, decision.replica if isinstance(decision, Route) else decision)
     return decisions
 
 
-def _advance(view: FleetView, due: list[tuple[float, int, int, bool]], now_s: float, trial: _Trial) -> None:
-    """Tell the view what happened until now."""
-    while due and due[0][0] <= now_s:
-        time_s, number, position, last = heappop(due)
-        if last:
-            view.ended(position, trial.requests[number].prompt_tokens)
-        else:
-            view.started(position, trial.requests[number].prompt_tokens)
-            heappush(due, (time_s + trial.end_s[number], number, position, True))
-
-
-def _route(checked: Policy, router: Router, request: Request, view_of: Any, replicas: int) -> int | Reject:
+def _route(checked: Policy, router: Router, request: Request, view_of: Any, replicas: int) -> int | Route | Reject:
     checked.decisions += 1
     with checked.complaining(f"`route` failed for request {request.id} on {_plural(replicas)}"):
         decision: Any = router.route(view_of(request))
     if isinstance(decision, Reject):
         if not (isinstance(decision.reason, str) and decision.reason):
             checked.fail(f"rejects request {request.id} without a reason")
-    elif type(decision) is not int:
-        checked.fail(f"`route` answered {decision!r}: expected the number of a replica (int) or a `Reject`")
-    elif not 0 <= decision < replicas:
+        return decision
+    replica: Any = decision.replica if isinstance(decision, Route) else decision
+    if type(replica) is not int:
+        checked.fail(f"`route` answered {decision!r}: expected the number of a replica (int), a `Route` or a `Reject`")
+    if not 0 <= replica < replicas:
         checked.fail(f"`route` answered {decision}: there are replicas 0 to {replicas - 1}")
+    if isinstance(decision, Route):
+        if min(decision.hedge_after_s, decision.retry_after_s) <= 0.0 or decision.prepare_s < 0.0:
+            checked.fail(f"`route` answered {decision}: times must not lie in the past")
+        if not (decision.prompt_tokens < 0 or 1 <= decision.prompt_tokens <= request.prompt_tokens):
+            checked.fail(f"`route` answered {decision} for a prompt of {request.prompt_tokens} tokens")
     return decision  # type: ignore[no-any-return]
 
 
 def _facts(thing: Request | FleetView) -> list[Any]:
     """Copies of all that a policy could change."""
-    names = (
-        ("outstanding", "decoding", "pending_tokens", "pools", "now_s", "decode_weight_tokens")
-        if isinstance(thing, FleetView)
-        else (*_KNOWN, "output_tokens", "model", "status", "replica", "reason", "queued_s", "turn")
-    )
+    names: tuple[str, ...] = ("outstanding", "decoding", "pending_tokens", "pools", "now_s", "decode_weight_tokens")
+    if isinstance(thing, Request):
+        known = sorted(_KNOWN - {"tried"})
+        names = (*known, "output_tokens", "model", "status", "replica", "reason", "queued_s", "turn")
     values = [getattr(thing, name) for name in names]
     facts = [repr(list(value)) if isinstance(value, list) else repr(value) for value in values]
     if isinstance(thing, FleetView):
         facts += [repr(index and index.values) for index in (thing.by_outstanding, thing.by_work)]
+        board = thing.board
+        if board is not None:
+            facts += [
+                repr(figures) for figures in (board.waiting, board.running, board.pending_tokens, board.pending_s)
+            ]
     return facts
 
 
 def _router_cost(checked: Policy, replicas: int) -> float:
     """Time per decision [µs], the gateway's own counting left out."""
     trial = _trial(replicas, seed=99)
-    view = FleetView(["main"] * replicas)
-    router = checked.create(np.random.default_rng(5), view)
-    due: list[tuple[float, int, int, bool]] = []
+    course = _Course(replicas, trial, _VIEWS[0])
+    router = checked.create(np.random.default_rng(5), course.view)
     spent_ns = 0
     for request in trial.requests:
-        _advance(view, due, request.arrival_s, trial)
-        view.now_s = request.arrival_s
+        course.begin(request.arrival_s)
         asked = RequestView(request)
         start_ns = perf_counter_ns()
         decision = router.route(asked)
         spent_ns += perf_counter_ns() - start_ns
         if not isinstance(decision, Reject):
-            view.sent(decision, request.prompt_tokens)
-            heappush(due, (request.arrival_s + trial.first_s[request.id], request.id, decision, False))
+            course.send(request, decision.replica if isinstance(decision, Route) else decision)
     checked.decisions += _REQUESTS
     return spent_ns / _REQUESTS / 1e3
