@@ -24,9 +24,11 @@ from fleetsim.errors import nearest
 
 GROUPS = {
     "admissions": "who is let in, put off or turned away",
+    "predictors": "output length that the gateway expects",
     "routers": "replica choice for an admitted request",
     "searches": "which leaves of a search tree go on (workload kind tree-search)",
     "schedulers": "which requests run in the next step",
+    "orders": "who is next in an engine's queue, and who gives way to whom",
     "step_time_models": "duration and energy of a step",
 }
 """Plug-in kinds (entry-point group ``fleetsim.<kind>``) and what each decides."""

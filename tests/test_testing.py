@@ -12,11 +12,13 @@ from pydantic import BaseModel, Field
 
 from fleetsim.engine.api import Line
 from fleetsim.engine.batch import Batch
+from fleetsim.engine.orders.order import Order, Outlook
 from fleetsim.engine.schedulers.vllm_v1 import VllmV1, VllmV1Config
 from fleetsim.errors import PolicyError
 from fleetsim.plugins import PolicyConfig, names
 from fleetsim.routing.api import FleetView, Reject, RequestView
-from fleetsim.testing import Report, check_router, check_scheduler, check_step_time_model
+from fleetsim.testing import Report, check_order, check_predictor, check_router, check_scheduler, check_step_time_model
+from fleetsim.workload.request import Request
 from tests.theory.stations import ConstantStep, SharedStep
 
 # --- what is registered passes ----------------------------------------------------------------------------------------
@@ -555,3 +557,131 @@ def test_broken_step_time_models_are_rejected(model: type, message: str) -> None
 @pytest.mark.parametrize("model", [Affine, Bent])
 def test_the_bases_of_the_broken_models_are_sound(model: type) -> None:
     assert len(check_step_time_model(model).checks) == 6
+
+
+# --- orders and predictors --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names("orders"))
+def test_registered_orders_pass(name: str) -> None:
+    report = check_order(name)
+    assert len(report.checks) == 6
+    assert 0 < report.us_per_decision["queue of 1000"] < 1000
+
+
+@pytest.mark.parametrize("name", names("predictors"))
+def test_registered_predictors_pass(name: str) -> None:
+    report = check_predictor(name)
+    assert len(report.checks) == 4
+    assert 0 < report.us_per_decision["3000 requests"] < 1000
+
+
+class Truth(Order):
+    """Sorts by what nobody knows."""
+
+    Config = Plain
+
+    def key(self, request: Request) -> float:
+        return request.output_tokens
+
+
+class Forgetful(Order):
+    """Loses every tenth request."""
+
+    Config = Plain
+
+    def key(self, request: Request) -> float:
+        return 0.0
+
+    def append(self, request: Request) -> None:
+        if request.id % 10:
+            super().append(request)
+
+
+class Counting(Order):
+    """Lets somebody else go first after so many questions."""
+
+    Config = Plain
+
+    def __init__(self, config: Plain, outlook: Outlook) -> None:
+        super().__init__(config, outlook)
+        self.asked = 0
+
+    def key(self, request: Request) -> float:
+        return 0.0
+
+    def refresh(self) -> None:
+        self.asked += 1
+        if self.asked % 40 == 0 and len(self) > 1:
+            last = list(self)[-1]
+            self._queue.push(-float(self.asked), last)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [(Truth, "output lengths"), (Forgetful, "can be seen waiting"), (Counting, "leaps and single steps disagree")],
+)
+def test_broken_orders_are_rejected(order: type, message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        check_order(order)
+
+
+class Constant:
+    """Expects the same of everybody."""
+
+    Config = Plain
+
+    def __init__(self, config: Plain, rng: Generator) -> None:
+        self.rng = rng
+        self.seen = 0
+
+    def predict(self, request: RequestView) -> float:
+        return 100.0
+
+    def observe(self, request: RequestView, output_tokens: int) -> None:
+        self.seen += 1
+
+
+class Peeking(Constant):
+    """Looks up the answer."""
+
+    def predict(self, request: RequestView) -> float:
+        return float(request._request.output_tokens)
+
+
+class Endless(Constant):
+    """Gives up on codes."""
+
+    def predict(self, request: RequestView) -> float:
+        return float("inf") if request.klass == "code" else 1.0
+
+
+class Moody(Constant):
+    """An oracle whose errors depend on who came before."""
+
+    knows_length = True
+
+    def predict_knowing(self, request: RequestView, output_tokens: int) -> float:
+        return output_tokens * self.rng.random()
+
+
+class Random(Constant):
+    """Draws from a generator of its own."""
+
+    def predict(self, request: RequestView) -> float:
+        return random.random()
+
+
+@pytest.mark.parametrize(
+    ("predictor", "message"),
+    [
+        (Peeking, "depend on answers that have not ended"),
+        (Endless, "predicts inf"),
+        (Moody, "which others came before"),
+        (Random, "second time"),
+    ],
+)
+def test_broken_predictors_are_rejected(predictor: type, message: str) -> None:
+    assert check_predictor(Constant).decisions == 3000
+    with pytest.raises(PolicyError, match=message):
+        check_predictor(predictor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fleetsim.workload.prefixes import Path
@@ -9,6 +10,7 @@ from fleetsim.workload.request import Request
 
 if TYPE_CHECKING:
     from fleetsim.engine.batch import Batch
+    from fleetsim.workload.request import Request
 
 OPERATORS = ("qkv_proj", "attn", "o_proj", "gate_up_proj", "down_proj")
 """Operators of a layer: behind each of them a step of prompt chunks may be stopped."""
@@ -113,6 +115,36 @@ class StepTimeModel(Protocol):
         ...
 
 
+class Queue(Protocol):
+    """The requests that wait for a rank: a deque, or one that puts itself in order (`fleetsim.engine.orders`)."""
+
+    def append(self, request: Request, /) -> None:
+        """Let a request join."""
+        ...
+
+    def appendleft(self, request: Request, /) -> None:
+        """Take back a request that was preempted."""
+        ...
+
+    def popleft(self) -> Request:
+        """Take out the first."""
+        ...
+
+    def remove(self, request: Request, /) -> None:
+        """Take out a request that will not run here."""
+        ...
+
+    def rotate(self, places: int = 1, /) -> None:
+        """Move requests from one end to the other, where the order is theirs."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Request: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Request]: ...
+
+
 class Scheduler(Protocol):
     """Decides at a step boundary what a rank computes next.
 
@@ -127,6 +159,11 @@ class Scheduler(Protocol):
     operator under way, or behind the layer under way if the attribute ``boundaries_per_layer`` is 1. What is computed so far
     stays on the accelerator as a `Suspended` plan in `Batch.suspended`, the scheduler plans again, and may `Batch.resume` it then
     or later. Prefixes are then found in the cache only once they are computed. Such a scheduler needs replicas of one rank.
+
+    Orders of the queue want to know what stands between a request and its first step. A scheduler tells by attributes, if it has
+    them: `max_seqs`, requests running at a time at most; `watermark_ratio`, share of the blocks kept free at admission; and
+    `refills`, False where nobody is admitted in the place of a request that gave way;
+    and `own_order`, True where the scheduler picks from anywhere in the queue, so that no order of the queue makes sense.
     """
 
     def schedule(self, batch: Batch) -> None:

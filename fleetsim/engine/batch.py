@@ -18,7 +18,10 @@ from fleetsim.workload.prefixes import Content, Path, private_path
 from fleetsim.workload.request import RUNNING, WAITING, Request
 
 if TYPE_CHECKING:
-    from fleetsim.engine.api import Operators
+    from fleetsim.engine.api import Operators, Queue
+    from fleetsim.engine.orders.order import Order
+
+_MANY = 1 << 60
 
 
 class Parked:
@@ -98,6 +101,8 @@ class Batch:
         Whether blocks outlive their request.
     retain_unmatched : bool
         Whether that holds for blocks too that no other request can ever match.
+    order : Order, optional
+        Order of the queue; without one it is first come, first served.
     """
 
     __slots__ = (
@@ -110,8 +115,10 @@ class Batch:
         "decoding",
         "held",
         "interruptible",
+        "keep_blocks",
         "loading",
         "now_s",
+        "order",
         "parked",
         "phases",
         "preempted",
@@ -126,6 +133,7 @@ class Batch:
         "retain_unmatched",
         "running",
         "sampled",
+        "seats",
         "share_left",
         "stalled",
         "step",
@@ -137,7 +145,12 @@ class Batch:
     )
 
     def __init__(
-        self, capacity_blocks: int, block_tokens: int, prefix_cache: bool, retain_unmatched: bool = False
+        self,
+        capacity_blocks: int,
+        block_tokens: int,
+        prefix_cache: bool,
+        retain_unmatched: bool = False,
+        order: Order | None = None,
     ) -> None:
         self.retain_unmatched = retain_unmatched
         self.cache = PrefixCache(capacity_blocks, prefix_cache)
@@ -145,8 +158,15 @@ class Batch:
         self.now_s = 0.0
         self.step = 0
         """Steps in which this rank decoded, or would have if it had had requests to decode."""
-        self.waiting: deque[Request] = deque()
+        self.order = order
+        self.waiting: Queue = deque() if order is None else order
         """Requests in the queue; the head is next."""
+        if order is not None:
+            order.batch = self
+        self.seats = _MANY
+        """Requests that may run at a time, as far as the scheduler says."""
+        self.keep_blocks = 0
+        """Blocks that the scheduler keeps free when it admits a request."""
         self.coming = 0
         """Requests on their way into the queue."""
         self.running: dict[Request, None] = {}
@@ -211,6 +231,17 @@ class Batch:
     def newest(self) -> Request:
         """The running request that was admitted last."""
         return next(reversed(self.running))
+
+    def victim(self) -> Request:
+        """The running request to preempt for lack of blocks: the newest, unless the queue's order says otherwise.
+
+        Requests of which a chunk was planned for this step are left out where the order chooses.
+        """
+        order = self.order
+        if order is None:
+            return next(reversed(self.running))
+        planned = {chunk[0].id for chunk in self.chunks}
+        return order.victim([request for request in self.running if request.id not in planned])
 
     def answered(self, request: Request) -> int:
         """Tokens that a request has got so far."""
@@ -340,6 +371,7 @@ class Batch:
         """Let a request go that waits or runs here, between two steps, and give back its blocks."""
         if request in self.running:
             self._stop(request)
+            self._tell_order(request)
             self._release(request, finished=True)
         else:
             self.waiting.remove(request)
@@ -349,6 +381,7 @@ class Batch:
     def park(self, request: Request) -> Parked:
         """Let a running request go between two steps, and keep its blocks until `unpark`."""
         self._stop(request)
+        self._tell_order(request)
         return self._parked(request)
 
     def unpark(self, parked: Parked) -> None:
@@ -384,6 +417,7 @@ class Batch:
         request.generated += 1
         self.prefilling.remove(request)
         del self.running[request]
+        self._tell_order(request)
         return self._parked(request)
 
     def steps_until_change(self, limit: int) -> int:
@@ -450,6 +484,8 @@ class Batch:
                 request.computed = covered
                 request.blocks = -(-covered // block_tokens)
                 del self.running[request]
+                if self.order is not None:
+                    self.order.left(request)
                 self._release(request, True)
                 return request
         return None
@@ -468,6 +504,7 @@ class Batch:
         self._tell_below(request, request.shared_blocks)
         if request.generated >= request.output_tokens:
             del self.running[request]
+            self._tell_order(request)
             self._release(request, finished=True)
             return True
         covered = request.target
@@ -588,6 +625,11 @@ class Batch:
                 self.cache.used -= plan.blocks
             return True
         return False
+
+    def _tell_order(self, request: Request) -> None:
+        """Tell the queue's order that a request has ended here or goes elsewhere."""
+        if self.order is not None:
+            self.order.left(request)
 
     def _parked(self, request: Request) -> Parked:
         """Keep the blocks of a request that has just been taken out."""

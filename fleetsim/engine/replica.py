@@ -85,6 +85,12 @@ class Replica:
         self.model = model
         self.scheduler = scheduler
         self.batches = list(batches)
+        for batch in self.batches:
+            batch.seats = getattr(scheduler, "max_seqs", _FAR)
+            batch.keep_blocks = int(getattr(scheduler, "watermark_ratio", 0.0) * batch.cache.capacity)
+        self.refills = bool(getattr(scheduler, "refills", True))
+        self.wake_s = inf
+        """Instant at which the order of a queue may change by itself."""
         self.gaps = gaps
         self.on_finish = on_finish
         self.on_first_token: Callable[[Request], None] | None = None
@@ -375,12 +381,14 @@ class Replica:
         has_chunks = False
         tokens = 0
         step_limit = self.step_limit
+        self.wake_s = inf
         for batch in self.batches:
             cache = batch.cache
             needed = batch.phases[-batch.step % batch.block_tokens]  # blocks for the decoding requests' next tokens
             if batch.waiting or batch.prefilling or batch.suspended or needed > cache.capacity - cache.used:
-                if self._schedule(batch, now_s):
-                    step_limit = 1
+                limit = self._schedule(batch, now_s)
+                if limit < step_limit:
+                    step_limit = limit
                 if batch.chunks:
                     has_chunks = True
                     tokens += batch.prefill_tokens
@@ -397,36 +405,55 @@ class Replica:
             self.timer = self.clock.at(now_s + self.first_s, self._boundary, BOUNDARY)
         elif tokens:
             self._plan_leap(tokens, step_limit)
-            if inbox and self.leap_steps > 1 and self._admits():
-                self.leap_steps = min(self.leap_steps, self._steps_to_reach(inbox[0].ready_s - now_s))
+            if self.leap_steps > 1:
+                self._shorten_leap(now_s)
             self.leap_s = self._leap_s(self.leap_steps)
             self.timer = self.clock.at(now_s + self.leap_s, self._boundary, BOUNDARY)
         else:
             self.leap_steps = 0
             self.timer = self.clock.at(inbox[0].ready_s, self._boundary, BOUNDARY) if inbox else None
 
+    def _shorten_leap(self, now_s: float) -> None:
+        """End the leap where a request that is on its way could run, or where the order of a queue may change by itself."""
+        inbox = self.inbox
+        if inbox and self._admits():
+            self.leap_steps = min(self.leap_steps, self._steps_to_reach(inbox[0].ready_s - now_s))
+        if self.wake_s < inf:
+            self.leap_steps = min(self.leap_steps, self._steps_to_reach(max(self.wake_s - now_s, 0.0)))
+
     def _admits(self) -> bool:
         """Whether a request that joins the queue could run next."""
-        return any([self.scheduler.admits(batch) for batch in self.batches])  # a list is faster
+        return any(
+            [  # a list is faster
+                self.scheduler.admits(batch) or (batch.order is not None and batch.order.notices())
+                for batch in self.batches
+            ]
+        )
 
-    def _schedule(self, batch: Batch, now_s: float) -> bool:
-        """Let the scheduler plan the next step of a rank; whether it must be asked again one step later."""
+    def _schedule(self, batch: Batch, now_s: float) -> int:
+        """Let the scheduler plan the next step of a rank; steps after which it must be asked again at the latest."""
         batch.now_s = now_s
         batch.recheck = False
+        limit = _FAR
+        order = batch.order
+        if order is not None and batch.waiting:
+            order.refresh()
+            if order.preemptive and self.refills:
+                order.make_way()
+                limit = self._settle_preempted(batch)
         self.scheduler.schedule(batch)
-        ask_again = batch.recheck
-        if batch.preempted:
-            ask_again = True  # what was preempted may come back
-            for request in batch.preempted:
-                if request.segment_mark >= 0:
-                    self._settle(request)
-                    self._note_last_token(request)
-            batch.preempted = []
+        limit = min(limit, self._settle_preempted(batch))
         if batch.to_load:
             for request, lacking in batch.to_load:
                 assert request.carrier is not None
                 request.carrier.fetch(request, lacking)
             batch.to_load = []
+        if batch.recheck:
+            limit = 1
+        if order is not None and batch.waiting and limit > 1:
+            steps, at_s = order.settled_until()
+            limit = min(limit, steps)
+            self.wake_s = min(self.wake_s, at_s)
         if batch.held and not batch.chunks:
             raise PolicyError(
                 f"scheduler {type(self.scheduler).__name__} holds decodes back in a step that computes no prompts"
@@ -440,7 +467,18 @@ class Replica:
                 f"scheduler {type(self.scheduler).__name__} admits nothing on an empty rank although request "
                 f"{batch.waiting[0].id} waits"
             )
-        return ask_again
+        return limit
+
+    def _settle_preempted(self, batch: Batch) -> int:
+        """Charge requests that were preempted for what they decoded; steps after which the scheduler must be asked again."""
+        if not batch.preempted:
+            return _FAR
+        for request in batch.preempted:
+            if request.segment_mark >= 0:
+                self._settle(request)
+                self._note_last_token(request)
+        batch.preempted = []
+        return 1  # what was preempted may come back
 
     def _plan_mixed(self, group_tokens: int) -> None:
         """One step with prompt chunks: as long as its slowest rank's."""

@@ -18,7 +18,7 @@ from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
 from fleetsim.fleet.pool import describe_pool
 from fleetsim.kernel.streams import Streams
-from fleetsim.plugins import Choice
+from fleetsim.plugins import Choice, load
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import (
     FixedTokens,
@@ -463,6 +463,36 @@ def _tower_left_out(site: Site) -> Findings:
         yield site.finding(("llm",), message, severity="warning")
 
 
+def _order_has_what_it_needs(site: Site) -> Findings:
+    """Orders of the queue that sort by what no request has."""
+    order, scenario = site.pool.engine.order, site.loaded.scenario
+    policy = load(order.kind, order.name)
+    scheduler = site.pool.engine.scheduler
+    if order.name != "fcfs" and getattr(load(scheduler.kind, scheduler.name), "own_order", False):
+        message = f'scheduler "{scheduler.name}" puts the queue in an order of its own'
+        yield site.finding(("engine", "order"), message, "leave it out, or choose another scheduler")
+        return
+    slo = scenario.slo
+    limits = [] if slo is None else [slo.ttft, *(own.ttft for own in slo.classes.values())]
+    for needed, there, what, hint in (
+        (
+            "needs_predictions",
+            scenario.gateway.predictor is not None,
+            "predicted output lengths",
+            "set gateway.predictor",
+        ),
+        (
+            "needs_deadlines",
+            any(limit is not None for limit in limits),
+            "deadlines",
+            "set slo.ttft, or that of a class",
+        ),
+    ):
+        if getattr(policy, needed, False) and not there:
+            message = f'order "{order.name}" sorts by {what}, and there are none: all requests are alike to it'
+            yield site.finding(("engine", "order"), message, hint, "warning")
+
+
 _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
     _calibration_holds,
     _tensor_parallel_divides,
@@ -476,6 +506,7 @@ _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
     _price_known,
     _powers_possible,
     _tower_left_out,
+    _order_has_what_it_needs,
 )
 
 

@@ -11,6 +11,7 @@ from fleetsim.engine.batch import Batch
 from fleetsim.engine.kv_tiers.build import attach_tiers, shared_store
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.kv_tiers.tier import Tier
+from fleetsim.engine.orders.order import Outlook
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import LawError
 from fleetsim.fleet.gateway import Gateway
@@ -81,9 +82,16 @@ class Fleet:
     def _build(self, pool: Pool) -> None:
         config, engine = pool.config, pool.config.engine
         scheduler = engine.scheduler.create()
+        outlook = Outlook(pool.model, getattr(scheduler, "max_batched_tokens", 0))
         for _ in range(config.replicas):
             batches = [
-                Batch(pool.capacity_blocks, engine.kv.block_tokens, engine.prefix_cache, engine.kv.retain_unmatched)
+                Batch(
+                    pool.capacity_blocks,
+                    engine.kv.block_tokens,
+                    engine.prefix_cache,
+                    engine.kv.retain_unmatched,
+                    None if engine.order.name == "fcfs" else engine.order.create(outlook),
+                )
                 for _ in range(config.parallelism.dp)
             ]
             replica = Replica(

@@ -107,6 +107,10 @@ class Gateway:
         self._class_ttft_limit_s = {k: inf if limits.ttft is None else limits.ttft for k, limits in classes.items()}
         self._priority = {name: block.priority for name, block in scenario.classes.items()}
         self._weight = {name: block.weight for name, block in scenario.tenants.items()}
+        self._predictor: Any = None
+        if config.predictor is not None:
+            self._predictor = config.predictor.create(streams.get("predictor"))
+        self._knows_length = bool(getattr(self._predictor, "knows_length", False))
         self._timeout_s = config.timeout
         self._first_token_timeout_s = config.first_token_timeout
         workers = config.decision.workers
@@ -192,6 +196,8 @@ class Gateway:
             request.priority = self._priority.get(request.klass or "", 0)
         if self._weight:
             request.weight = self._weight.get(request.tenant or "", 1.0)
+        if self._predictor is not None:
+            self._predict(request)
         if not self._careful:
             self._route(group, request)
             return
@@ -200,6 +206,17 @@ class Gateway:
         if self._first_token_timeout_s is not None:
             self.clock.at(request.arrival_s + self._first_token_timeout_s, partial(self._expire, request, True))
         self._decide(group, request)
+
+    def _predict(self, request: Request) -> None:
+        """Note what output length is expected."""
+        self._view._request = request
+        if self._knows_length:
+            expected = self._predictor.predict_knowing(self._view, request.output_tokens)
+        else:
+            expected = self._predictor.predict(self._view)
+        if not (isinstance(expected, float | int) and 0.0 <= expected < inf):
+            raise PolicyError(f"predictor answered {expected!r} for request {request.id}")
+        request.predicted_tokens = float(expected)
 
     def _decide(self, group: Group, request: Request) -> None:
         """Decide about a request as soon as somebody is free to."""
@@ -362,7 +379,13 @@ class Gateway:
             else:
                 self._won[request] = None
             return
-        self.finished[self._pool_index[index]] += 1
+        self._finish(request)
+
+    def _finish(self, request: Request) -> None:
+        self.finished[self._pool_index[request.replica]] += 1
+        if self._predictor is not None:
+            self._view._request = request
+            self._predictor.observe(self._view, request.output_tokens)
         self.on_end(request)
 
     def _leave(self, request: Request) -> None:
@@ -496,8 +519,7 @@ class Gateway:
             if winner.reason is not None and winner.status != FINISHED:
                 self._end(winner, TIMED_OUT)
                 return
-            self.finished[self._pool_index[winner.replica]] += 1
-            self.on_end(winner)
+            self._finish(winner)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ Interval = Annotated[float, Quantity("time", "s", ge=0.001)]
 _ROUTER = PolicyField("routers", default="least-outstanding")
 _SEARCH = PolicyField("searches", default="rebase")
 _SCHEDULER = PolicyField("schedulers", default="vllm-v1")
+_ORDER = PolicyField("orders", default="fcfs")
 _STEP_TIME = PolicyField("step_time_models", key="model", default="roofline")
 
 
@@ -557,6 +558,8 @@ class Engine(Block):
     """Whose host overheads to charge."""
     scheduler: Annotated[Choice, _SCHEDULER] = Field(default_factory=lambda: _default(_SCHEDULER))
     """Which requests run in each step."""
+    order: Annotated[Choice, _ORDER] = Field(default_factory=lambda: _default(_ORDER))
+    """Who is next in the queue, and who gives way to whom."""
     kv: KvCache = KvCache()
     """Memory for keys and values."""
     prefix_cache: Flag = True
@@ -706,6 +709,8 @@ class Gateway(Block):
     """Chooses the replica for the answer, of pools that are not for prompts only; default: as `router`."""
     admission: Annotated[Choice, PolicyField("admissions")] | None = None
     """Who is let in, put off or turned away; by default everybody is let in."""
+    predictor: Annotated[Choice, PolicyField("predictors")] | None = None
+    """Expects output lengths, which orders of queues and other policies may use; by default nobody does."""
     decision: Decision = Decision()
     """What deciding costs."""
     timeout: Seconds | None = None

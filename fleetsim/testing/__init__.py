@@ -10,10 +10,20 @@ Each takes a class (or its registered name, or ``module:Class``), tries it on ge
 
 from __future__ import annotations
 
+from fleetsim.testing.order import check_order
+from fleetsim.testing.predictor import check_predictor
 from fleetsim.testing.report import Report
 from fleetsim.testing.router import check_router
 from fleetsim.testing.scheduler import check_scheduler
 from fleetsim.testing.search import check_search
 from fleetsim.testing.step_time_model import check_step_time_model
 
-__all__ = ["Report", "check_router", "check_scheduler", "check_search", "check_step_time_model"]
+__all__ = [
+    "Report",
+    "check_order",
+    "check_predictor",
+    "check_router",
+    "check_scheduler",
+    "check_search",
+    "check_step_time_model",
+]

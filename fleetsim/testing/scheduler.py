@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -16,6 +16,7 @@ import numpy as np
 from fleetsim.engine.api import Scheduler, StepTimeModel
 from fleetsim.engine.batch import Batch
 from fleetsim.engine.gaps import GapHistogram
+from fleetsim.engine.orders.order import Order, Outlook
 from fleetsim.engine.replica import Replica
 from fleetsim.fleet.pool import describe_pool
 from fleetsim.kernel.clock import Clock
@@ -67,6 +68,11 @@ class _Scene:
                 zip(times.tolist(), prompts.tolist(), outputs.tolist(), contents, strict=True)
             )
         ]
+        expected = rng.lognormal(np.log(self.output_tokens), 0.8, count).tolist()
+        for request, group, tokens in zip(requests, groups, expected, strict=True):
+            request.tenant = request.klass = "abc"[group]
+            request.priority, request.weight = group, 1.0 + group
+            request.predicted_tokens = tokens
         if self.deadlines:
             for request, limit_s in zip(requests, rng.choice([0.05, 0.3, 2.0, inf], count).tolist(), strict=True):
                 request.deadline_s = request.arrival_s + limit_s
@@ -129,7 +135,7 @@ def check_scheduler(policy: type | str, config: Config = None, *, oracle: bool =
     checked.passed("leaps give what step-by-step simulation gives")
     checked.passed("the same scene gives the same results, also with two replicas per scheduler")
     if not oracle:
-        _no_peeking(checked)
+        _no_peeking(checked, checked.create)
         checked.passed("order does not depend on true output lengths")
     checked.decisions = timed.calls
     return checked.report({"batches of up to 80 requests": timed.spent_ns / max(timed.calls, 1) / 1e3})
@@ -168,13 +174,15 @@ def _serve(
     step_by_step: bool = False,
     replicas: int = 1,
     reversed_outputs: bool = False,
+    order: Callable[[Outlook], Order] | None = None,
 ) -> list[Request]:
     """The scene's requests after they were served by each of so many replicas."""
     clock, ended = Clock(), list[Request]()
     requests: list[Request] = []
     model = _model()
     for index in range(replicas):
-        batch = Batch(scene.capacity_blocks, scene.block_tokens, scene.prefix_cache)
+        queue = None if order is None else order(Outlook(model))
+        batch = Batch(scene.capacity_blocks, scene.block_tokens, scene.prefix_cache, order=queue)
         replica = Replica(
             index, clock, model, scheduler, [batch], GapHistogram(), ended.append, step_by_step, _VERIFY_EVERY
         )
@@ -207,14 +215,16 @@ def _compare(checked: Policy, ours: Sequence[Request], others: Sequence[Request]
                 checked.fail(f"{what} (request {a.id}: {name} {x!r} and {y!r})")
 
 
-def _no_peeking(checked: Policy) -> None:
+def _no_peeking(
+    checked: Policy, scheduler: Callable[[], Scheduler], order: Callable[[Outlook], Order] | None = None
+) -> None:
     """Law 7: until the first request ends, nobody can know who has a long answer, so other lengths must give the same plans."""
     for scene in _PEEKS:
         courses = []
         first_end_s = inf
         for reversed_outputs in (False, True):
-            watched = _Watched(checked.create())
-            requests = _serve(checked, watched, scene, reversed_outputs=reversed_outputs)
+            watched = _Watched(scheduler())
+            requests = _serve(checked, watched, scene, reversed_outputs=reversed_outputs, order=order)
             first_end_s = min(first_end_s, *(request.end_s for request in requests))
             courses.append(watched.plans)
         ours, others = ([plan for plan in plans if plan[0] < first_end_s] for plans in courses)

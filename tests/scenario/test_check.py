@@ -166,6 +166,17 @@ def test_labels_that_no_request_can_have(check: Check) -> None:
     assert "set `tenant`" in found[2].hint
 
 
+def test_orders_that_lack_what_they_sort_by(check: Check) -> None:
+    assert [f.hint for f in check("pools[0].engine.order=srpt")] == ["set gateway.predictor"]
+    assert check("pools[0].engine.order=srpt", "gateway.predictor=oracle") == []
+    assert check("pools[0].engine.order=edf") == []
+    (found,) = check("pools[0].engine.order=edf", text=SMALL.replace("ttft: 2 s, ", ""))
+    assert (found.path, found.severity) == ("pools[0].engine.order", "warning")
+    assert "deadlines" in found.message
+    (found,) = check("pools[0].engine={order: priority, scheduler: flow-prefill}")
+    assert (found.path, found.severity) == ("pools[0].engine.order", "error")
+
+
 def test_parts_of_a_mix_are_checked(check: Check) -> None:
     parts = (
         "workload={kind: mix, parts: {bad: {kind: trace, format: azure, path: none.csv}, "

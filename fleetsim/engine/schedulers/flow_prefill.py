@@ -58,6 +58,7 @@ class FlowPrefill:
     """
 
     Config: ClassVar = FlowPrefillConfig
+    own_order: ClassVar[bool] = True
 
     def __init__(self, config: FlowPrefillConfig) -> None:
         self.max_batched_tokens = config.max_batched_tokens

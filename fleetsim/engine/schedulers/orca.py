@@ -50,7 +50,7 @@ class Orca:
     def schedule(self, batch: Batch) -> None:
         """Plan the next step of `batch`."""
         while batch.spare_blocks() < 0:
-            batch.preempt(batch.newest())
+            batch.preempt(batch.victim())
         waiting, running = batch.waiting, batch.running
         if not waiting or batch.preempted or len(running) >= self.max_seqs:
             return

@@ -47,7 +47,7 @@ class Sarathi:
     def schedule(self, batch: Batch) -> None:
         """Plan the next step of `batch`."""
         while batch.spare_blocks() < 0:
-            batch.preempt(batch.newest())
+            batch.preempt(batch.victim())
         budget = self.max_batched_tokens - batch.decoding
         for request in list(batch.prefilling):
             if budget <= 0 or request not in batch.running:
@@ -65,7 +65,7 @@ class Sarathi:
     def _make_room(self, batch: Batch, request: Request, tokens: int) -> bool:
         """Plan a chunk, preempting whoever was admitted last; False if that was `request` itself."""
         while not batch.extend(request, tokens):
-            victim = batch.newest()
+            victim = batch.victim()
             batch.preempt(victim)
             if victim is request:
                 return False

@@ -39,11 +39,12 @@ class Static:
 
     def __init__(self, config: StaticConfig) -> None:
         self.max_seqs = config.max_seqs
+        self.refills = False
 
     def schedule(self, batch: Batch) -> None:
         """Plan the next step of `batch`."""
         while batch.spare_blocks() < 0:
-            batch.preempt(batch.newest())
+            batch.preempt(batch.victim())
         if batch.running:
             return
         waiting, running = batch.waiting, batch.running

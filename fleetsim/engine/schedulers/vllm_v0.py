@@ -59,7 +59,7 @@ class VllmV0:
                 return
             batch.held = False
         while batch.spare_blocks() < 0:
-            batch.preempt(batch.newest())
+            batch.preempt(batch.victim())
 
     def admits(self, batch: Batch) -> bool:
         """A new request can run next only if nobody waits before it and there is a seat."""

@@ -52,7 +52,7 @@ class VllmV1:
     def schedule(self, batch: Batch) -> None:
         """Plan the next step of `batch`."""
         while batch.spare_blocks() < 0:
-            batch.preempt(batch.newest())
+            batch.preempt(batch.victim())
         budget = self.max_batched_tokens - batch.decoding
         if batch.prefilling:
             budget = self._continue(batch, budget)
@@ -72,7 +72,7 @@ class VllmV1:
             if tokens <= 0:
                 break
             while not batch.extend(request, tokens):
-                victim = batch.newest()
+                victim = batch.victim()
                 batch.preempt(victim)
                 if victim is request:
                     break
