@@ -170,6 +170,9 @@ class Replica:
         if self.tiers is not None and self.tiers.prefetch(request, ready_s):
             if request.queued_s != request.queued_s:
                 request.queued_s = ready_s
+            if self.listener is not None:
+                self.listener.changing(self.clock.now_s)
+                self.listener.arrived(request)
             self.held[request] = None
             return
         self._enqueue(request, ready_s)

@@ -24,7 +24,7 @@ _ROOM = 1.0 + 1e-9
 class Link:
     """One directed edge of the graph."""
 
-    __slots__ = ("capacity", "demand", "flows", "latency_s", "moved_bytes", "source", "target")
+    __slots__ = ("capacity", "couples", "demand", "flows", "latency_s", "moved_bytes", "source", "target")
 
     def __init__(self, source: str, target: str, capacity: float, latency_s: float) -> None:
         self.source = source
@@ -36,12 +36,22 @@ class Link:
         """In order of their start."""
         self.demand = 0.0
         """What its flows would take if nothing else slowed them down [B/s]."""
+        self.couples = False
+        """Whether its flows can slow each other down."""
         self.moved_bytes = 0.0
         """By flows that ended."""
 
-    def couples(self) -> bool:
-        """Whether its flows can slow each other down."""
-        return len(self.flows) > 1 and self.demand > self.capacity * _ROOM
+    def add(self, flow: Flow) -> None:
+        """Put a flow on it."""
+        self.flows[flow] = None
+        self.demand += flow.bound
+        self.couples = len(self.flows) > 1 and self.demand > self.capacity * _ROOM
+
+    def remove(self, flow: Flow) -> None:
+        """Take a flow off."""
+        del self.flows[flow]
+        self.demand = self.demand - flow.bound if self.flows else 0.0
+        self.couples = len(self.flows) > 1 and self.demand > self.capacity * _ROOM
 
 
 class Flow:
@@ -187,9 +197,8 @@ class Network:
         flow.active = True
         self._flows[flow] = None
         for link in links:
-            link.flows[flow] = None
-            link.demand += bound
-            if link.couples():
+            link.add(flow)
+            if link.couples:
                 coupled = True
         if coupled:
             self._share(self._coupled_to((flow,)))
@@ -316,7 +325,7 @@ class Network:
         seen: set[Link] = set()
         while stack:
             for link in stack.pop().links:
-                if link not in seen and link.couples():
+                if link.couples and link not in seen:
                     seen.add(link)
                     for other in link.flows:
                         if other not in found:
@@ -387,8 +396,7 @@ class Network:
         """Remove a flow from its links, and count what it has sent."""
         sent = flow.size_bytes - flow.remaining
         for link in flow.links:
-            del link.flows[flow]
-            link.demand = link.demand - flow.bound if link.flows else 0.0
+            link.remove(flow)
             link.moved_bytes += sent
         flow.active = False
         flow.rate = 0.0
@@ -445,13 +453,17 @@ class _Filling:
         """What the flows that have stopped leave of a link [B/s]."""
         self.weights: dict[Link, float] = {}
         """Sum over the flows of a link that still grow."""
+        room, weights = self.room, self.weights
         for flow in self.open_flows:
+            weight = flow.weight
             for link in flow.links:
-                if link in self.weights:
-                    self.weights[link] += flow.weight
-                elif link.couples():
-                    self.room[link] = link.capacity
-                    self.weights[link] = flow.weight
+                if not link.couples:
+                    continue
+                if link in weights:
+                    weights[link] += weight
+                else:
+                    room[link] = link.capacity
+                    weights[link] = weight
         self.by_bound = sorted(self.open_flows, key=lambda flow: flow.bound / flow.weight, reverse=True)
         self.heap = [(self.room[link] / weight, i, link) for i, (link, weight) in enumerate(self.weights.items())]
         """Level (rate per weight) at which each link would fill up if no more of its flows stopped before."""
@@ -487,10 +499,11 @@ class _Filling:
     def _stop(self, flow: Flow, rate: float) -> None:
         del self.open_flows[flow]
         self.filled[flow] = rate
+        room, weights, weight = self.room, self.weights, flow.weight
         for link in flow.links:
-            if link in self.room:
-                self.room[link] -= rate
-                self.weights[link] -= flow.weight
+            if link.couples:
+                room[link] -= rate
+                weights[link] -= weight
 
 
 class _Arrival:

@@ -196,7 +196,7 @@ class Sampler:
             running = sum(len(batch.running) for batch in replica.batches)
             # what came during a leap is in the queue already, although the replica looks at it at the next boundary only
             waiting = sum(len(batch.waiting) for batch in replica.batches)
-            waiting += sum(request.queued_s <= now_s for request in replica.inbox)
+            waiting += sum(request.queued_s <= now_s for request in (*replica.inbox, *replica.held))
             steps, prompt = meter.steps - before.steps, meter.prompt_tokens - before.prompt_tokens
             output = meter.output_tokens - before.output_tokens
             capacity = pool.capacity_blocks * len(replica.batches)
