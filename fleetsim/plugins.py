@@ -27,6 +27,7 @@ GROUPS = {
     "predictors": "output length that the gateway expects",
     "routers": "replica choice for an admitted request",
     "searches": "which leaves of a search tree go on (workload kind tree-search)",
+    "evictions": "which cached keys and values go first",
     "schedulers": "which requests run in the next step",
     "orders": "who is next in an engine's queue, and who gives way to whom",
     "step_time_models": "duration and energy of a step",
@@ -168,6 +169,17 @@ class Choice:
         return {key: self.name, **self.config.model_dump(mode="json", exclude_none=True)}
 
 
+def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    """A JSON schema with each reference replaced by what it stands for: a policy's parts are nobody else's."""
+    if isinstance(node, list):
+        return [_inlined(child, definitions) for child in node]
+    if not isinstance(node, dict):
+        return node
+    if isinstance(node.get("$ref"), str):
+        return _inlined(definitions[node["$ref"].removeprefix("#/$defs/")], definitions)
+    return {key: _inlined(child, definitions) for key, child in node.items()}
+
+
 @dataclass(frozen=True)
 class PolicyField:
     """Annotation of a config field that holds a policy block of one kind."""
@@ -189,9 +201,8 @@ class PolicyField:
         options: list[dict[str, Any]] = [{"type": "string", "enum": names(self.kind)}]
         for name in names(self.kind):
             policy = load(self.kind, name)
-            prefix = f"{self.kind}.{name}."
-            option = policy.Config.model_json_schema(ref_template=f"#/definitions/{prefix}{{model}}")
-            option["x-definitions"] = prefix
+            option = policy.Config.model_json_schema()
+            option = _inlined(option, option.pop("$defs", {}))
             option.setdefault("properties", {})[self.key] = {
                 "const": name,
                 "description": (policy.__doc__ or "").strip(),

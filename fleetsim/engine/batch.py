@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappop, heappush
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.api import LowerTiers
 from fleetsim.engine.prefix_cache import Node, PrefixCache
@@ -103,6 +103,10 @@ class Batch:
         Whether that holds for blocks too that no other request can ever match.
     order : Order, optional
         Order of the queue; without one it is first come, first served.
+    eviction : Eviction, optional
+        Chooses which cached blocks go first; None is least recently used.
+    view : CacheView, optional
+        What that sees.
     """
 
     __slots__ = (
@@ -141,6 +145,7 @@ class Batch:
         "suspended_tokens",
         "tiers",
         "to_load",
+        "user",
         "waiting",
     )
 
@@ -151,9 +156,13 @@ class Batch:
         prefix_cache: bool,
         retain_unmatched: bool = False,
         order: Order | None = None,
+        eviction: Any = None,
+        view: Any = None,
     ) -> None:
         self.retain_unmatched = retain_unmatched
-        self.cache = PrefixCache(capacity_blocks, prefix_cache)
+        self.cache = PrefixCache(capacity_blocks, prefix_cache, eviction)
+        self.user: Any = None if view is None else view.user
+        """Whom the eviction policy sees."""
         self.block_tokens = block_tokens
         self.now_s = 0.0
         self.step = 0
@@ -293,6 +302,8 @@ class Batch:
         computed = hits = idle = 0
         content = request.content
         if cache.enabled and (content is not None or preempted):
+            if self.user is not None:
+                self.user._request = request
             path = self._path(request) if preempted or content is None else content.path(block_tokens)
             hits = cache.lookup(path, (target - 1) // block_tokens)
             idle = cache.hit_idle
@@ -693,6 +704,8 @@ class Batch:
         if whole > known:
             whole = known
         if whole > shared:
+            if self.user is not None:
+                self.user._request = request
             request.node = self.cache.extend(request.node, path, shared, whole)
             request.shared_blocks = whole
 
@@ -718,6 +731,8 @@ class Batch:
             shared = request.shared_blocks
             whole = request.computed // self.block_tokens
             own = request.blocks - shared
+            if self.user is not None:
+                self.user._request = request
             if whole > shared:
                 if not finished:
                     # a preempted request may find its own blocks again

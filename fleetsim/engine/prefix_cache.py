@@ -3,7 +3,8 @@
 The cache is a path-compressed radix tree. A node is a run of consecutive blocks that always had the same users, so they share one
 reference count and one last-use time; a request costs the number of branch points on its path, not its number of blocks. A node
 that nobody uses waits in a queue by the time it was released, children before their parents, and is trimmed from its tail when
-room is needed: exactly least-recently-used eviction of leaf blocks, block by block.
+room is needed: exactly least-recently-used eviction of leaf blocks, block by block. Another order is an `Eviction`'s to choose
+(`evictions/api.py`): it is told what happens to each run and asked which one to trim.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fleetsim.errors import PolicyError
 from fleetsim.workload.prefixes import Path, Segment
 
 
 class Node:
     """A run of blocks after the path of its parents."""
 
-    __slots__ = ("children", "first", "keys", "length", "parent", "users")
+    __slots__ = ("children", "first", "keys", "length", "parent", "state", "users")
+
+    state: Any
+    """What an eviction policy notes about it; not set without one."""
 
     def __init__(self, parent: Node | None, keys: Segment, length: int, users: int) -> None:
         self.parent = parent
@@ -41,6 +46,8 @@ class PrefixCache:
         Blocks [blocks]. ≥ 1.
     enabled : bool
         Whether blocks outlive the requests that made them.
+    eviction : Eviction, optional
+        Chooses what goes first; None is least recently used, which the order of `idle` says by itself.
     """
 
     __slots__ = (
@@ -48,6 +55,7 @@ class PrefixCache:
         "capacity",
         "enabled",
         "evicted",
+        "eviction",
         "hit_idle",
         "hit_node",
         "hit_same",
@@ -58,9 +66,11 @@ class PrefixCache:
         "used",
     )
 
-    def __init__(self, capacity: int, enabled: bool = True) -> None:
+    def __init__(self, capacity: int, enabled: bool = True, eviction: Any = None) -> None:
         self.capacity = capacity
         self.enabled = enabled
+        self.eviction: Any = eviction
+        """Not trusted to keep its Protocol."""
         self.used = 0
         self.cached = 0
         self.evicted = 0
@@ -85,6 +95,8 @@ class PrefixCache:
 
         Where the walk ended is remembered for an `acquire_hit` that follows before anything else changes.
         """
+        if self.eviction is not None:
+            self._drop_expired()
         node, held, idle, same = self.root, 0, 0, 0
         for segment in path:
             position, end = 0, len(segment)
@@ -141,12 +153,18 @@ class PrefixCache:
         if self.hit_same < node.length:
             node = self._split(node, self.hit_same)
         self._use(node)
+        eviction = self.eviction
         current = node
         parent = current.parent
         while parent is not None and parent.length:
             self._use(parent)
-            # where both have the same users from now on, they are one run again
-            if parent.users != current.users or len(parent.children or ()) != 1 or not _join(parent, current):
+            # where both have the same users (and the same history, if it counts) from now on, they are one run again
+            if (
+                parent.users != current.users
+                or len(parent.children or ()) != 1
+                or (eviction is not None and not eviction.alike(parent, current))
+                or not _join(parent, current)
+            ):
                 current = parent
             parent = current.parent
         return node
@@ -170,10 +188,13 @@ class PrefixCache:
                     children = node.children = {}
                 child = children.get(segment[position])
                 if child is None:
-                    run = segment[position:end]
-                    child = Node(node, run, end - position, 1)
+                    last = end if self.eviction is None else self._same_start(node, segment, position, end)
+                    run = segment[position:last]
+                    child = Node(node, run, last - position, 1)
                     children[child.first] = child
                     new = True
+                    if self.eviction is not None:
+                        self.eviction.published(child)
                 else:
                     same = _same(child, segment, position, end)
                     if same < child.length:
@@ -194,10 +215,13 @@ class PrefixCache:
         self.used -= own_blocks
         self.cached += own_blocks
         self.idle[leaf] = None
+        if self.eviction is not None:
+            self.eviction.published(leaf)
+            self.eviction.released(leaf)
 
     def release(self, node: Node) -> None:
         """Stop using a path that ends with `node`."""
-        idle = self.idle
+        idle, eviction = self.idle, self.eviction
         current: Node | None = node
         while current is not None and current.length:
             current.users -= 1
@@ -205,6 +229,8 @@ class PrefixCache:
                 self.used -= current.length
                 self.cached += current.length
                 idle[current] = None
+                if eviction is not None:
+                    eviction.released(current)
             current = current.parent
 
     def allocate(self, blocks: int) -> None:
@@ -212,7 +238,10 @@ class PrefixCache:
         self.used += blocks
         over = self.used + self.cached - self.capacity
         if over > 0:
-            self._evict(over)
+            if self.eviction is None:
+                self._evict(over)
+            else:
+                self._evict_chosen(over)
 
     def nodes(self) -> Iterator[Node]:
         """All findable nodes, parents first (for checks)."""
@@ -229,6 +258,8 @@ class PrefixCache:
             self.cached -= node.length
             self.used += node.length
         node.users += 1
+        if self.eviction is not None:
+            self.eviction.used(node)
 
     def _split(self, node: Node, length: int) -> Node:
         """Cut `node` after `length` blocks; returns the upper part. The lower part keeps its identity for those that hold it."""
@@ -242,6 +273,8 @@ class PrefixCache:
         node.length -= length
         node.parent = upper
         upper.children = {node.first: node}
+        if self.eviction is not None:
+            self.eviction.cut(upper, node)
         if not node.users:
             # the caller uses the upper part at once, so its place in the queue does not matter
             self.idle[upper] = None
@@ -272,6 +305,64 @@ class PrefixCache:
                 break
         for _ in range(gone):
             idle.popitem(last=False)
+
+    def _same_start(self, parent: Node, segment: Segment, first: int, last: int) -> int:
+        """Up to which of the new blocks `first` to `last` the eviction policy treats all alike."""
+        if last - first == 1:
+            return last
+        alike: Any = self.eviction.begin_alike(parent, segment, first, last)
+        if type(alike) is not int or not 1 <= alike <= last - first:
+            raise PolicyError(f"{self._named()}.begin_alike answered {alike!r} for {last - first} blocks")
+        return first + alike
+
+    def _evict_chosen(self, blocks: int) -> None:
+        """Forget `blocks` cached blocks, chosen by the eviction policy."""
+        self._drop_expired()
+        blocks = min(blocks, self.used + self.cached - self.capacity)
+        while blocks > 0:
+            node, most = self.eviction.victim(blocks)
+            if type(most) is not int or most < 1:
+                raise PolicyError(f"{self._named()}.victim answered {most!r} blocks to go; at least one must")
+            self._trim(node, min(blocks, most))
+            blocks = self.used + self.cached - self.capacity
+
+    def _drop_expired(self) -> None:
+        """Forget what the eviction policy does not want to keep any longer, needed or not."""
+        eviction = self.eviction
+        if not eviction.expires:
+            return
+        while True:
+            node = eviction.expired()
+            if node is None:
+                return
+            self._trim(node, node.length)
+
+    def _trim(self, node: Node, blocks: int) -> None:
+        """Forget the last `blocks` blocks (at most all) of a run that the eviction policy chose."""
+        if node not in self.idle or node.children:
+            raise PolicyError(f"{self._named()} chose a run that is in use, gone or has cached blocks after it")
+        blocks = min(blocks, node.length)
+        parent, rest = node.parent, node.length - blocks
+        self.eviction.evicting(node, blocks)
+        if self.journal is not None and parent is not None:
+            self.journal.evicted(node, rest)
+        if self.on_evict is not None:
+            self.on_evict(node)
+        self.cached -= blocks
+        self.evicted += blocks
+        node.length = rest
+        if rest:
+            if parent is not None:
+                node.keys = node.keys[:rest]
+            return
+        del self.idle[node]
+        if parent is not None and parent.children is not None:
+            del parent.children[node.first]
+            if not parent.children and not parent.users:
+                self.eviction.exposed(parent)
+
+    def _named(self) -> str:
+        return type(self.eviction).__name__
 
 
 def _same(child: Node, segment: Segment, position: int, end: int) -> int:

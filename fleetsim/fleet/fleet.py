@@ -8,6 +8,7 @@ from math import inf
 from pathlib import Path
 
 from fleetsim.engine.batch import Batch
+from fleetsim.engine.evictions.api import CacheView, prefill_cost
 from fleetsim.engine.kv_tiers.build import attach_tiers, shared_store
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.kv_tiers.tier import Tier
@@ -52,6 +53,8 @@ class Fleet:
         verify_every: int = 0,
     ) -> None:
         self.clock = clock
+        self._scenario = scenario
+        self._streams = streams
         self.on_end = on_end
         self.pools = [describe_pool(config, index, base_dir) for index, config in enumerate(scenario.pools)]
         self.replicas: list[Replica] = []
@@ -64,7 +67,6 @@ class Fleet:
         self.expected = 0
         """Later turns that have been released and have not arrived yet."""
         self._verify_every = verify_every
-        self._scenario = scenario
         self._network: Network | None = None
         self._stores: dict[tuple[str, str, int], Tier] = {}
         """The remote store's part for each LLM, type of keys and values, and block size."""
@@ -84,16 +86,7 @@ class Fleet:
         scheduler = engine.scheduler.create()
         outlook = Outlook(pool.model, getattr(scheduler, "max_batched_tokens", 0))
         for _ in range(config.replicas):
-            batches = [
-                Batch(
-                    pool.capacity_blocks,
-                    engine.kv.block_tokens,
-                    engine.prefix_cache,
-                    engine.kv.retain_unmatched,
-                    None if engine.order.name == "fcfs" else engine.order.create(outlook),
-                )
-                for _ in range(config.parallelism.dp)
-            ]
+            batches = [self._batch(pool, len(self.replicas), rank, outlook) for rank in range(config.parallelism.dp)]
             replica = Replica(
                 len(self.replicas),
                 self.clock,
@@ -133,6 +126,20 @@ class Fleet:
 
             self._network = Network(self.clock, build_graph(self._scenario))
         return self._network
+
+    def _batch(self, pool: Pool, replica: int, rank: int, outlook: Outlook) -> Batch:
+        """One rank's running set, queue and cache; first come, first served and least recently used need no objects."""
+        engine = pool.config.engine
+        kv = engine.kv
+        eviction = view = None
+        if engine.prefix_cache and kv.eviction.name != "lru":
+            clock = self.clock
+            view = CacheView(pool.capacity_blocks, kv.block_tokens, lambda: clock.now_s, *prefill_cost(pool.model))
+            eviction = kv.eviction.create(self._streams.get(f"eviction.{replica}.{rank}"), view)
+        order = None if engine.order.name == "fcfs" else engine.order.create(outlook)
+        return Batch(
+            pool.capacity_blocks, kv.block_tokens, engine.prefix_cache, kv.retain_unmatched, order, eviction, view
+        )
 
     # --- arrivals ----------------------------------------------------------------------------------------------------
 

@@ -39,9 +39,6 @@ def json_schema() -> dict[str, Any]:
     """
     root = Scenario.model_json_schema(ref_template="#/definitions/{model}")
     definitions = root.pop("$defs", {})
-    _hoist(root, definitions)
-    for definition in list(definitions.values()):
-        _hoist(definition, definitions)
     whole, definitions = _draft7(root), _draft7(definitions)
     part = _partial(whole)
     part["properties"] = {"extends": _EXTENDS, **part["properties"]}
@@ -74,20 +71,6 @@ def _partial(node: Any) -> Any:
         return {"$ref": node["$ref"].replace("#/definitions/", f"#/definitions/{_PART}")}
     open_ = {key: _partial(child) for key, child in node.items() if not (key == "required" and isinstance(child, list))}
     return {"anyOf" if key == "oneOf" else key: child for key, child in open_.items()}
-
-
-def _hoist(node: object, definitions: dict[str, Any]) -> None:
-    """Move definitions that plug-ins brought with them to the top, under the names that their references use."""
-    if isinstance(node, dict):
-        prefix = node.pop("x-definitions", "")
-        for name, definition in node.pop("$defs", {}).items():
-            definitions[f"{prefix}{name}"] = definition
-            _hoist(definition, definitions)
-        for child in node.values():
-            _hoist(child, definitions)
-    elif isinstance(node, list):
-        for child in node:
-            _hoist(child, definitions)
 
 
 def _draft7(node: Any) -> Any:

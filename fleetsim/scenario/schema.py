@@ -38,6 +38,7 @@ _ROUTER = PolicyField("routers", default="least-outstanding")
 _SEARCH = PolicyField("searches", default="rebase")
 _SCHEDULER = PolicyField("schedulers", default="vllm-v1")
 _ORDER = PolicyField("orders", default="fcfs")
+_EVICTION = PolicyField("evictions", default="lru")
 _STEP_TIME = PolicyField("step_time_models", key="model", default="roofline")
 
 
@@ -537,6 +538,8 @@ class KvCache(Block):
     """Tokens that fit, if known (vLLM prints it at start); otherwise computed from memory."""
     dtype: Literal["auto", "bf16", "fp16", "fp8", "int8"] = "auto"
     """Precision of keys and values; auto is that of the activations."""
+    eviction: Annotated[Choice, _EVICTION] = Field(default_factory=lambda: _default(_EVICTION))
+    """Which cached blocks go first where room is needed."""
     retain_unmatched: Flag = False
     """Keep a finished request's blocks that no other request of the workload can match (its own text and its answer), until they
     are evicted. A real engine does, since it cannot know; off, they are free at once, which is faster and finds more prefixes."""
@@ -560,7 +563,7 @@ class Engine(Block):
     """Which requests run in each step."""
     order: Annotated[Choice, _ORDER] = Field(default_factory=lambda: _default(_ORDER))
     """Who is next in the queue, and who gives way to whom."""
-    kv: KvCache = KvCache()
+    kv: KvCache = Field(default_factory=KvCache)
     """Memory for keys and values."""
     prefix_cache: Flag = True
     """Reuse blocks of earlier requests with the same start."""

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fleetsim
+from fleetsim.plugins import names
 from fleetsim.scenario.schema import Scenario
 
 TIMES = ("arrival_s", "queued_s", "first_scheduled_s", "first_token_s", "end_s", "itl_max_s")
@@ -61,6 +62,14 @@ def workloads(draw: st.DrawFn) -> dict[str, Any]:
     return workload
 
 
+evictions = st.one_of(
+    st.just("lru"),
+    st.sampled_from(names("evictions")),
+    st.just({"policy": "ttl", "keep": "2 s"}),
+    st.just({"policy": "retention", "directives": [{"tokens": 200, "duration": "1 s"}]}),
+)
+
+
 @st.composite
 def pools(draw: st.DrawFn, name: str) -> dict[str, Any]:
     moe = draw(st.integers(0, 4)) == 0
@@ -83,6 +92,7 @@ def pools(draw: st.DrawFn, name: str) -> dict[str, Any]:
             },
             "kv": {
                 "retain_unmatched": draw(st.booleans()),
+                "eviction": draw(evictions),
                 "block_tokens": block,
                 "capacity_tokens": draw(st.sampled_from([1600, 2560, 6400, 100_000])),
             },

@@ -93,6 +93,11 @@ class BlockByBlock:
                 last.users = 1
         return last
 
+    def leave(self, count: int) -> None:
+        """Keep blocks that nobody can find."""
+        self.own -= count
+        self.queue += [None] * count
+
     def release(self, last: Block) -> None:
         while last.parent is not None:
             last.users -= 1
@@ -215,8 +220,7 @@ class Caches(RuleBasedStateMachine):
         full = own - (partial and own > 0)
         if full:
             self.fast.leave(full)
-            self.plain.own -= full
-            self.plain.queue += [None] * full
+            self.plain.leave(full)
         self._release(request, own - full)
 
     @precondition(lambda self: self.running)

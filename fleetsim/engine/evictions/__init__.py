@@ -1,0 +1,1 @@
+"""Which cached keys and values go first: one file per policy."""
