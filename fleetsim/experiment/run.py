@@ -30,6 +30,7 @@ from fleetsim.output.parquet import MANIFEST, ResultFolder
 from fleetsim.output.recorder import RequestLog, Sampler, table_of, write_events, write_gaps
 from fleetsim.output.tables import SCHEMA_VERSION
 from fleetsim.plugins import allowing_imports
+from fleetsim.routing.decisions import DecisionLog
 from fleetsim.scenario.export import digest
 from fleetsim.scenario.load import LoadedScenario, load_mapping, load_scenario
 from fleetsim.scenario.merge import Overrides
@@ -93,6 +94,7 @@ def run(
     allow_import: bool = False,
     progress: Progress | None = None,
     force: bool = False,
+    explain: Sequence[int] = (),
 ) -> Result:
     """Simulate a scenario and write its tables.
 
@@ -111,6 +113,8 @@ def run(
         Let the scenario name policies as ``module:Class``.
     progress : callable, optional
         Told how far the run is.
+    explain : sequence of int
+        Requests whose routing is explained, by id: a table ``decisions`` tells what the gateway saw of each candidate.
     force : bool
         Run although an SLO is below the physical floor of every pool.
 
@@ -129,6 +133,8 @@ def run(
         streams = Streams(loaded.scenario.seed)
         clock = Clock()
         live = _Live(loaded, clock, streams, check)
+        if explain:
+            live.fleet.gateway.decisions = DecisionLog(explain)
         folder = ResultFolder(target, {"scenario_digest": live.digest, "fleetsim_version": __version__})
         try:
             return _simulate(live, folder, progress, warnings, started)
@@ -189,6 +195,9 @@ def _simulate(
     if live.check and not interrupted:
         fleet.verify(end_s)
     write_gaps(folder, fleet.pools)
+    decisions = fleet.gateway.decisions
+    if decisions is not None and decisions.rows:
+        folder.add_table("decisions", table_of(decisions.rows))
     write_events(folder, fleet, end_s)
     folder.close_tables()
     totals = Totals(end_s, live.workload.skipped_rows, sampler.peak_power_w)

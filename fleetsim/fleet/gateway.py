@@ -17,6 +17,7 @@ from fleetsim.fleet.probe import ReplicaProbe
 from fleetsim.kernel.clock import Clock, Timer
 from fleetsim.kernel.streams import Streams
 from fleetsim.routing.api import ADMIT, Defer, FleetView, Freshness, Reject, RequestView, Route
+from fleetsim.routing.decisions import DecisionLog
 from fleetsim.scenario.schema import Scenario, View
 from fleetsim.workload.request import FINISHED, LOCAL, REJECTED, RUNNING, TIMED_OUT, UNDECIDED, UNFINISHED, Request
 
@@ -90,6 +91,8 @@ class Gateway:
         """Requests sent to each pool."""
         self.finished = [0] * len(self.sent)
         """Requests of each pool that finished."""
+        self.decisions: DecisionLog | None = None
+        """Where decisions about some requests are explained, if anybody asked."""
         self.outside: dict[Request, None] = {}
         """Requests that are at no replica: put off, waiting for a decision, or between two replicas."""
         self._network = network
@@ -266,7 +269,13 @@ class Gateway:
         self._view._request = request
         now_s = view.now_s = self.clock.now_s
         ready_s = now_s + group.delay_s
-        decision = side.router.route(self._view)
+        log = self.decisions
+        if log is not None and request.id in log.requests:
+            candidates = log.candidates(side.router, view, self._view)
+            decision = side.router.route(self._view)
+            log.note(side.router, view, self._view, candidates, decision)
+        else:
+            decision = side.router.route(self._view)
         if group.energy_j:
             self.energy_j += group.energy_j
             request.energy_j += group.energy_j
@@ -490,6 +499,7 @@ class Gateway:
             return
         twin = request.copy()
         twin.attempt = request.attempt + 1
+        twin.replica = request.replica
         self._twins[request] = twin
         self._twins[twin] = request
         self._route(group, twin)

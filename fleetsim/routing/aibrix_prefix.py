@@ -62,12 +62,7 @@ class AibrixPrefix:
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
         path = request.prefix(self._config.block_tokens)
-        outstanding, seen = self._fleet.outstanding, self._seen
-        for position in self._changed:
-            now, before = outstanding[position], seen[position]
-            self._squares += now * now - before * before
-            seen[position] = now
-        self._changed.clear()
+        outstanding = self._fleet.outstanding
         chosen = self._least.smallest()
         if outstanding[self._most.smallest()] - outstanding[chosen] <= self._config.imbalance_requests:
             blocks, node = self._index.longest(path)
@@ -115,6 +110,13 @@ class AibrixPrefix:
         return -1
 
     def _bound(self) -> float:
+        """The load above which a replica is passed over."""
+        outstanding, seen = self._fleet.outstanding, self._seen
+        for position in self._changed:
+            now, before = outstanding[position], seen[position]
+            self._squares += now * now - before * before
+            seen[position] = now
+        self._changed.clear()
         count = self._fleet.count
         mean = self._fleet.in_flight / count
         return mean + self._config.deviations * sqrt(max(self._squares / count - mean * mean, 0.0))

@@ -427,6 +427,12 @@ class FleetView:
         probe = self._known_probes()[position]
         return probe.held_tokens(request.reusable(probe.block_tokens))
 
+    def known_hit_tokens(self, position: int, request: Prompt) -> int | None:
+        """The same, or None where no router watches caches and no telemetry tells."""
+        if self.caches is None and (self.freshness.kind != "exact" or not self._probes):
+            return None
+        return self.hit_tokens(position, request)
+
     def cached(self, request: Prompt, limit: int = 16) -> dict[int, int]:
         """Up to `limit` replicas that hold a beginning of the prompt, those with most first, and how many tokens of it.
 
@@ -511,6 +517,11 @@ class FleetView:
             self._note(_ENDED, position, prompt_tokens, 0.0)
         else:
             self._count_ended(position, prompt_tokens)
+
+    @property
+    def has_telemetry(self) -> bool:
+        """Whether the replicas publish anything at all."""
+        return bool(self._probes)
 
     @property
     def wants_first_tokens(self) -> bool:

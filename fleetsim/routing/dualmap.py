@@ -108,7 +108,7 @@ class Dualmap:
         if known is not None:
             return known
         node = self._hot.key(request.prefix(self._config.block_tokens))
-        return self._replicas_of(str(node.keys) if node.keys else f"request/{request.id}")
+        return self._replicas_of(f"request/{request.id}" if node is None else str(node.keys))
 
     def benefit_s(self, request: RequestView, source: int, target: int) -> float:
         """How much earlier the first token of a request is to be expected at `target` than at `source` [s]."""
@@ -180,7 +180,7 @@ class Dualmap:
 
     def _pair(self, request: RequestView) -> tuple[int, int]:
         node = self._hot.count(request.prefix(self._config.block_tokens))
-        if not node.keys:  # shorter than a block: nothing to be near to
+        if node is None:  # what others have too is all there is: nothing to be near to
             return self._replicas_of(f"request/{request.id}")
         if node.home < 0:
             node.home, node.second = self._replicas_of(str(node.keys))

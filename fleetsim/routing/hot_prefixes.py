@@ -56,8 +56,8 @@ class HotPrefixes:
         self._root = HotPrefix(())
         self._root.split = True
 
-    def key(self, path: Path) -> HotPrefix:
-        """The key of a request now; counts nothing."""
+    def key(self, path: Path) -> HotPrefix | None:
+        """The key of a request now, None where all its blocks are too frequent; counts nothing."""
         node = self._root
         for block in self._blocks(path):
             if not node.split:
@@ -66,10 +66,10 @@ class HotPrefixes:
             if child is None:
                 return HotPrefix((*node.keys, block))
             node = child
-        return node
+        return None if node.split else node
 
-    def count(self, path: Path) -> HotPrefix:
-        """Count a request and return its key."""
+    def count(self, path: Path) -> HotPrefix | None:
+        """Count a request and return its key, None where all its blocks are too frequent."""
         node = self._root
         passed: list[HotPrefix] = []
         for block in self._blocks(path):
@@ -91,7 +91,7 @@ class HotPrefixes:
                 node.split = True
             if not node.split:
                 return node
-        return passed[-1] if passed else self._root
+        return None
 
     def forget_homes(self) -> None:
         """Drop what a router noted, because its replicas changed."""

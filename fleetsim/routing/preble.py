@@ -66,6 +66,7 @@ class Preble:
         self._load_s: Any = np.zeros(count)
         self._held: Any = np.zeros(count)
         self._hits: Any = np.zeros(count)
+        self._requests = [0] * count
         self._prompts: Any = np.zeros(count)
         self._index = PrefixIndex(count)
         self._caps = [max(1, tokens // config.block_tokens) for tokens in fleet.capacity_tokens]
@@ -89,6 +90,7 @@ class Preble:
         seconds = self._fleet.prefill_s(chosen, tokens - hit, hit) + config.output_s
         self._window.append((self._fleet.now_s, chosen, seconds, tokens, hit))
         self._note(chosen, seconds, tokens, hit)
+        self._requests[chosen] += 1
         return chosen
 
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
@@ -149,6 +151,9 @@ class Preble:
         while window and window[0][0] < since_s:
             _, position, seconds, tokens, hit = window.popleft()
             self._note(position, -seconds, -tokens, -hit)
+            self._requests[position] -= 1
+            if not self._requests[position]:
+                self._load_s[position] = 0.0  # sums of seconds do not cancel to the last bit
 
     def _note(self, position: int, seconds: float, tokens: int, hit: int) -> None:
         self._load_s[position] += seconds
