@@ -66,6 +66,7 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
                 "accelerator": "rtx-4090",
                 "replicas": 2,
                 "engine": {
+                    "order": draw(st.sampled_from(["fcfs", "fcfs", "srpt", "mlfq", "vtc"])),
                     "scheduler": {
                         "policy": "vllm-v1",
                         "max_batched_tokens": draw(st.sampled_from([256, 2048])),
