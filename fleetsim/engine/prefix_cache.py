@@ -188,13 +188,12 @@ class PrefixCache:
                     children = node.children = {}
                 child = children.get(segment[position])
                 if child is None:
-                    last = end if self.eviction is None else self._same_start(node, segment, position, end)
-                    run = segment[position:last]
-                    child = Node(node, run, last - position, 1)
-                    children[child.first] = child
                     new = True
-                    if self.eviction is not None:
-                        self.eviction.published(child)
+                    if self.eviction is None:
+                        child = Node(node, segment[position:end], end - position, 1)
+                        children[child.first] = child
+                    else:
+                        child = self._begin(node, segment, position, end)
                 else:
                     same = _same(child, segment, position, end)
                     if same < child.length:
@@ -306,14 +305,18 @@ class PrefixCache:
         for _ in range(gone):
             idle.popitem(last=False)
 
-    def _same_start(self, parent: Node, segment: Segment, first: int, last: int) -> int:
-        """Up to which of the new blocks `first` to `last` the eviction policy treats all alike."""
-        if last - first == 1:
-            return last
-        alike: Any = self.eviction.begin_alike(parent, segment, first, last)
-        if type(alike) is not int or not 1 <= alike <= last - first:
-            raise PolicyError(f"{self._named()}.begin_alike answered {alike!r} for {last - first} blocks")
-        return first + alike
+    def _begin(self, parent: Node, segment: Segment, first: int, last: int) -> Node:
+        """A run of the new blocks from `first` on, at most to `last`, that the eviction policy treats all alike."""
+        alike: Any = 1
+        if last - first > 1:
+            alike = self.eviction.begin_alike(parent, segment, first, last)
+            if type(alike) is not int or not 1 <= alike <= last - first:
+                raise PolicyError(f"{self._named()}.begin_alike answered {alike!r} for {last - first} blocks")
+        run = Node(parent, segment[first : first + alike], alike, 1)
+        assert parent.children is not None
+        parent.children[run.first] = run
+        self.eviction.published(run)
+        return run
 
     def _evict_chosen(self, blocks: int) -> None:
         """Forget `blocks` cached blocks, chosen by the eviction policy."""
