@@ -76,6 +76,33 @@ pools:
     engine: {kv: {capacity_tokens: 16000, block_tokens: 32}}
 run: {interval: 5 s}
 """,
+    # long prompts that are stopped for short ones, with answers behind them and too little room
+    "stopped": """
+schema: 1
+name: stopped
+seed: 5
+workload:
+  kind: mix
+  parts:
+    long:
+      kind: synthetic
+      class: file
+      requests: 300
+      arrivals: {process: gamma, rate: 3 req/s, burstiness: 2}
+      prompt_tokens: {distribution: lognormal, mean: 4000, cv: 0.8, min: 1, max: 12000}
+      output_tokens: {distribution: fixed, value: 20}
+      prefixes: {groups: 2, tokens: 1000, zipf: 1.0}
+    short:
+      kind: synthetic
+      class: text
+      requests: 1500
+      arrivals: {process: poisson, rate: 15 req/s}
+      prompt_tokens: {distribution: lognormal, mean: 200, cv: 0.8, min: 1, max: 600}
+      output_tokens: {distribution: fixed, value: 1}
+slo: {classes: {file: {ttft: 6 s}, text: {ttft: 250 ms}}}
+pools:
+  - {name: main, llm: llama-3.1-8b, accelerator: h100-sxm, engine: {scheduler: {policy: flow-prefill}, kv: {capacity_tokens: 40000}}}
+""",
     # the embedded trace, sessions kept together, requests cut off at the horizon
     "trace": """
 schema: 1

@@ -13,9 +13,7 @@ from fleetsim.reproduce.functions import figure_of_run, makes_trace
 
 
 @makes_trace
-def kinds(
-    rng: Generator, requests: int, rate: float, longest: int, kinds: Mapping[str, Sequence[float]]
-) -> pa.Table:
+def kinds(rng: Generator, requests: int, rate: float, longest: int, kinds: Mapping[str, Sequence[float]]) -> pa.Table:
     """Poisson arrivals of prompts of several kinds, one output token each.
 
     Parameters
