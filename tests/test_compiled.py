@@ -101,7 +101,10 @@ workload:
       output_tokens: {distribution: fixed, value: 1}
 slo: {classes: {file: {ttft: 6 s}, text: {ttft: 250 ms}}}
 pools:
-  - {name: main, llm: llama-3.1-8b, accelerator: h100-sxm, engine: {scheduler: {policy: flow-prefill}, kv: {capacity_tokens: 40000}}}
+  - name: main
+    llm: llama-3.1-8b
+    accelerator: h100-sxm
+    engine: {scheduler: {policy: flow-prefill}, kv: {capacity_tokens: 40000}}
 """,
     # the embedded trace, sessions kept together, requests cut off at the horizon
     "trace": """

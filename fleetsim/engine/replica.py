@@ -907,14 +907,23 @@ def _end_s(operators: Operators, whole_s: float, position: int) -> float:
     if position > operators.layer_count * len(OPERATORS):
         return whole_s
     layers, rest = divmod(position, len(OPERATORS))
-    share = operators.before + (sum(operators.layers) * layers + sum(operators.layers[:rest])) / operators.layer_count
-    return whole_s * share
+    share = _share_of(operators, len(OPERATORS)) * layers + _share_of(operators, rest)
+    return whole_s * (operators.before + share / operators.layer_count)
+
+
+def _share_of(operators: Operators, count: int) -> float:
+    """Share of a step that its first `count` operators of every layer take."""
+    share = 0.0
+    for place, one in enumerate(operators.layers):
+        if place < count:
+            share += one
+    return share
 
 
 def _operators_behind(operators: Operators, whole_s: float, done_s: float, by_layer: bool) -> int:
     """Fewest operators, or operators of whole layers, that take a step to `done_s` at least; one more than all if none do."""
     size = len(OPERATORS)
-    per_layer = whole_s * sum(operators.layers) / operators.layer_count
+    per_layer = whole_s * _share_of(operators, size) / operators.layer_count
     last = operators.layer_count * size
     layers = int(max(done_s - whole_s * operators.before, 0.0) / per_layer) if per_layer else operators.layer_count
     position = min(max(layers - 1, 0) * size, last)  # one before, in case of rounding
