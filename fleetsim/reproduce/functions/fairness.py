@@ -52,5 +52,7 @@ def service(result: Result, tenant: str, output_weight: float) -> Floats:
     served = np.empty(len(seconds))
     for place, time_s in enumerate(seconds):
         share = np.where(np.isfinite(last), np.clip((time_s - first) / span_s, 0.0, 1.0), 0.0)
-        served[place] = np.sum(np.where(first <= time_s, prompts + output_weight * (1.0 + share * (outputs - 1.0)), 0.0))
+        served[place] = np.sum(
+            np.where(first <= time_s, prompts + output_weight * (1.0 + share * (outputs - 1.0)), 0.0)
+        )
     return served
