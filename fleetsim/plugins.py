@@ -25,6 +25,7 @@ from fleetsim.errors import nearest
 GROUPS = {
     "admissions": "who is let in, put off or turned away",
     "predictors": "output length that the gateway expects",
+    "rebalancers": "who moves to which other replica",
     "routers": "replica choice for an admitted request",
     "searches": "which leaves of a search tree go on (workload kind tree-search)",
     "evictions": "which cached keys and values go first",

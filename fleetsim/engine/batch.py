@@ -139,6 +139,7 @@ class Batch:
         "sampled",
         "seats",
         "share_left",
+        "stale",
         "stalled",
         "step",
         "suspended",
@@ -203,7 +204,9 @@ class Batch:
         self.stalled: dict[Request, float] = {}
         """Decoding requests that were held back since their last token, and for how long [s]."""
         self.by_finish: list[tuple[int, int, Request]] = []
-        """Heap of (step after which it is done, id, request); entries of preempted requests are stale."""
+        """Heap of (step after which it is done, id, request); entries of requests that stopped decoding before are stale."""
+        self.stale = False
+        """Whether there may be such entries."""
         self.chunks: list[tuple[Request, int]] = []
         """Prompt chunks of the step being planned: (request, tokens)."""
         self.sampled = 0
@@ -434,8 +437,9 @@ class Batch:
     def steps_until_change(self, limit: int) -> int:
         """Decode steps that can be done before a request finishes or blocks run out, at most `limit`."""
         heap = self.by_finish
-        if self.preemptions:
-            while heap and heap[0][2].finish_step != heap[0][0]:
+        if self.stale:
+            running = self.running
+            while heap and (heap[0][2].finish_step != heap[0][0] or heap[0][2] not in running):
                 heappop(heap)
         if heap:
             limit = min(limit, heap[0][0] - self.step)
@@ -484,7 +488,7 @@ class Batch:
         heap, step = self.by_finish, self.step
         while heap and heap[0][0] <= step:
             finish_step, _, request = heappop(heap)
-            if request.finish_step == finish_step:
+            if request.finish_step == finish_step and (not self.stale or request in self.running):
                 request.generated = request.output_tokens
                 request.finish_step = -1
                 self.decoding -= 1
@@ -710,6 +714,7 @@ class Batch:
             request.shared_blocks = whole
 
     def _leave_decode(self, request: Request) -> None:
+        self.stale = True
         step = self.step
         request.generated = request.output_tokens - (request.finish_step - step)
         covered = request.prompt_tokens + request.generated - 1

@@ -165,8 +165,8 @@ class Replica:
 
     # --- from outside ------------------------------------------------------------------------------------------------
 
-    def enqueue(self, request: Request, ready_s: float) -> None:
-        """Let a request join the queue at `ready_s` (not before now)."""
+    def enqueue(self, request: Request, ready_s: float, rank: int = -1) -> None:
+        """Let a request join the queue at `ready_s` (not before now), of the least loaded rank or of the one given."""
         if self.tiers is not None and self.tiers.prefetch(request, ready_s):
             if request.queued_s != request.queued_s:
                 request.queued_s = ready_s
@@ -175,27 +175,33 @@ class Replica:
                 self.listener.arrived(request)
             self.held[request] = None
             return
-        self._enqueue(request, ready_s)
+        self._enqueue(request, ready_s, rank)
 
     def join(self, request: Request) -> None:
         """Let a request that was held back join the queue."""
         if request in self.held:
             del self.held[request]
-            self._enqueue(request, self.clock.now_s)
+            self._enqueue(request, self.clock.now_s, -1)
 
-    def _enqueue(self, request: Request, ready_s: float) -> None:
+    def _enqueue(self, request: Request, ready_s: float, rank: int) -> None:
         request.ready_s = ready_s
         if request.queued_s != request.queued_s:
             request.queued_s = ready_s
         if self.listener is not None:
             self.listener.changing(self.clock.now_s)
             self.listener.arrived(request)
-        if len(self.batches) > 1:
+        if rank >= 0:
+            request.rank = rank
+        elif len(self.batches) > 1:
             request.rank = self.next_rank()
+        else:
+            request.rank = 0
         self.batches[request.rank].coming += 1
         if self.interrupts is not None:
             self.clock.at(ready_s, self._look, BOUNDARY)
         inbox = self.inbox
+        if rank >= 0:
+            self.at_boundary(_nothing)  # it may go before those that wait
         if inbox and ready_s < inbox[-1].ready_s:
             self._enqueue_earlier(request, ready_s)
             return
@@ -262,15 +268,20 @@ class Replica:
             self.inbox.remove(request)
             batch.coming -= 1
             batch.unreserve(request)
+            self._look_again()
             then(request)
             return
         if request in batch.running:
             self.at_boundary(lambda: self._withdraw_running(request, then))
             return
         batch.withdraw(request)
-        if batch.waiting:
-            self.at_boundary(_nothing)  # who waits behind it may fit
+        self._look_again()
         then(request)
+
+    def _look_again(self) -> None:
+        """Have the scheduler asked at the next boundary, since who waits behind a request that left may fit."""
+        if self.inbox or any(batch.waiting for batch in self.batches):
+            self.at_boundary(_nothing)
 
     def loaded(self, request: Request) -> None:
         """The keys and values that a request waited for have arrived."""
@@ -287,6 +298,24 @@ class Replica:
     def unpark(self, rank: int, parked: Parked) -> None:
         """Give back the blocks of a request that left: who waits may fit."""
         self.at_boundary(lambda: self.batches[rank].unpark(parked))
+
+    def is_decoding(self, request: Request, rank: int) -> bool:
+        """Whether a request gets tokens here."""
+        return request.finish_step >= 0 and request in self.batches[rank].running
+
+    def context_tokens(self, request: Request) -> int:
+        """Tokens of prompt and answer of a request of this replica by now; a step under way does not count."""
+        if request.finish_step < 0:
+            return request.prompt_tokens + request.generated
+        step = self.batches[request.rank].step
+        if not self.has_chunks:
+            step += self.steps_done(self.clock.now_s)
+        return request.prompt_tokens + request.output_tokens - (request.finish_step - step)
+
+    def roomiest_rank(self) -> int:
+        """The rank with the most KV blocks that are not in use."""
+        free = [batch.cache.capacity - batch.cache.used for batch in self.batches]
+        return free.index(max(free))
 
     def meter(self, now_s: float) -> Meter:
         """Totals up to `now_s`, a step under way counted by its elapsed share; changes nothing."""
@@ -376,11 +405,8 @@ class Replica:
         inbox = self.inbox
         if self.errands:
             self._run_errands()
-        while inbox and inbox[0].ready_s <= now_s:
-            request = inbox.popleft()
-            batch = self.batches[request.rank]
-            batch.coming -= 1
-            batch.waiting.append(request)
+        if inbox:
+            self._take_in(now_s)
         has_chunks = False
         tokens = 0
         step_limit = self.step_limit
@@ -424,6 +450,18 @@ class Replica:
         if self.wake_s < inf:
             self.leap_steps = min(self.leap_steps, self._steps_to_reach(max(self.wake_s - now_s, 0.0)))
 
+    def _take_in(self, now_s: float) -> None:
+        """Let those whose time has come join the queues."""
+        inbox = self.inbox
+        while inbox and inbox[0].ready_s <= now_s:
+            request = inbox.popleft()
+            batch = self.batches[request.rank]
+            batch.coming -= 1
+            if batch.reserved and request in batch.reserved:
+                batch.waiting.appendleft(request)  # its blocks are kept for it already
+            else:
+                batch.waiting.append(request)
+
     def _admits(self) -> bool:
         """Whether a request that joins the queue could run next."""
         return any(
@@ -465,7 +503,7 @@ class Replica:
             raise PolicyError(f"scheduler {type(self.scheduler).__name__} left decoding requests without KV blocks")
         if batch.suspended and not batch.chunks and not batch.decoding:
             raise PolicyError(f"scheduler {type(self.scheduler).__name__} plans nothing although steps are suspended")
-        if batch.waiting and not batch.running:
+        if batch.waiting and not (batch.running or batch.parked or batch.reserved):
             raise PolicyError(
                 f"scheduler {type(self.scheduler).__name__} admits nothing on an empty rank although request "
                 f"{batch.waiting[0].id} waits"

@@ -200,7 +200,9 @@ def _simulate(
         folder.add_table("decisions", table_of(decisions.rows))
     write_events(folder, fleet, end_s)
     folder.close_tables()
-    totals = Totals(end_s, live.workload.skipped_rows, sampler.peak_power_w)
+    totals = Totals(
+        end_s, live.workload.skipped_rows, sampler.peak_power_w, fleet.gateway.energy_j, fleet.network_bytes
+    )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()
     if live.check:

@@ -17,6 +17,7 @@ from fleetsim.engine.replica import Replica
 from fleetsim.errors import LawError
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.pool import Pool, describe_pool
+from fleetsim.fleet.rebalance import rebalancings
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
@@ -75,6 +76,7 @@ class Fleet:
         self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
+        self._rebalancings = rebalancings(scenario, streams, self)
         self._workload: Workload | None = None
         self._source: Iterator[Request] = iter(())
         self._next: Request | None = None
@@ -127,6 +129,11 @@ class Fleet:
             self._network = Network(self.clock, build_graph(self._scenario))
         return self._network
 
+    @property
+    def network_bytes(self) -> float:
+        """What arrived over the network so far [bytes]."""
+        return 0.0 if self._network is None else self._network.arrived_bytes
+
     def _batch(self, pool: Pool, replica: int, rank: int, outlook: Outlook) -> Batch:
         """One rank's running set, queue and cache; first come, first served and least recently used need no objects."""
         engine = pool.config.engine
@@ -149,6 +156,13 @@ class Fleet:
         self._source = workload.requests()
         self.clock.on_arrival = self._arrival
         self._pull()
+        for rebalancing in self._rebalancings:
+            rebalancing.begin()
+
+    @property
+    def active(self) -> bool:
+        """Whether requests are under way or to come."""
+        return not self.exhausted or bool(self.in_flight) or bool(self.expected)
 
     def _pull(self) -> None:
         """Wait for the next arrival."""
@@ -235,5 +249,5 @@ class Fleet:
                 raise LawError(f"law 4 (busy time): replica {replica.index} busy {meter.busy_s} s of {end_s} s")
             for batch in replica.batches:
                 batch.verify()
-                if batch.cache.used and not batch.running:
+                if batch.cache.used and not (batch.running or batch.parked or batch.reserved):
                     raise LawError(f"law 3 (KV blocks): replica {replica.index} leaks {batch.cache.used} blocks")

@@ -11,15 +11,27 @@ from typing import Any
 from fleetsim.engine.batch import Parked
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
-from fleetsim.fleet.handover import Handover, Network
+from fleetsim.fleet.handover import Handover
+from fleetsim.fleet.migration import Migration
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.probe import ReplicaProbe
 from fleetsim.kernel.clock import Clock, Timer
 from fleetsim.kernel.streams import Streams
-from fleetsim.routing.api import ADMIT, Defer, FleetView, Freshness, Reject, RequestView, Route
+from fleetsim.network.flows import Network
+from fleetsim.routing.api import ADMIT, Defer, FleetView, Freshness, Migrate, MoveQueued, Reject, RequestView, Route
 from fleetsim.routing.decisions import DecisionLog
 from fleetsim.scenario.schema import Scenario, View
-from fleetsim.workload.request import FINISHED, LOCAL, REJECTED, RUNNING, TIMED_OUT, UNDECIDED, UNFINISHED, Request
+from fleetsim.workload.request import (
+    FINISHED,
+    LOCAL,
+    REJECTED,
+    RUNNING,
+    TIMED_OUT,
+    UNDECIDED,
+    UNFINISHED,
+    WAITING,
+    Request,
+)
 
 
 class Side:
@@ -93,8 +105,17 @@ class Gateway:
         """Requests of each pool that finished."""
         self.decisions: DecisionLog | None = None
         """Where decisions about some requests are explained, if anybody asked."""
+        self.by_id: dict[int, Request] | None = None
+        """Requests under way, where somebody may want to move them."""
         self.outside: dict[Request, None] = {}
         """Requests that are at no replica: put off, waiting for a decision, or between two replicas."""
+        self.migrating = [0] * len(replicas)
+        """Migrations under way from or to each replica."""
+        self.migrations = [0, 0]
+        """Migrations completed, and given up."""
+        self.migrated_bytes = 0.0
+        """Copied by migrations."""
+        self._migrating: dict[Request, None] = {}
         self._network = network
         self._config = config = scenario.gateway
         self._streams = streams
@@ -154,6 +175,8 @@ class Gateway:
             decode.router = choice.create(self._streams.get(f"decode_router.{name}"), decode.view)
         if config.admission is not None:
             group.admission = config.admission.create(self._streams.get(f"admission.{name}"), entry.view)
+        if getattr(entry.router, "moves", False) and self.by_id is None:
+            self.by_id = {}
         policies = (entry.router, group.admission)
         time_s, energy_j = config.decision.time, config.decision.energy
         group.delay_s = sum(getattr(p, "decision_s", 0.0) for p in policies) if time_s is None else time_s
@@ -195,6 +218,8 @@ class Gateway:
         if request.klass is not None:
             limit_s = self._class_ttft_limit_s.get(request.klass, limit_s)
         request.deadline_s = request.arrival_s + limit_s
+        if self.by_id is not None:
+            self.by_id[request.id] = request
         if self._priority:
             request.priority = self._priority.get(request.klass or "", 0)
         if self._weight:
@@ -278,7 +303,7 @@ class Gateway:
             decision = side.router.route(self._view)
         if group.energy_j:
             self.energy_j += group.energy_j
-            request.energy_j += group.energy_j
+            request.host_energy_j += group.energy_j
         decode = LOCAL
         patience = _NO_PATIENCE
         if isinstance(decision, Route):
@@ -286,6 +311,8 @@ class Gateway:
             if decision.prompt_tokens >= 0:
                 _compress(request, decision.prompt_tokens)
             ready_s += decision.prepare_s
+            for move in decision.moves:
+                self.move_queued(move, side.replicas)
             decision = decision.replica
         elif isinstance(decision, Reject):
             self._reject(request, decision.reason)
@@ -299,6 +326,9 @@ class Gateway:
             self._reject(request, "longer than the KV cache")
             return
         replica = side.replicas[decision]
+        if replica.index == self._twin_at(request):
+            self._reject(request, "")
+            return
         if group.decode is not None:
             request.decode_at = self._decode_at(group.decode, side, decision, decode)
         if patience != _NO_PATIENCE and request not in self._twins:
@@ -369,10 +399,10 @@ class Gateway:
         seconds = self.clock.now_s - request.queued_s
         for view, position in self._views[request.replica]:
             view.started(position, request.prompt_tokens, seconds)
-        for timer in self._patience.pop(request, ()):
-            timer.cancel()
+        self._calm(request)
         twin = self._twins.get(request)
         if twin is not None and request not in self._losers:
+            self._calm(twin)
             self._losers[twin] = None
             self._withdraw(twin, self._settle_twin)
 
@@ -395,6 +425,11 @@ class Gateway:
         if self._predictor is not None:
             self._view._request = request
             self._predictor.observe(self._view, request.output_tokens)
+        self._over(request)
+
+    def _over(self, request: Request) -> None:
+        if self.by_id is not None:
+            del self.by_id[request.id]
         self.on_end(request)
 
     def _leave(self, request: Request) -> None:
@@ -417,7 +452,7 @@ class Gateway:
 
     def _reject(self, request: Request, reason: str) -> None:
         twin = self._twins.pop(request, None)
-        if twin is not None:  # a copy that nobody wants: the first one goes on alone
+        if twin is not None:  # a copy that nobody wants, or the same replica again: the first one goes on alone
             del self._twins[twin]
             request.status = UNFINISHED
             twin.energy_j += request.energy_j
@@ -428,9 +463,8 @@ class Gateway:
     def _end(self, request: Request, status: int) -> None:
         request.status = status
         request.end_s = self.clock.now_s
-        for timer in self._patience.pop(request, ()):
-            timer.cancel()
-        self.on_end(request)
+        self._calm(request)
+        self._over(request)
 
     def _withdraw(self, request: Request, then: Callable[[Request], None]) -> None:
         """Take a request back from its replica; `then` is not called if it ends before."""
@@ -493,9 +527,14 @@ class Gateway:
             if after_s < inf:
                 timers.append(self.clock.at(now_s + after_s, partial(act, group, request)))
 
+    def _calm(self, request: Request) -> None:
+        """Stop waiting for its first token."""
+        for timer in self._patience.pop(request, ()):
+            timer.cancel()
+
     def _hedge(self, group: Group, request: Request) -> None:
         """Send a copy of a request without a first token to another replica too; the first of both to answer goes on."""
-        if request in self._twins:
+        if request in self._twins or request.reason is not None:
             return
         twin = request.copy()
         twin.attempt = request.attempt + 1
@@ -505,13 +544,20 @@ class Gateway:
         self._route(group, twin)
 
     def _retry(self, group: Group, request: Request) -> None:
-        """Take a request without a first token back and send it once more."""
+        """Take a request without a first token back and send it once more; not one that was sent twice already."""
+        if request in self._twins or request.reason is not None:
+            return
         self._withdraw(request, partial(self._again, group))
 
     def _again(self, group: Group, request: Request) -> None:
         request.attempt += 1
         request.cached_tokens = 0
         self._route(group, request)
+
+    def _twin_at(self, request: Request) -> int:
+        """Replica where the other copy of a request is; -2 if there is none."""
+        twin = self._twins.get(request)
+        return -2 if twin is None else twin.replica
 
     def _settle_twin(self, loser: Request) -> None:
         """One of two copies is out: the other one bears its cost, and ends if it was waiting for this."""
@@ -530,6 +576,74 @@ class Gateway:
                 self._end(winner, TIMED_OUT)
                 return
             self._finish(winner)
+
+    # --- moves -------------------------------------------------------------------------------------------------------
+
+    def _movable(self, move: MoveQueued | Migrate, replicas: Sequence[Replica]) -> Request | None:
+        """The request of a move, if it still is where the policy thinks."""
+        count = len(replicas)
+        if not (0 <= move.source < count and 0 <= move.target < count and move.source != move.target):
+            raise PolicyError(f"cannot do {move!r}: there are {count} replicas")
+        assert self.by_id is not None
+        request = self.by_id.get(move.request)
+        if request is None or request in self.outside or request.reason is not None:
+            return None
+        return request if request.replica == replicas[move.source].index else None
+
+    def move_queued(self, move: MoveQueued, replicas: Sequence[Replica]) -> None:
+        """Let a waiting request wait elsewhere; nothing, if it does not wait any more."""
+        request = self._movable(move, replicas)
+        if request is None or request.status != WAITING or request.generated or request.carrier is not None:
+            return
+        target = replicas[move.target]
+        if request.prompt_tokens + request.output_tokens > self.pools[target.index].capacity_tokens:
+            return
+        self._withdraw(request, partial(self._resend, target))
+
+    def _resend(self, target: Replica, request: Request) -> None:
+        request.migrations += 1
+        self._send(request, target, max(self.clock.now_s, request.ready_s))
+
+    def migrate(self, move: Migrate, replicas: Sequence[Replica]) -> None:
+        """Begin to move a decoding request; nothing, if it does not decode any more or is on the move."""
+        request = self._movable(move, replicas)
+        if request is None or request in self._migrating or request in self._twins:
+            return
+        source, target = replicas[move.source], replicas[move.target]
+        if not source.is_decoding(request, request.rank):
+            return
+        if request.prompt_tokens + request.output_tokens > self.pools[target.index].capacity_tokens:
+            return
+        token_bytes = self.pools[source.index].kv_bytes_per_token
+        for replica in (source, target):
+            self.migrating[replica.index] += 1
+        self._migrating[request] = None
+        Migration(
+            self._network(), request, source, target, token_bytes, self._left, partial(self._join, target), self._moved
+        )
+
+    def _left(self, request: Request) -> None:
+        self.outside[request] = None
+        self._leave(request)
+
+    def _join(self, target: Replica, request: Request, rank: int) -> bool:
+        """A request that has been copied joins its new replica, unless it was given up meanwhile."""
+        if self.outside.pop(request, _GONE) is _GONE:
+            return False
+        request.migrations += 1
+        request.replica = target.index
+        for view, position in self._views[target.index]:
+            view.sent(position, request.prompt_tokens)
+            view.started(position, request.prompt_tokens)
+        target.enqueue(request, self.clock.now_s, rank)
+        return True
+
+    def _moved(self, migration: Migration) -> None:
+        del self._migrating[migration.request]
+        for replica in (migration.source, migration.target):
+            self.migrating[replica.index] -= 1
+        self.migrations[0 if migration.completed else 1] += 1
+        self.migrated_bytes += migration.bytes
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
 from fleetsim.engine.batch import Parked
 from fleetsim.engine.replica import Replica
+from fleetsim.network.flows import Flow, Network
 from fleetsim.workload.request import Request
-
-
-class Network(Protocol):
-    """What carries bytes between places."""
-
-    def transfer(self, source: str, target: str, size_bytes: float, done: Callable[[], None]) -> Any:
-        """Begin to send; `done` is called when all has arrived."""
-        ...
-
-    def cancel(self, flow: Any) -> None:
-        """Stop sending."""
-        ...
 
 
 class Handover:
@@ -68,7 +56,7 @@ class Handover:
         self._target = target
         self._token_bytes = token_bytes
         self._hidden_bytes = hidden_bytes
-        self._flow: Any = None
+        self._flow: Flow | None = None
         self.bytes = 0.0
         """Sent so far, what was given up included [bytes]."""
 

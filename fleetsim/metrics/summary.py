@@ -42,6 +42,10 @@ class Totals:
     """Time simulated [s]."""
     skipped_rows: int
     peak_power_w: float
+    gateway_energy_j: float = 0.0
+    """Of the gateway's decisions."""
+    network_bytes: float = 0.0
+    """Keys and values sent between places."""
 
 
 def summarise(
@@ -85,6 +89,7 @@ def summarise(
     summary |= _rates(summary, makespan_s, sum(pool.accelerators for pool in pools))
     summary |= _machines(pools, totals.end_s, int(summary["output_tokens"] or 0))
     summary |= _energy_of_requests(read, status)
+    summary |= {"gateway_energy_j": totals.gateway_energy_j, "network_bytes": totals.network_bytes}
     summary |= _site(summary, pools, totals.end_s, scenario.energy)
     summary |= _site_of_requests(read, status, scenario.energy)
     summary["power_peak_w"] = totals.peak_power_w
@@ -107,7 +112,8 @@ def _counts(status: np.ndarray[Any, Any]) -> Figures:
 
 
 def _tokens(read: Reader) -> Figures:
-    table = read("requests", ["prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "first_scheduled_s"])
+    names = ["prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "migrations", "first_scheduled_s"]
+    table = read("requests", names)
     prompts = table["prompt_tokens"].to_numpy()
     scheduled = prompts[~np.isnan(_as_floats(table["first_scheduled_s"]))].sum()
     cached = int(table["cached_tokens"].to_numpy().sum())
@@ -119,6 +125,7 @@ def _tokens(read: Reader) -> Figures:
         "cached_tokens": cached,
         "prefix_hit_ratio": cached / int(scheduled) if scheduled else 0.0,
         "preemptions": int(table["preemptions"].to_numpy().sum()),
+        "migrations": int(table["migrations"].to_numpy().sum()),
     }
 
 
@@ -266,7 +273,7 @@ def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:
 
 def _site(summary: Mapping[str, Any], pools: Sequence[Pool], end_s: float, energy: Energy) -> Figures:
     """Energy of accelerators and servers with cooling, its carbon and its price."""
-    host_j = host_idle_j = 0.0
+    host_j, host_idle_j = summary["gateway_energy_j"], 0.0
     for pool in pools:
         for replica in pool.replicas:
             busy_s = replica.meter(end_s).busy_s

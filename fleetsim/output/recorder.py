@@ -97,6 +97,7 @@ class RequestLog:
         arrival, end, first = floats("arrival_s"), floats("end_s"), floats("first_token_s")
         queued, scheduled = floats("queued_s"), floats("first_scheduled_s")
         output, replica = ints("generated"), ints("replica")
+        prefill = ints("prefill_replica")
         status = ints("status")
         finished = status == FINISHED
         served = replica >= 0
@@ -120,6 +121,7 @@ class RequestLog:
             "model": _coded(pool, self._llm_names),
             "pool": _coded(pool, self._pool_names),
             "replica": pa.array(replica.astype(np.int32), mask=~served),
+            "prefill_replica": pa.array(prefill.astype(np.int32), mask=prefill < 0),
             "status": _coded(status, STATUS),
             "reason": _names(list(map(attrgetter("reason"), rows))),
             "arrival_s": arrival,

@@ -34,6 +34,7 @@ REQUESTS = (
     Column("model", _N, "", "LLM that served it"),
     Column("pool", _N, "", "Pool that served it; null if rejected"),
     Column("replica", "int32", "", "Replica that served it, numbered over the fleet; null if rejected"),
+    Column("prefill_replica", "int32", "", "Replica that computed its prompt, if that was another one; else null"),
     Column("status", _N, "", "finished, rejected, timed_out, failed or unfinished"),
     Column("reason", _N, "", "Why it was rejected or failed"),
     Column("arrival_s", _F, "s", "Arrival at the gateway"),

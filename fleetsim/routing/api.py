@@ -21,7 +21,9 @@ __all__ = [
     "Defer",
     "FleetView",
     "Freshness",
+    "Migrate",
     "MinIndex",
+    "MoveQueued",
     "Probe",
     "Reject",
     "RequestView",
@@ -151,6 +153,26 @@ class RequestView:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveQueued:
+    """Decision that a request waiting at one replica waits at another one instead."""
+
+    request: int
+    """Its id."""
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Migrate:
+    """Decision that a request decoding on one replica goes on on another one: its keys and values are copied meanwhile."""
+
+    request: int
+    """Its id."""
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """Decision where a request goes, with more to say than the number of a replica."""
 
@@ -167,6 +189,8 @@ class Route:
     """Length to which the prompt is compressed before it is sent [tokens]; below 0: as it is. What is left matches no prefix."""
     prepare_s: float = 0.0
     """Time that this takes [s]."""
+    moves: tuple[MoveQueued, ...] = ()
+    """Waiting requests to move between replicas of the view; only from a router whose class says ``moves = True``."""
 
 
 @dataclass(frozen=True, slots=True)

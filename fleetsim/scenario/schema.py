@@ -714,6 +714,8 @@ class Gateway(Block):
     """Who is let in, put off or turned away; by default everybody is let in."""
     predictor: Annotated[Choice, PolicyField("predictors")] | None = None
     """Expects output lengths, which orders of queues and other policies may use; by default nobody does."""
+    rebalancer: Annotated[Choice, PolicyField("rebalancers")] | None = None
+    """Moves waiting or running requests between replicas; by default nobody does."""
     decision: Decision = Decision()
     """What deciding costs."""
     timeout: Seconds | None = None

@@ -137,6 +137,9 @@ class Sglang:
                 break
             batch.preempt(request)
             batch.waiting.rotate(-1)
+        if batch.spare_blocks() < 0:  # blocks kept for others leave too few even for the last one
+            batch.preempt(order[-1])
+            batch.waiting.rotate(-1)
         answered = sum([batch.answered(r) for r in running])
         ratio = (answered + self.retract_steps * len(running)) / (self.max_new_tokens * len(running) + 1)
         reserve.ratio = min(ratio, 1.0)

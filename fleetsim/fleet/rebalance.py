@@ -1,0 +1,70 @@
+"""Rebalancers at work: asked every period, their moves carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fleetsim.engine.replica import Replica
+from fleetsim.errors import PolicyError
+from fleetsim.fleet.gateway import Gateway
+from fleetsim.kernel.streams import Streams
+from fleetsim.rebalancing.api import Migrate, MoveQueued, ReplicaState
+from fleetsim.scenario.schema import Scenario
+
+if TYPE_CHECKING:
+    from fleetsim.fleet.fleet import Fleet
+
+
+class Rebalancing:
+    """A rebalancer and the replicas between which it moves requests: those that serve one LLM with one format of its cache."""
+
+    def __init__(self, replicas: Sequence[Replica], fleet: Fleet) -> None:
+        self.replicas = tuple(replicas)
+        self.now_s = 0.0
+        self._fleet = fleet
+        self._gateway: Gateway = fleet.gateway
+        self.policy: Any = None
+        """Not trusted to keep its Protocol."""
+
+    def migrating(self, position: int) -> int:
+        """Migrations under way from or to a replica."""
+        return self._gateway.migrating[self.replicas[position].index]
+
+    def begin(self) -> None:
+        """Ask for the first time one period from now."""
+        self._fleet.clock.at(self._fleet.clock.now_s + self.policy.period_s, self._tick)
+
+    def _tick(self) -> None:
+        fleet, gateway = self._fleet, self._gateway
+        if not fleet.active:
+            return
+        self.now_s = fleet.clock.now_s
+        for move in self.policy.tick():
+            if isinstance(move, MoveQueued):
+                gateway.move_queued(move, self.replicas)
+            elif isinstance(move, Migrate):
+                gateway.migrate(move, self.replicas)
+            else:
+                raise PolicyError(f"rebalancer answered {move!r}")
+        self.begin()
+
+
+def rebalancings(scenario: Scenario, streams: Streams, fleet: Fleet) -> list[Rebalancing]:
+    """A rebalancer for each LLM (and format of its cache) that the scenario's pools serve; none if it names none."""
+    choice = scenario.gateway.rebalancer
+    if choice is None:
+        return []
+    fleet.gateway.by_id = {}
+    kinds: dict[tuple[str, str], list[Replica]] = {}
+    for replica, pool in zip(fleet.replicas, fleet.pool_of, strict=True):
+        kinds.setdefault((pool.llm.name, pool.config.engine.kv.dtype), []).append(replica)
+    found = []
+    for (llm, dtype), replicas in kinds.items():
+        rebalancing = Rebalancing(replicas, fleet)
+        states = [ReplicaState(replica, fleet.pool_of[replica.index].name) for replica in replicas]
+        rebalancing.policy = choice.create(streams.get(f"rebalancer.{llm}.{dtype}"), states, rebalancing)
+        if not rebalancing.policy.period_s > 0:
+            raise PolicyError(f"rebalancer {choice.name} wants to be asked every {rebalancing.policy.period_s} s")
+        found.append(rebalancing)
+    return found

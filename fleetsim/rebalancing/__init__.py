@@ -1,0 +1,1 @@
+"""Who moves to which other replica: one file a policy."""

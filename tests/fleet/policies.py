@@ -1,0 +1,67 @@
+"""Policies that try what gateways and replicas must bear, named by import path in the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from numpy.random import Generator
+
+from fleetsim.plugins import PolicyConfig
+from fleetsim.rebalancing.api import Migrate, Move, MoveQueued, Moving, ReplicaState
+from fleetsim.routing.api import FleetView, RequestView, Route
+
+
+class RestlessConfig(PolicyConfig):
+    """How restless."""
+
+    period_s: float = 0.05
+    moves: int = 2
+
+
+class Restless:
+    """Moves random requests to random replicas all the time."""
+
+    Config: ClassVar = RestlessConfig
+
+    def __init__(
+        self, config: RestlessConfig, rng: Generator, replicas: Sequence[ReplicaState], moving: Moving
+    ) -> None:
+        self.period_s = config.period_s
+        self._config, self._rng, self._replicas, self._moving = config, rng, replicas, moving
+
+    def tick(self) -> list[Move]:
+        count = len(self._replicas)
+        moves: list[Move] = []
+        for _ in range(self._config.moves):
+            source, target = (int(i) for i in self._rng.permutation(count)[:2])
+            running = [r.id for r in self._replicas[source].running() if r.decoding]
+            waiting = [r.id for r in self._replicas[source].waiting()]
+            if running:
+                moves.append(Migrate(int(self._rng.choice(running)), source, target))
+            if waiting:
+                moves.append(MoveQueued(int(self._rng.choice(waiting)), source, target))
+        return moves
+
+
+class ImpatientConfig(PolicyConfig):
+    """When to lose patience."""
+
+    hedge_after_s: float = float("inf")
+    retry_after_s: float = float("inf")
+    max_attempts: int = 3
+
+
+class Impatient:
+    """The replicas in turn, with hedges and retries."""
+
+    Config: ClassVar = ImpatientConfig
+
+    def __init__(self, config: ImpatientConfig, rng: Generator, fleet: FleetView) -> None:
+        self._config, self._count, self._last = config, fleet.count, -1
+
+    def route(self, request: RequestView) -> Route:
+        self._last = (self._last + 1) % self._count
+        if request.attempt >= self._config.max_attempts:
+            return Route(self._last)
+        return Route(self._last, hedge_after_s=self._config.hedge_after_s, retry_after_s=self._config.retry_after_s)
