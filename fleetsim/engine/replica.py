@@ -314,7 +314,8 @@ class Replica:
 
     def roomiest_rank(self) -> int:
         """The rank with the most KV blocks that are not in use."""
-        free = [batch.cache.capacity - batch.cache.used for batch in self.batches]
+        done = 0 if self.has_chunks else self.steps_done(self.clock.now_s)
+        free = [batch.cache.capacity - batch.used_blocks(done) for batch in self.batches]
         return free.index(max(free))
 
     def meter(self, now_s: float) -> Meter:
