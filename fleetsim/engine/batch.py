@@ -418,6 +418,33 @@ class Batch:
         """Give back what was kept for a request, if anything was."""
         self.cache.used -= self.reserved.pop(request, 0)
 
+    def welcome(self, request: Request) -> None:
+        """Let a request for which blocks are kept join the queue, before the others, with blocks for all that it brings.
+
+        Where these are lacking, what it brings is given up and it is computed again.
+        """
+        target = request.prompt_tokens + request.generated
+        missing = -(-target // self.block_tokens) - self.reserved[request]
+        if missing <= 0 or self.reserve(request, missing):
+            self.waiting.appendleft(request)
+            return
+        self.unreserve(request)
+        request.carried_tokens = 0
+        request.preemptions += 1
+        self.preemptions += 1
+        self.waiting.append(request)
+
+    def prefer_reserved(self) -> bool:
+        """Put a waiting request for which blocks are kept before one that they leave no room for; False if there is none."""
+        for request in self.waiting:
+            if request in self.reserved:
+                if request is self.waiting[0]:
+                    return False
+                self.waiting.remove(request)
+                self.waiting.appendleft(request)
+                return True
+        return False
+
     def loaded(self, request: Request) -> None:
         """The keys and values of a loading request are here: it computes on from the next step."""
         del self.loading[request]

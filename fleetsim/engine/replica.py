@@ -459,7 +459,7 @@ class Replica:
             batch = self.batches[request.rank]
             batch.coming -= 1
             if batch.reserved and request in batch.reserved:
-                batch.waiting.appendleft(request)  # its blocks are kept for it already
+                batch.welcome(request)
             else:
                 batch.waiting.append(request)
 

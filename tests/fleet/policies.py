@@ -17,6 +17,8 @@ class RestlessConfig(PolicyConfig):
 
     period_s: float = 0.05
     moves: int = 2
+    last_s: float = 6.0
+    """Then it rests: what is moved for ever never ends."""
 
 
 class Restless:
@@ -31,6 +33,8 @@ class Restless:
         self._config, self._rng, self._replicas, self._moving = config, rng, replicas, moving
 
     def tick(self) -> list[Move]:
+        if self._moving.now_s > self._config.last_s:
+            return []
         count = len(self._replicas)
         moves: list[Move] = []
         for _ in range(self._config.moves):
