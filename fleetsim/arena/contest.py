@@ -119,6 +119,8 @@ def _run(entry: Entry, name: str, seed: int, allow_import: bool) -> Figures:
             result = run(_loaded(entry, name, seed), Path(folder) / "run", allow_import=allow_import)
         except FleetsimError as error:
             return {"failed": str(error)}
+        except Exception as error:  # a policy's own mistake ends its run, not the contest
+            return {"failed": f"{type(error).__name__}: {error}"}
     return {measure: result.summary[key] for measure, key in MEASURES.items()}
 
 
@@ -178,6 +180,8 @@ class _TimedChoice(Choice):
 
 def decision_us(entry: Entry, name: str, allow_import: bool = False) -> float | None:
     """Mean time of the entry's decisions in one run of a scenario [µs], reading the clock included; None if it took none."""
+    if not KINDS[entry.kind].decision:
+        return None
     watch = Stopwatch(KINDS[entry.kind].decision)
     with TemporaryDirectory(prefix="fleetsim-") as folder, allowing_imports(allow_import):
         loaded = _loaded(entry, name, 1)

@@ -29,7 +29,7 @@ HEAD = """\
 
 Policies against each other on a fixed suite of scenarios (version {version}, `scenarios/arena`), written by `{command}`.
 {seeds} seeds; all policies meet the same requests. Policies run with their own defaults; where routers are compared the scheduler
-is {scheduler}, where schedulers are the router is {router}.
+is {scheduler}, where schedulers are the router is {router}, and orders of the queue see output lengths that the gateway learns.
 
 - **Score** of a policy in a scenario and seed: the mean of its SLO attainment over the best one's, the best mean TTFT over its
   own, and the best p99 TTFT over its own, the best of its kind in that scenario and seed: 1 is best in everything. The overall

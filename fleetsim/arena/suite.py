@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ class Kind:
     baseline: str
     """What differences are taken to."""
     decision: str
-    """Method whose calls are its decisions."""
+    """Method whose calls are its decisions; none where they are not timed."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """What every entry of the kind finds in a scenario besides."""
 
 
 KINDS: Mapping[str, Kind] = {
     "routers": Kind("gateway.router", "least-outstanding", "route"),
     "schedulers": Kind("engine.scheduler", "vllm-v1", "schedule"),
-    "orders": Kind("engine.order", "fcfs", "key"),
+    "orders": Kind("engine.order", "fcfs", "", {"gateway.predictor": "learned"}),
 }
 
 
@@ -53,10 +55,10 @@ class Entry:
 
     def overrides(self, scenario: Scenario) -> dict[str, object]:
         """What it changes in a scenario: its block, with its own defaults, in place of the one that is there."""
-        path, block = KINDS[self.kind].path, {"policy": self.name}
-        if not path.startswith("engine"):
-            return {path: block}
-        return {f"pools[{number}].{path}": block for number in range(len(scenario.pools))}
+        kind, block = KINDS[self.kind], {"policy": self.name}
+        pools = range(len(scenario.pools)) if kind.path.startswith("engine") else ()
+        paths = [f"pools[{number}].{kind.path}" for number in pools] or [kind.path]
+        return {**kind.beside, **dict.fromkeys(paths, block)}
 
 
 def entries(wanted: Mapping[str, Sequence[str]]) -> list[Entry]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Write the page of all papers there (Markdown)."
 )
+@click.option("--recorded", "from_files", is_flag=True, help="Run nothing: show the figures that the files record.")
 @click.option("--write", is_flag=True, help="Write what we got into the paper files.")
 @click.option("--fast", is_flag=True, help="Only papers that take some seconds.")
 @click.option("--strict", is_flag=True, help="End with exit code 1 if a verdict is not the recorded one.")
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 def command(
     names: tuple[str, ...],
     out: Path | None,
+    from_files: bool,
     write: bool,
     fast: bool,
     strict: bool,
@@ -51,8 +53,11 @@ def command(
     files = [load_paper(paper_path(name)) for name in names or paper_names()]
     chosen = [file for file in files if not fast or file.paper.speed == "fast"]
     started = time.perf_counter()
-    outcomes = reproduce(chosen, jobs, None if fresh else Kept(), _notice, allow_import)
-    click.echo(f"{len(chosen)} papers in {time.perf_counter() - started:.1f} s", err=True)
+    if from_files:
+        outcomes = [recorded(file) for file in chosen]
+    else:
+        outcomes = reproduce(chosen, jobs, None if fresh else Kept(), _notice, allow_import)
+        click.echo(f"{len(chosen)} papers in {time.perf_counter() - started:.1f} s", err=True)
     if write:
         for outcome in outcomes:
             if not outcome.skipped:

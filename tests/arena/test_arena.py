@@ -50,6 +50,13 @@ class Picky:
         return Reject("not today")
 
 
+class Clumsy(Picky):
+    """Makes a mistake."""
+
+    def route(self, request: object) -> Reject:
+        raise ZeroDivisionError("by nought")
+
+
 class Broken(Picky):
     """Names a replica that is not there."""
 
@@ -144,10 +151,11 @@ def test_the_same_contest_gives_the_same_page_and_load_beats_chance(small: str) 
 
 def test_policies_from_elsewhere_enter_by_path_and_failures_are_told(small: str) -> None:
     with allowing_imports(True):
-        field = entries({"routers": [f"{__name__}:Picky", f"{__name__}:Broken"]})
+        field = entries({"routers": [f"{__name__}:{name}" for name in ("Picky", "Broken", "Clumsy")]})
     result = contest(field, [small], 2, allow_import=True)
     assert [run["attainment"] for run in result.figures[field[1], small]] == [0.0, 0.0]
     assert "99" in result.excluded[field[2], small]
+    assert result.excluded[field[3], small] == "ZeroDivisionError: by nought"
     text = page(result, "c")
     assert "Who cannot run what" in text
     assert [row.entry for row in ranking(result, "routers")] == field[:2]
@@ -194,3 +202,9 @@ def test_a_mistyped_scenario_is_answered() -> None:
     found = CliRunner().invoke(cli, ["arena", "--routers", "random", "--scenarios", "chatt"])
     assert found.exit_code == 2
     assert 'did you mean "chat"?' in found.stderr
+
+
+def test_the_committed_page_is_of_this_suite() -> None:
+    text = (ROOT / "docs" / "arena.md").read_text()
+    assert f"(version {version()}," in text
+    assert f"Scenarios: {', '.join(scenario_names())}." in text

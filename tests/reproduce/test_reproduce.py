@@ -274,6 +274,9 @@ def test_the_command_writes_page_and_figures_and_can_be_strict(tmp_path: Path) -
     assert call("--write", "--out", str(out))[0] == 0
     assert call("--strict")[0] == 0
     assert "| [p](#p) | R | 3 | 1.5–300 |" in out.read_text()
+    before = out.read_text()
+    assert call("--recorded", "--out", str(out))[0] == 0
+    assert out.read_text() == before
     report = json.loads(call("--json")[1])
     (paper,) = report["papers"]
     assert paper["verdict"] == "reproduced"
