@@ -204,7 +204,7 @@ class Batch:
         self.stalled: dict[Request, float] = {}
         """Decoding requests that were held back since their last token, and for how long [s]."""
         self.by_finish: list[tuple[int, int, Request]] = []
-        """Heap of (step after which it is done, id, request); entries of requests that stopped decoding before are stale."""
+        """Heap of (step after which it is done, order of ids, request); entries of requests that stopped decoding before are stale."""
         self.stale = False
         """Whether there may be such entries."""
         self.chunks: list[tuple[Request, int]] = []
@@ -552,7 +552,7 @@ class Batch:
         covered = request.target
         finish_step = self.step + request.output_tokens - request.generated
         request.finish_step = finish_step
-        heappush(self.by_finish, (finish_step, request.id, request))
+        heappush(self.by_finish, (finish_step, _order(request), request))
         self.decoding += 1
         self.ctx_tokens += covered
         self.phases[(covered - self.step) % self.block_tokens] += 1
@@ -818,6 +818,11 @@ class Batch:
                 raise LawError(f"law 3 (KV blocks and batch books): {what} kept {kept}, counted {counted}")
         if cache.free < 0 or cache.used < 0 or any(n.users < 0 for n in nodes):
             raise LawError(f"law 3 (KV blocks): used {cache.used}, cached {cache.cached}, capacity {cache.capacity}")
+
+
+def _order(request: Request) -> int:
+    """Order of ids, which two copies of a request share: their attempts differ by one."""
+    return 2 * request.id + (request.attempt & 1)
 
 
 def _cut(path: Path, blocks: int) -> Path:

@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Any
+
+import numpy as np
 
 from fleetsim.errors import PolicyError
 from fleetsim.routing.min_index import MinIndex
@@ -464,6 +467,16 @@ class FleetView:
         """
         assert self.caches is not None, "a router asks for watch_caches at construction"
         return self.caches.holders(self._paths_for(request), limit)
+
+    def hits(self, request: Prompt, limit: int = 64) -> Any:
+        """Tokens of the prompt that each replica's cache holds, as an array (after ``watch_caches()``).
+
+        Of the holders of each part of it only the `limit` ones that have held it for longest count.
+        """
+        assert self.caches is not None, "a router asks for watch_caches at construction"
+        found = np.zeros(len(self.pools))
+        self.caches.mark(self._paths_for(request), limit, found)
+        return found
 
     def prefill_s(self, position: int, tokens: float, cached: float) -> float:
         """Seconds that computing `tokens` prompt tokens after `cached` ones takes a replica, alone, by its own step times [s]."""

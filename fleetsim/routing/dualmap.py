@@ -82,10 +82,9 @@ class Dualmap:
         self._idle_s = [fleet.now_s] * count
         """When each replica was last seen without pending prompts."""
         self._candidates: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        for position in range(count):
-            self._first.insert(position)
-            self._second.insert(position)
-            self._members.add(position)
+        self._members.update(range(count))
+        self._first.fill(range(count))
+        self._second.fill(range(count))
         self._set_shares()
 
     def route(self, request: RequestView) -> int:

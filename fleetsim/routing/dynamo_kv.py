@@ -24,7 +24,7 @@ class DynamoKvConfig(PolicyConfig):
     block_tokens: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'tokens'})]" = 16
     """Tokens per block in which costs are counted."""
     holders: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'count'})]" = 64
-    """Replicas with a beginning of the prompt in their caches for which it counts, those with the longest one first."""
+    """Replicas with a beginning of the prompt in their caches for which it counts, those that have held it for longest."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -73,8 +73,7 @@ class DynamoKv:
 
     def _costs(self, request: RequestView) -> Any:
         costs = self._pending + request.prompt_tokens
-        for position, hit in self._fleet.cached(request, self._holders).items():
-            costs[position] -= hit
+        costs -= self._fleet.hits(request, self._holders)
         costs *= self._per_token
         costs += self._used * self._capacity
         return costs

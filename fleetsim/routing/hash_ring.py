@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
 from hashlib import blake2b
 
 
@@ -23,6 +24,12 @@ class HashRing:
         self._name = name
         self._virtual_nodes = virtual_nodes
         self._places: list[tuple[int, int]] = []
+
+    def fill(self, replicas: Iterable[int]) -> None:
+        """Let many replicas take their places at once."""
+        copies = range(self._virtual_nodes)
+        self._places.extend([(self.place(f"replica/{r}/{copy}"), r) for r in replicas for copy in copies])
+        self._places.sort()
 
     def insert(self, replica: int) -> None:
         """Let a replica take its places."""

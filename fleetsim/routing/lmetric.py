@@ -18,7 +18,7 @@ class LmetricConfig(PolicyConfig):
     """Parameters of LMetric, which needs no tuning."""
 
     holders: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'count'})]" = 64
-    """Replicas with a beginning of the prompt in their caches for which it counts, those with the longest one first."""
+    """Replicas with a beginning of the prompt in their caches for which it counts, those that have held it for longest."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -56,8 +56,7 @@ class Lmetric:
 
     def _scores(self, request: RequestView) -> Any:
         tokens = self._pending + request.prompt_tokens
-        for position, hit in self._fleet.cached(request, self._holders).items():
-            tokens[position] -= hit
+        tokens -= self._fleet.hits(request, self._holders)
         requests = self._waiting + self._running
         requests += 1.0
         tokens *= requests

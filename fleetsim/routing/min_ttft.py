@@ -18,7 +18,7 @@ class MinTtftConfig(PolicyConfig):
     """Parameters of the least predicted time to the first token."""
 
     holders: "Annotated[int, Field(ge=0, strict=True, json_schema_extra={'unit': 'count'})]" = 64
-    """Replicas with a beginning of the prompt in their caches whose prediction counts it, those with the longest one first.
+    """Replicas with a beginning of the prompt in their caches whose prediction counts it, those that have held it for longest.
     0: caches are not looked at."""
 
 

@@ -53,6 +53,9 @@ class PoolState:
         count = fleet.count
         self._sums = [[0.0] * 5 for _ in range(count)]
         """Of each replica: sums of weights, prompts, seconds, prompts squared, prompts x seconds."""
+        self._weights = 0.0
+        """Sum of all replicas' weights."""
+        self._prompts = 0.0
         self._seen = [0] * count
         self._slope_s: Any = np.zeros(count)
         """Seconds per prompt token of each replica; 0 where not known yet."""
@@ -86,9 +89,7 @@ class PoolState:
         slope_s = self._slope_s
         if not known.all():
             slope_s = np.where(known, slope_s, slope_s[known].mean())
-        weights = sum([sums[0] for sums in self._sums])
-        mean_tokens = sum([sums[1] for sums in self._sums]) / weights
-        waits: Any = (self._waiting * mean_tokens + tokens) * slope_s
+        waits: Any = (self._waiting * (self._prompts / self._weights) + tokens) * slope_s
         waits += 1e-9 * self._total
         if self._slow.any() and not self._slow.all():
             waits[self._slow] += float(waits.max()) + 1.0
@@ -99,6 +100,8 @@ class PoolState:
         config = self._config
         for position, tokens, seconds in self._answers:
             keep, sums = config.forget, self._sums[position]
+            self._weights += 1.0 - (1.0 - keep) * sums[0]
+            self._prompts += tokens - (1.0 - keep) * sums[1]
             for place, value in enumerate((1.0, tokens, seconds, tokens * tokens, tokens * seconds)):
                 sums[place] = sums[place] * keep + value
             self._seen[position] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -32,7 +33,7 @@ class PrebleConfig(PolicyConfig):
     block_tokens: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'tokens'})]" = 16
     """Tokens per block in which the gateway reads prompts."""
     holders: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'count'})]" = 64
-    """Replicas with a prefix that are looked at, those with the longest one first."""
+    """Replicas with a prefix that are looked at, those that have held it for longest."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -78,15 +79,14 @@ class Preble:
         self._expire()
         config, index, tokens = self._config, self._index, request.prompt_tokens
         path = request.prefix(config.block_tokens)
-        hits = self._hits_of(path)
-        chosen = self._exploit(hits, tokens)
+        chosen = self._exploit(path, tokens)
         if chosen < 0:
-            chosen = int(self._costs(hits, tokens).argmin())
+            chosen = int(self._costs(self._hits_of(path), tokens).argmin())
+        hit = index.held(path, chosen) * config.block_tokens
         index.insert(path, chosen)
         if index.sizes.values[chosen] > _SLACK * self._caps[chosen]:
             index.trim(chosen, self._caps[chosen])
         self._held[chosen] = index.sizes.values[chosen] * config.block_tokens
-        hit = hits.get(chosen, 0)
         seconds = self._fleet.prefill_s(chosen, tokens - hit, hit) + config.output_s
         self._window.append((self._fleet.now_s, chosen, seconds, tokens, hit))
         self._note(chosen, seconds, tokens, hit)
@@ -99,52 +99,43 @@ class Preble:
         hits = self._hits_of(request.prefix(self._config.block_tokens))
         costs = self._costs(hits, request.prompt_tokens).tolist()
         return {
-            i: {"cost_s": cost, "load_s": float(self._load_s[i]), "matched_tokens": float(hits.get(i, 0))}
+            i: {"cost_s": cost, "load_s": float(self._load_s[i]), "matched_tokens": float(hits[i])}
             for i, cost in enumerate(costs)
         }
 
-    def _hits_of(self, path: Path) -> dict[int, int]:
-        """Tokens that replicas were sent of a prompt, those with most first."""
-        found: dict[int, int] = {}
-        blocks, node = self._index.longest(path)
-        while blocks and len(found) < self._config.holders:
-            for holder in node.holders:
-                found.setdefault(holder, blocks * self._config.block_tokens)
-                if len(found) >= self._config.holders:
-                    break
-            parent = node.parent
-            if parent is None:
-                break
-            node, blocks = parent, parent.end
-        return found
+    def _hits_of(self, path: Path) -> Any:
+        """Tokens that each replica was sent of a prompt."""
+        hits = np.zeros(self._fleet.count)
+        self._index.mark(path, self._config.holders, self._config.block_tokens, hits)
+        return hits
 
-    def _exploit(self, hits: dict[int, int], tokens: int) -> int:
+    def _exploit(self, path: Path, tokens: int) -> int:
         """Of the replicas with the longest prefix, if that is long enough, the one with the least load; else -1."""
-        best, chosen, longest = 0.0, -1, 0
-        for position, hit in hits.items():
-            if hit < longest or hit < self._config.hit_threshold * tokens:
-                break
-            longest = hit
+        blocks, node = self._index.longest(path)
+        if not blocks or blocks * self._config.block_tokens < self._config.hit_threshold * tokens:
+            return -1
+        best, chosen = 0.0, -1
+        for position in islice(node.holders, self._config.holders):
             load_s = float(self._load_s[position])
             if chosen < 0 or load_s < best:
                 best, chosen = load_s, position
         return chosen
 
-    def _costs(self, hits: dict[int, int], tokens: int) -> Any:
+    def _costs(self, hits: Any, tokens: int) -> Any:
         """Seconds that each replica's load, evictions and this prompt's prefill add up to."""
-        costs = self._load_s + self._prefill_s(float(tokens))
         over = self._held + tokens
         over -= self._capacity
         np.maximum(over, 0.0, out=over)
-        reuse = self._hits / np.maximum(self._prompts, 1.0)
-        costs += reuse * over * self._token_s
-        fleet = self._fleet
-        for position, hit in hits.items():
-            costs[position] += fleet.prefill_s(position, tokens - hit, hit) - fleet.prefill_s(position, tokens, 0)
+        over *= self._token_s
+        over *= self._hits / np.maximum(self._prompts, 1.0)
+        left = tokens - hits
+        costs = self._load_s + self._base_s
+        costs += over
+        costs += left * self._token_s
+        left *= (tokens + 0.5) - 0.5 * left
+        left *= self._pair_s
+        costs += left
         return costs
-
-    def _prefill_s(self, tokens: float) -> Any:
-        return self._base_s + tokens * (self._token_s + (0.5 * (tokens + 1.0)) * self._pair_s)
 
     def _expire(self) -> None:
         window, since_s = self._window, self._fleet.now_s - self._config.window_s

@@ -6,6 +6,11 @@ on a prompt's path, whatever the number of replicas or blocks. A replica that ho
 
 from __future__ import annotations
 
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
 from fleetsim.routing.min_index import MinIndex
 from fleetsim.workload.prefixes import Path, Segment
 
@@ -84,6 +89,20 @@ class PrefixIndex:
                 node = child
         if added:
             self.sizes.add(replica, added)
+
+    def mark(self, path: Path, limit: int, unit: int, hits: Any) -> None:
+        """Set ``hits[replica]`` to `unit` for each leading block of `path` that it holds, for up to `limit` holders of each run."""
+        blocks, at = self.longest(path)
+        runs: list[tuple[PrefixNode, int]] = []
+        node: PrefixNode | None = at
+        while node is not None and blocks:
+            runs.append((node, blocks))
+            node = node.parent
+            blocks = 0 if node is None else node.end
+        for run, blocks in reversed(runs):
+            holders = run.holders
+            count = min(len(holders), limit)
+            hits[np.fromiter(islice(holders, count), np.intp, count)] = blocks * unit
 
     def held(self, path: Path, replica: int) -> int:
         """Leading blocks of `path` that `replica` holds."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import floor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mypy_extensions import mypyc_attr
 
@@ -328,6 +328,11 @@ class Caches:
         """Leading tokens that a replica holds of a prompt whose path is given by block size."""
         size = self._blocks[position]
         return self._indexes[size].held(paths[size], position) * size
+
+    def mark(self, paths: dict[int, Path], limit: int, hits: Any) -> None:
+        """Set ``hits[replica]`` to the tokens of the prompt that it holds, for up to `limit` holders of each of its parts."""
+        for size in self.sizes:
+            self._indexes[size].mark(paths[size], limit, size, hits)
 
     def holders(self, paths: dict[int, Path], limit: int) -> dict[int, int]:
         """Up to `limit` replicas (of each block size) that hold a beginning of the prompt, and how many tokens of it.

@@ -15,14 +15,14 @@ TIE_S = 1e-6
 class TtftScan:
     """Time to the first token that is to be expected of each replica: prompts before it, and its own after what is cached there.
 
-    A few vector operations over all replicas; those that hold a beginning of the prompt, up to `holders` of them, one by one.
+    A few vector operations over all replicas.
 
     Parameters
     ----------
     fleet : FleetView
         The view; its load telemetry is asked for, and that of caches unless `holders` is 0.
     holders : int
-        Replicas with a prefix that are looked at.
+        Replicas with a prefix whose caches count, those that have held it for longest.
     """
 
     __slots__ = ("_base_s", "_fleet", "_holders", "_pair_s", "_pending_s", "_running", "_token_s", "_waiting")
@@ -49,10 +49,14 @@ class TtftScan:
         found *= TIE_S
         found += self._pending_s
         found += self._base_s
-        found += n * self._token_s
-        found += (0.5 * n * (n + 1)) * self._pair_s
-        if self._holders:
-            for position, hit in fleet.cached(request, self._holders).items():
-                requests = self._running[position] + self._waiting[position]
-                found[position] = fleet.ttft_s(position, n, hit) + TIE_S * requests
+        if not self._holders:
+            found += n * self._token_s
+            found += (0.5 * n * (n + 1)) * self._pair_s
+            return found
+        left = n - fleet.hits(request, self._holders)
+        found += left * self._token_s
+        # of n tokens, m left: m (n - m) pairs with cached ones and m (m + 1) / 2 among themselves
+        left *= (n + 0.5) - 0.5 * left
+        left *= self._pair_s
+        found += left
         return found

@@ -182,10 +182,6 @@ class Request:
         self.host_energy_j = 0.0
         """What the servers around earlier replicas drew for it."""
 
-    def __lt__(self, other: Request) -> bool:
-        """Order of two copies of one request where nothing else tells them apart."""
-        return self.attempt < other.attempt
-
     def copy(self) -> Request:
         """The same request with nothing done for it yet."""
         twin = Request(
