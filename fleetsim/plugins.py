@@ -28,6 +28,7 @@ GROUPS = {
     "rebalancers": "who moves to which other replica",
     "routers": "replica choice for an admitted request",
     "searches": "which leaves of a search tree go on (workload kind tree-search)",
+    "compressions": "how many keys and values a request holds",
     "evictions": "which cached keys and values go first",
     "schedulers": "which requests run in the next step",
     "orders": "who is next in an engine's queue, and who gives way to whom",

@@ -199,3 +199,22 @@ class LowerTiers(Protocol):
     def forget(self, request: Request) -> None:
         """A request that waited is taken back."""
         ...
+
+
+class Compression(Protocol):
+    """Bounds the keys and values of a request: a share of its context is dropped, and what attends to it is approximate.
+
+    The engine holds a prompt's keys and values until it is computed, then no more than `kept_tokens` of the request. A token that
+    is decoded attends to these and to itself, and takes the place of one of them.
+    """
+
+    kept_tokens: int
+    """Tokens that a request holds at most once its prompt is computed, per layer on average. ≥ 1."""
+
+    def prompt_room(self, tokens: int) -> int:
+        """Tokens whose room a prompt of `tokens` takes while it is computed in one step (≥ min(tokens, kept_tokens))."""
+        ...
+
+    def scoring(self, tokens: int) -> tuple[int, int]:
+        """(query, key) pairs and keys read again to choose what stays of a prompt of `tokens`."""
+        ...

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from fleetsim.engine.api import LowerTiers
+from fleetsim.engine.api import Compression, LowerTiers
 from fleetsim.engine.prefix_cache import Node, PrefixCache
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.workload.prefixes import Content, Path, private_path
@@ -107,19 +107,25 @@ class Batch:
         Chooses which cached blocks go first; None is least recently used.
     view : CacheView, optional
         What that sees.
+    compression : Compression, optional
+        Bounds the tokens that a decoding request holds. Only without a prefix cache: what it leaves is nobody else's prefix.
     """
 
     __slots__ = (
         "block_tokens",
+        "by_cap",
         "by_finish",
         "cache",
+        "capped",
         "chunks",
         "coming",
+        "compression",
         "ctx_tokens",
         "decoding",
         "held",
         "interruptible",
         "keep_blocks",
+        "kept_tokens",
         "loading",
         "now_s",
         "order",
@@ -159,7 +165,17 @@ class Batch:
         order: Order | None = None,
         eviction: Any = None,
         view: Any = None,
+        compression: Compression | None = None,
     ) -> None:
+        if compression is not None and prefix_cache:
+            raise PolicyError("compressed keys and values are no prefix of other requests: no prefix cache beside them")
+        self.compression = compression
+        self.kept_tokens = _MANY if compression is None else compression.kept_tokens
+        """Tokens that a decoding request holds at most."""
+        self.capped: dict[Request, None] = {}
+        """Decoding requests that hold so many: they need no more blocks, and their share of `ctx_tokens` stays."""
+        self.by_cap: list[tuple[int, int, Request]] = []
+        """Heap of (step after which it holds so many, order of ids, request); some are of requests that have left."""
         self.retain_unmatched = retain_unmatched
         self.cache = PrefixCache(capacity_blocks, prefix_cache, eviction)
         self.user: Any = None if view is None else view.user
@@ -196,15 +212,15 @@ class Batch:
         self.decoding = 0
         """Running requests that get one token per step."""
         self.ctx_tokens = 0
-        """Tokens that the decoding requests' keys and values cover, summed."""
+        """Tokens whose keys and values the decoding requests hold, summed."""
         self.phases = [0] * block_tokens
-        """Decoding requests by (tokens covered - step) modulo block size: who needs a new block when."""
+        """Decoding requests that grow, by (tokens covered - step) modulo block size: who needs a new block when."""
         self.held = False
         """Whether the decoding requests get no token in the step being planned, and no blocks: it computes prompt chunks only."""
         self.stalled: dict[Request, float] = {}
         """Decoding requests that were held back since their last token, and for how long [s]."""
         self.by_finish: list[tuple[int, int, Request]] = []
-        """Heap of (step after which it is done, order of ids, request); entries of requests that stopped decoding before are stale."""
+        """Heap of (step after which it is done, order of ids, request); some are of requests that stopped decoding before."""
         self.stale = False
         """Whether there may be such entries."""
         self.chunks: list[tuple[Request, int]] = []
@@ -260,6 +276,11 @@ class Batch:
         if request.finish_step >= 0:
             return request.output_tokens - (request.finish_step - self.step)
         return request.generated
+
+    @property
+    def growing(self) -> int:
+        """Decoding requests whose keys and values grow with every token."""
+        return self.decoding - len(self.capped)
 
     # --- verbs of a scheduler ----------------------------------------------------------------------------------------
 
@@ -317,7 +338,8 @@ class Batch:
             planned = -(-(computed + tokens) // block_tokens)
             needed = -(-target // block_tokens) if whole else planned
         else:
-            planned = needed = -(-target // block_tokens)
+            room = target if self.compression is None else self.compression.prompt_room(target)
+            planned = needed = -(-room // block_tokens)
         kept = keep_free if self.held else keep_free + self.phases[-self.step % block_tokens]
         if needed - hits + idle + kept > cache.capacity - cache.used:
             # a first chunk needs fewer blocks once cached ones before it are evicted; a whole prompt never does
@@ -470,6 +492,8 @@ class Batch:
                 heappop(heap)
         if heap:
             limit = min(limit, heap[0][0] - self.step)
+        if self.by_cap:
+            limit = min(limit, self.by_cap[0][0] - self.step)
         limit = self._steps_within(self.cache.capacity - self.cache.used, limit)
         if self.tiers is not None and self.tiers.writes_back:
             limit = min(limit, self._steps_within(max(self.cache.free, 0), limit) + 1)
@@ -477,7 +501,7 @@ class Batch:
 
     def _steps_within(self, available: int, limit: int) -> int:
         """Decode steps, at most `limit`, that need no more than `available` new blocks."""
-        batch, block_tokens = self.decoding, self.block_tokens
+        batch, block_tokens = self.decoding - len(self.capped), self.block_tokens
         if batch * (limit // block_tokens + 1) <= available:
             return limit
         cycles = available // batch
@@ -494,7 +518,7 @@ class Batch:
 
     def decode(self, steps: int) -> None:
         """Give every decoding request `steps` tokens."""
-        batch = self.decoding
+        batch = self.decoding - len(self.capped)
         if batch:
             block_tokens, phases = self.block_tokens, self.phases
             cycles, rest = divmod(steps, block_tokens)
@@ -509,6 +533,8 @@ class Batch:
                 self.cache.allocate(blocks)
             self.ctx_tokens += batch * steps
         self.step += steps
+        if self.by_cap:
+            self._cap()
 
     def pop_finished(self) -> Request | None:
         """A decoding request whose last token has come, removed from the batch; None if there is none (left)."""
@@ -518,13 +544,7 @@ class Batch:
             if request.finish_step == finish_step and (not self.stale or request in self.running):
                 request.generated = request.output_tokens
                 request.finish_step = -1
-                self.decoding -= 1
-                covered = request.prompt_tokens + request.output_tokens - 1
-                self.ctx_tokens -= covered
-                block_tokens = self.block_tokens
-                self.phases[(covered - step) % block_tokens] -= 1
-                request.computed = covered
-                request.blocks = -(-covered // block_tokens)
+                self._end_decode(request, request.prompt_tokens + request.output_tokens - 1)
                 del self.running[request]
                 if self.order is not None:
                     self.order.left(request)
@@ -554,6 +574,13 @@ class Batch:
         request.finish_step = finish_step
         heappush(self.by_finish, (finish_step, _order(request), request))
         self.decoding += 1
+        if covered >= self.kept_tokens:
+            self.ctx_tokens += self.kept_tokens
+            self.capped[request] = None
+            self._compress(request)
+            return True
+        if self.compression is not None:
+            heappush(self.by_cap, (self.step + self.kept_tokens - covered, _order(request), request))
         self.ctx_tokens += covered
         self.phases[(covered - self.step) % self.block_tokens] += 1
         return True
@@ -568,9 +595,10 @@ class Batch:
     def used_blocks(self, steps_ahead: int) -> int:
         """Blocks in use after `steps_ahead` more decode steps (a pure question)."""
         blocks = self.cache.used
-        if steps_ahead and self.decoding:
+        growing = self.decoding - len(self.capped)
+        if steps_ahead and growing:
             cycles, rest = divmod(steps_ahead, self.block_tokens)
-            blocks += cycles * self.decoding
+            blocks += cycles * growing
             blocks += sum(self.phases[-(self.step + k) % self.block_tokens] for k in range(rest))
         return blocks
 
@@ -707,6 +735,10 @@ class Batch:
         self.prefill_ctx_tokens += upto
         if upto >= request.target:
             self.sampled += 1
+            if self.compression is not None:
+                pairs, keys = self.compression.scoring(request.target)
+                self.prefill_pairs += pairs
+                self.prefill_ctx_tokens += keys
         if self.interruptible:
             self._check_plan(request)
             return
@@ -744,13 +776,50 @@ class Batch:
         self.stale = True
         step = self.step
         request.generated = request.output_tokens - (request.finish_step - step)
-        covered = request.prompt_tokens + request.generated - 1
-        self.decoding -= 1
-        self.ctx_tokens -= covered
-        self.phases[(covered - step) % self.block_tokens] -= 1
+        self._end_decode(request, request.prompt_tokens + request.generated - 1)
         request.finish_step = -1
+
+    def _end_decode(self, request: Request, covered: int) -> None:
+        """Take a request whose tokens but the last are covered out of the sums, and tell it its blocks."""
+        block_tokens = self.block_tokens
+        self.decoding -= 1
         request.computed = covered
-        request.blocks = -(-covered // self.block_tokens)
+        if self.compression is not None:
+            self.note_approximate(request, covered)
+            if request in self.capped:
+                del self.capped[request]
+                covered = self.kept_tokens
+                self.ctx_tokens -= covered
+                request.blocks = -(-covered // block_tokens)
+                return
+        self.ctx_tokens -= covered
+        self.phases[(covered - self.step) % block_tokens] -= 1
+        request.blocks = -(-covered // block_tokens)
+
+    def note_approximate(self, request: Request, covered: int) -> None:
+        """Count the tokens that a request decoded since it joined and that attended to less than all before them."""
+        if self.compression is not None:
+            # the token after `kept_tokens` covered ones still sees them all
+            request.approximate_tokens += max(0, covered - max(self.kept_tokens, request.target - 1) - 1)
+
+    def _cap(self) -> None:
+        """Note who has got as many tokens as it may hold: it grows no more."""
+        heap, step, kept = self.by_cap, self.step, self.kept_tokens
+        while heap and heap[0][0] <= step:
+            request = heappop(heap)[2]
+            if request.finish_step < 0 or request in self.capped or request not in self.running:
+                continue
+            covered = request.prompt_tokens + request.output_tokens - (request.finish_step - step) - 1
+            if covered == kept:
+                self.phases[(covered - step) % self.block_tokens] -= 1
+                self.capped[request] = None
+
+    def _compress(self, request: Request) -> None:
+        """Give back what a request whose prompt is computed holds above its bound."""
+        kept = -(-self.kept_tokens // self.block_tokens)
+        if request.blocks > kept:
+            self.cache.used -= request.blocks - kept
+            request.blocks = kept
 
     def _release(self, request: Request, finished: bool) -> None:
         """Give back a request's blocks; whole ones stay cached where the cache is on."""
@@ -798,7 +867,10 @@ class Batch:
         covered = [r.prompt_tokens + r.output_tokens - (r.finish_step - self.step) - 1 for r in decoding]
         phases = [0] * self.block_tokens
         for tokens in covered:
-            phases[(tokens - self.step) % self.block_tokens] += 1
+            if tokens < self.kept_tokens:
+                phases[(tokens - self.step) % self.block_tokens] += 1
+        capped = {r for tokens, r in zip(covered, decoding, strict=True) if tokens >= self.kept_tokens}
+        covered = [min(tokens, self.kept_tokens) for tokens in covered]
         own = sum(-(-t // self.block_tokens) - r.shared_blocks for t, r in zip(covered, decoding, strict=True))
         own += sum(r.blocks - r.shared_blocks for r in prefilling)
         own += sum(parked.own_blocks for parked in self.parked) + sum(self.reserved.values())
@@ -807,6 +879,7 @@ class Batch:
         nodes = list(cache.nodes())
         facts = {
             "decoding requests": (self.decoding, len(decoding)),
+            "requests at their bound": ({*self.capped}, capped),
             "context tokens": (self.ctx_tokens, sum(covered)),
             "block phases": (self.phases, phases),
             "used KV blocks": (cache.used, own + sum(n.length for n in nodes if n.users)),

@@ -148,6 +148,8 @@ class Replica:
         """Duration of the whole leap."""
         self.ctx_first = 0
         """Context tokens that decode attention reads in the first step."""
+        self.ctx_per_step = 0
+        """Context tokens by which that grows with each step."""
         self.tokens_per_step = 0
         self.has_chunks = False
         # meters
@@ -333,7 +335,7 @@ class Replica:
             if not self.has_chunks:
                 batch = self.tokens_per_step
                 output += done * batch
-                ctx += done * self.ctx_first + batch * done * (done - 1) // 2
+                ctx += done * self.ctx_first + self.ctx_per_step * done * (done - 1) // 2
         return Meter(busy, energy, steps, prompt, output, ctx)
 
     def steps_done(self, now_s: float) -> int:
@@ -380,6 +382,7 @@ class Replica:
                 if request.segment_mark >= 0:
                     self._settle(request)
                     request.generated = request.output_tokens - (request.finish_step - batch.step)
+                    batch.note_approximate(request, request.prompt_tokens + request.generated - 1)
         return left
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -559,7 +562,7 @@ class Replica:
     def _plan_leap(self, group_tokens: int, steps: int) -> None:
         """As many decode steps, up to `steps`, as can be done before anything changes."""
         first_s = slope_s = first_j = slope_j = 0.0
-        ctx_first = 0
+        ctx_first = ctx_per_step = 0
         lines = []
         for batch in self.batches:
             steps = batch.steps_until_change(steps)
@@ -567,14 +570,16 @@ class Replica:
             if size:
                 ctx = batch.ctx_tokens + size
                 time_s, time_per_ctx_s, energy_j, energy_per_ctx_j, ctx_end = self.model.decode(size, ctx, group_tokens)
-                if ctx_end != inf:
-                    steps = min(steps, max(1, ceil((ctx_end - ctx) / size)))
-                first, slope = time_s + time_per_ctx_s * ctx, time_per_ctx_s * size
+                growing = size - len(batch.capped)
+                if ctx_end != inf and growing:
+                    steps = min(steps, max(1, ceil((ctx_end - ctx) / growing)))
+                first, slope = time_s + time_per_ctx_s * ctx, time_per_ctx_s * growing
                 if first > first_s or (first == first_s and slope > slope_s):
                     first_s, slope_s = first, slope
                 first_j += energy_j + energy_per_ctx_j * ctx
-                slope_j += energy_per_ctx_j * size
+                slope_j += energy_per_ctx_j * growing
                 ctx_first += ctx
+                ctx_per_step += growing
                 lines.append((first, slope))
         if len(lines) > 1:
             # another rank becomes the slowest one where its line crosses: the leap ends there
@@ -587,6 +592,7 @@ class Replica:
             raise LawError("a leap without steps")
         self.leap_steps = steps
         self.ctx_first = ctx_first
+        self.ctx_per_step = ctx_per_step
         self.first_s = first_s
         self.slope_s = slope_s
         self.first_j = first_j
@@ -597,7 +603,7 @@ class Replica:
         first_s, slope_s = self.first_s, self.slope_s
         pairs = steps * (steps - 1) // 2
         duration_s, energy_j = self.leap_s, self._leap_j(steps)
-        self.ctx_tokens_read += steps * self.ctx_first + size * pairs
+        self.ctx_tokens_read += steps * self.ctx_first + self.ctx_per_step * pairs
         self.busy_s += duration_s
         self.energy_j += energy_j
         self.steps += steps

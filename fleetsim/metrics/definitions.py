@@ -46,6 +46,8 @@ METRICS = (
            {"vllm": "duration", "aiperf": "benchmark_duration"}),
     Metric("prefix_hit_ratio", "", "prompt tokens found in the prefix cache / prompt tokens of requests that were scheduled",
            {"vllm": "prefix_cache_hits / prefix_cache_queries"}),
+    Metric("approximate_tokens", "tokens",
+           "tokens computed from an approximation of the keys and values before them, or reused as one: a risk to quality"),
     Metric("loaded_tokens", "tokens", "tokens loaded from host memory, drives or the store"),
     Metric("load_mean_s", "s", "mean over requests that loaded any: wait for them after the admission"),
     Metric("kv_host_ratio", "", "tokens loaded from host memory / prompt tokens of requests that were scheduled"),

@@ -112,8 +112,8 @@ def _counts(status: np.ndarray[Any, Any]) -> Figures:
 
 
 def _tokens(read: Reader) -> Figures:
-    names = ["prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "migrations", "first_scheduled_s"]
-    table = read("requests", names)
+    names = ["prompt_tokens", "output_tokens", "cached_tokens", "approximate_tokens"]
+    table = read("requests", [*names, "preemptions", "migrations", "first_scheduled_s"])
     prompts = table["prompt_tokens"].to_numpy()
     scheduled = prompts[~np.isnan(_as_floats(table["first_scheduled_s"]))].sum()
     cached = int(table["cached_tokens"].to_numpy().sum())
@@ -124,6 +124,7 @@ def _tokens(read: Reader) -> Figures:
         "output_tokens_mean": _number(table["output_tokens"].to_numpy().mean()) if len(prompts) else None,
         "cached_tokens": cached,
         "prefix_hit_ratio": cached / int(scheduled) if scheduled else 0.0,
+        "approximate_tokens": int(table["approximate_tokens"].to_numpy().sum()),
         "preemptions": int(table["preemptions"].to_numpy().sum()),
         "migrations": int(table["migrations"].to_numpy().sum()),
     }

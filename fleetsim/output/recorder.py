@@ -135,6 +135,7 @@ class RequestLog:
             "loaded_tokens": ints("loaded_tokens"),
             "load_s": floats("load_s"),
             "dropped_tokens": ints("dropped_tokens"),
+            "approximate_tokens": ints("approximate_tokens"),
             "preemptions": pa.array(ints("preemptions").astype(np.int32)),
             "migrations": pa.array(ints("migrations").astype(np.int32)),
             "ttft_s": _float_or_null(ttft),

@@ -55,6 +55,13 @@ REQUESTS = (
         "tokens",
         "Tokens taken out of the prompt by compressing it: what that does to quality is not known",
     ),
+    Column(
+        "approximate_tokens",
+        _I,
+        "tokens",
+        "Tokens computed from an approximation of the keys and values before them, or reused as one: a risk to quality; "
+        "again after a preemption",
+    ),
     Column("preemptions", "int32", "count", "Times it was preempted"),
     Column("migrations", "int32", "count", "Times it moved to another replica"),
     Column("ttft_s", _F, "s", "Time to first token", "first_token_s - arrival_s"),

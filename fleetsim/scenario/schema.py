@@ -545,6 +545,8 @@ class KvCache(Block):
     are evicted. A real engine does, since it cannot know; off, they are free at once, which is faster and finds more prefixes."""
     tiers: KvTiers | None = None
     """Host memory, drives and a remote store below the accelerators' memory; default: none."""
+    compression: Annotated[Choice, PolicyField("compressions")] | None = None
+    """How many keys and values of a request are held; default: all. Needs `engine.prefix_cache: false` and pools of role mixed."""
 
     @model_validator(mode="after")
     def _whole_pages(self) -> Self:
@@ -580,6 +582,10 @@ class Engine(Block):
     def _tiers_extend_a_cache(self) -> Self:
         if self.kv.tiers is not None and not self.prefix_cache:
             raise ValueError("kv.tiers keep what the prefix cache finds: they need prefix_cache: true")
+        if self.kv.compression is not None and self.prefix_cache:
+            raise ValueError(
+                "what kv.compression leaves of a request is no prefix of another: it needs prefix_cache: false"
+            )
         return self
 
     def located(self, base_dir: Path) -> Self:
@@ -665,6 +671,14 @@ class Pool(Block):
     """Clocks, caps and servers."""
     server: Server = Server()
     """Servers and their adapters, over which keys and values move."""
+
+    @model_validator(mode="after")
+    def _compressed_stays(self) -> Self:
+        if self.engine.kv.compression is not None and self.role != "mixed":
+            raise ValueError(
+                "engine.kv.compression needs role: mixed: moving compressed keys and values is not modelled"
+            )
+        return self
 
 
 class Energy(Block):
@@ -792,3 +806,11 @@ class Scenario(Block):
     """What energy costs besides being drawn."""
     run: Run = Run()
     """How to simulate."""
+
+    @model_validator(mode="after")
+    def _compressed_stays(self) -> Self:
+        if self.gateway.rebalancer is not None and any(pool.engine.kv.compression is not None for pool in self.pools):
+            raise ValueError(
+                "gateway.rebalancer moves keys and values, which is not modelled for pools with engine.kv.compression"
+            )
+        return self

@@ -41,6 +41,7 @@ class Request:
     """
 
     __slots__ = (
+        "approximate_tokens",
         "arrival_s",
         "attempt",
         "blocks",
@@ -160,6 +161,8 @@ class Request:
         self.migrations = 0
         self.dropped_tokens = 0
         """Prompt tokens that compressing took out of it."""
+        self.approximate_tokens = 0
+        """Tokens that were computed from an approximation of what stands before them, or are one themselves."""
         self.carried_tokens = 0
         """Tokens whose keys and values come from elsewhere when it is admitted next."""
         self.carrier: Carrier | None = None

@@ -1,0 +1,231 @@
+"""Budgets of keys and values: the books stay exact, leaps equal steps, and memory and time are what the arithmetic says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fleetsim
+from fleetsim.catalog.llm import load_llm
+from fleetsim.engine.batch import Batch
+from fleetsim.engine.compressions.cake import Cake, CakeConfig
+from fleetsim.errors import FleetsimError, PolicyError
+from fleetsim.fleet.pool import describe_pool
+from fleetsim.scenario.schema import Scenario
+from fleetsim.workload.request import Request
+from tests.engine.test_leaps import assert_same, run_both, workloads
+
+LAYERS = 32
+
+
+def scenario(compression: dict[str, Any] | None, **changes: Any) -> dict[str, Any]:
+    engine = {
+        "prefix_cache": False,
+        "scheduler": {"policy": "vllm-v1", "max_batched_tokens": 512, "max_seqs": 64},
+        "kv": {"capacity_tokens": 6400, "block_tokens": 16},
+    } | changes.pop("engine", {})
+    if compression is not None:
+        engine = {**engine, "kv": {**engine["kv"], "compression": {"policy": "cake", **compression}}}
+    return {
+        "schema": 1,
+        "name": "compressed",
+        "seed": 1,
+        "workload": {
+            "kind": "synthetic",
+            "requests": 100,
+            "arrivals": {"process": "poisson", "rate": "20 req/s"},
+            "prompt_tokens": {"distribution": "lognormal", "mean": 300, "cv": 1.0, "min": 1, "max": 900},
+            "output_tokens": {"distribution": "lognormal", "mean": 150, "cv": 1.0, "min": 1, "max": 500},
+        },
+        "pools": [{"name": "main", "llm": "llama-3.1-8b", "accelerator": "rtx-4090", "engine": engine}],
+    } | changes
+
+
+@st.composite
+def engines(draw: st.DrawFn) -> dict[str, Any]:
+    name = draw(st.sampled_from(["vllm-v1", "vllm-v1", "sarathi", "vllm-v0", "orca"]))
+    scheduler: dict[str, Any] = {"policy": name}
+    if name == "vllm-v1":
+        scheduler |= {
+            "max_batched_tokens": draw(st.sampled_from([64, 256, 2048])),
+            "max_seqs": draw(st.sampled_from([2, 16, 64])),
+            "reserve_whole_prompt": draw(st.booleans()),
+        }
+    return {
+        "scheduler": scheduler,
+        "kv": {
+            "block_tokens": draw(st.sampled_from([1, 8, 16, 64])),
+            "capacity_tokens": draw(st.sampled_from([1600, 2560, 6400, 100_000])),
+        },
+    }
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    workload=workloads(),
+    engine=engines(),
+    budget=st.sampled_from([2, 17, 64, 100, 333, 5000]),
+    seed=st.integers(0, 10_000),
+)
+def test_leaps_equal_step_by_step(
+    workload: dict[str, Any], engine: dict[str, Any], budget: int, seed: int, tmp_path: Any
+) -> None:
+    """The books are recounted at every boundary on the way (law 3)."""
+    compression = {"budget_tokens": budget, "window_tokens": 1 + budget // 8 if budget > 2 else 1}
+    fast, slow = run_both(scenario(compression, workload=workload, engine=engine, seed=seed), tmp_path)
+    assert_same(fast, slow)
+    columns = [result.requests().sort_by("request_id")["approximate_tokens"].to_pylist() for result in (fast, slow)]
+    assert columns[0] == columns[1]
+
+
+def test_the_comparison_is_not_vacuous(tmp_path: Any) -> None:
+    """Requests are compressed while they decode and before, some are preempted, and fewer than without a budget."""
+    plain, bounded = (scenario(c) for c in (None, {"budget_tokens": 128}))
+    for one in (plain, bounded):
+        one["pools"][0]["engine"]["kv"] = {**one["pools"][0]["engine"]["kv"], "capacity_tokens": 1600}
+    fast, slow = run_both(bounded, tmp_path / "bounded")
+    assert_same(fast, slow)
+    table = fast.requests()
+    prompt, output = (table[name].to_numpy() for name in ("prompt_tokens", "output_tokens"))
+    assert ((prompt < 128) & (prompt + output > 140)).any()
+    assert (prompt > 128).any()
+    full = fleetsim.run(Scenario.model_validate(plain), out=tmp_path / "plain", check=True)
+    assert full.summary["preemptions"] > fast.summary["preemptions"] > 0
+    assert full.summary["approximate_tokens"] == 0
+    assert fast.summary["makespan_s"] < full.summary["makespan_s"]
+
+
+def test_approximate_tokens_are_those_that_saw_less_than_all(tmp_path: Any) -> None:
+    changes = {"kv": {"capacity_tokens": 100_000}}
+    tight = Scenario.model_validate(scenario({"budget_tokens": 200}, engine=changes))
+    result = fleetsim.run(tight, out=tmp_path / "run", check=True)
+    assert result.summary["preemptions"] == 0
+    table = result.requests()
+    for prompt, output, found in zip(
+        *(table[name].to_pylist() for name in ("prompt_tokens", "output_tokens", "approximate_tokens")), strict=True
+    ):
+        # token t of the answer (the first comes from the prompt) is computed after prompt + t - 2 others and itself
+        assert found == sum(prompt + t - 2 > 200 for t in range(2, output + 1))
+    assert result.summary["approximate_tokens"] == sum(table["approximate_tokens"].to_pylist()) > 0
+
+
+def test_a_budget_that_nobody_reaches_changes_nothing(tmp_path: Any) -> None:
+    tables = [
+        fleetsim.run(Scenario.model_validate(scenario(c)), out=tmp_path / name).requests()
+        for name, c in (("none", None), ("wide", {"budget_tokens": 100_000}))
+    ]
+    assert tables[0].equals(tables[1])
+
+
+def batch(capacity_tokens: int, budget: int = 1024) -> Batch:
+    compression = Cake(CakeConfig(budget_tokens=budget), LAYERS)
+    return Batch(capacity_tokens // 16, 16, False, compression=compression)
+
+
+def computed(one: Batch, request: Request) -> int:
+    """Compute a prompt in one step; blocks in use meanwhile."""
+    one.waiting.append(request)
+    assert one.admit(request, request.prompt_tokens, whole=False) == request.prompt_tokens
+    used = one.cache.used
+    one.decode(1)
+    one.finish_chunk(request, request.prompt_tokens)
+    one.clear_plan()
+    return used
+
+
+def test_blocks_by_hand() -> None:
+    """A prompt in one step takes the budget and one layer, in chunks all of it; then the budget, however long it decodes."""
+    one = batch(1_000_000)
+    whole = Request(0, 0.0, 131_072, 5000)
+    assert computed(one, whole) == -(-((1024 * 31 + 131_072) / 32) // 16) == 318
+    assert one.cache.used == 64
+    one.decode(4000)
+    assert one.cache.used == 64
+    one.verify()
+    chunked = Request(1, 0.0, 131_072, 5)
+    one.waiting.append(chunked)
+    assert one.admit(chunked, 131_000, whole=False) == 131_000
+    one.decode(1)
+    assert not one.finish_chunk(chunked, 131_000)
+    one.clear_plan()
+    assert one.extend(chunked, 72)
+    assert one.cache.used == 64 + 8192
+    one.decode(1)
+    one.finish_chunk(chunked, 72)
+    one.clear_plan()
+    assert one.cache.used == 128
+    assert one.ctx_tokens == 2048
+    one.decode(3)
+    one.preempt(chunked)
+    assert chunked.approximate_tokens == 3
+    assert one.cache.used == 64
+    one.verify()
+
+
+def test_growth_up_to_the_budget() -> None:
+    one = batch(10_000, budget=100)
+    request = Request(0, 0.0, 90, 50)
+    computed(one, request)
+    assert (one.cache.used, one.growing, one.steps_until_change(1000)) == (6, 1, 10)
+    one.decode(10)
+    assert (one.cache.used, one.growing, one.ctx_tokens, one.steps_until_change(1000)) == (7, 0, 100, 39)
+    one.verify()
+    one.decode(39)
+    assert one.pop_finished() is request
+    assert request.approximate_tokens == 38  # of the 49, ten fill the budget and one more still sees all of it
+    assert (one.cache.used, one.ctx_tokens, one.decoding, one.growing) == (0, 0, 0, 0)
+    one.verify()
+
+
+def test_room_for_more_requests() -> None:
+    """Requests at a time grow as context over budget."""
+    counts = []
+    for budget in (1024, 8192):
+        one = batch(131_072, budget=budget)
+        request_id = 0
+        while True:
+            request = Request(request_id, 0.0, 8192, 10)
+            one.waiting.append(request)
+            if not one.admit(request, 8192, whole=False):
+                break
+            one.decode(0)
+            one.finish_chunk(request, 8192)
+            one.clear_plan()
+            request_id += 1
+        counts.append(request_id)
+    assert counts[1] == 131_072 // 8192
+    assert counts[0] == pytest.approx(counts[1] * 8192 / 1024, abs=1)
+
+
+def test_step_time_and_bytes_of_a_long_prompt() -> None:
+    """Llama 3.1 8B at 128K and 1,024 kept: 16.8 GB of keys and values become 0.13 GB, a decode step of one half as long."""
+    kv_bytes = load_llm("llama-3.1-8b").kv_bytes_per_token("auto")
+    assert 128_000 * kv_bytes == pytest.approx(16.8e9, rel=0.01)
+    assert 1024 * kv_bytes == pytest.approx(0.134e9, rel=0.01)
+    pool = describe_pool(Scenario.model_validate(scenario({})).pools[0], 0, Path())
+    steps_s = []
+    for tokens in (128_000, 1024):
+        line = pool.model.decode(1, tokens + 1, 1)
+        steps_s.append(line.time_s + line.time_per_ctx_s * (tokens + 1))
+    assert steps_s[0] / steps_s[1] == pytest.approx(2.0, rel=0.15)
+
+
+def test_refused_beside_what_is_not_modelled() -> None:
+    good = scenario({})
+    pool = good["pools"][0]
+    for changes in (
+        {"pools": [{**pool, "engine": {**pool["engine"], "prefix_cache": True}}]},
+        {"pools": [{**pool, "role": "prefill"}]},
+        {"gateway": {"rebalancer": {"policy": "llumnix"}}},
+        {"pools": scenario({"budget_tokens": 32, "window_tokens": 32})["pools"]},
+    ):
+        with pytest.raises((ValueError, FleetsimError)):
+            Scenario.model_validate(good | changes)
+    with pytest.raises(PolicyError, match="prefix"):
+        Batch(10, 16, True, compression=Cake(CakeConfig(), LAYERS))
