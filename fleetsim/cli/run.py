@@ -10,6 +10,7 @@ import click
 
 from fleetsim import plugins
 from fleetsim.cli.console import import_option, json_option, print_json, print_table, set_option
+from fleetsim.cli.explain import explained, tell
 from fleetsim.cli.progress import watching
 from fleetsim.errors import InputError
 from fleetsim.experiment.run import Result, run
@@ -28,6 +29,10 @@ SLO_MISSED, INTERRUPTED = 3, 130
 @click.option("--check", is_flag=True, help="Verify the laws of the simulation while it runs.")
 @click.option("--fail-on-slo", is_flag=True, help="End with exit code 3 if the SLO is missed.")
 @import_option
+@click.option(
+    "--explain", multiple=True, type=int, metavar="REQUEST", help="Tell why a request went where it went; repeatable."
+)
+@click.option("--what-if", is_flag=True, help="With --explain: run again with each other replica, and compare.")
 @click.option("--force", is_flag=True, help="Run although the SLO is below what physics allows.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, warnings or files; the answer only.")
 def command(
@@ -38,6 +43,8 @@ def command(
     check: bool,
     fail_on_slo: bool,
     allow_import: bool,
+    explain: tuple[int, ...],
+    what_if: bool,
     force: bool,
     quiet: bool,
 ) -> int:
@@ -50,15 +57,22 @@ def command(
         loaded = load_scenario(scenario_path(scenario), overrides)
         if fail_on_slo and loaded.scenario.slo is None:
             raise InputError("--fail-on-slo: the scenario has no `slo`")
+        if what_if and not explain:
+            raise InputError("--what-if: name a request with --explain")
         with watching(not quiet) as progress:
-            result = run(loaded, out, check=check, allow_import=allow_import, progress=progress, force=force)
+            result = run(
+                loaded, out, check=check, allow_import=allow_import, progress=progress, force=force, explain=explain
+            )
+        decisions = explained(result, explain, lambda **steer: run(loaded, **steer, force=force), what_if)
     if not quiet:
         for warning in result.warnings:
             click.echo(f"warning: {warning}", err=True)
     if as_json:
-        print_json(contract(result))
+        print_json({**contract(result), **({"decisions": decisions} if explain else {})})
     else:
         _tell(result, quiet)
+        for decision in decisions:
+            tell(decision)
         if scenario is None and not quiet:
             click.echo("\nnext: fleetsim init, edit scenario.yaml, fleetsim run scenario.yaml", err=True)
     if result.interrupted:

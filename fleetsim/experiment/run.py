@@ -95,6 +95,7 @@ def run(
     progress: Progress | None = None,
     force: bool = False,
     explain: Sequence[int] = (),
+    steer: Mapping[int, int] | None = None,
 ) -> Result:
     """Simulate a scenario and write its tables.
 
@@ -115,6 +116,9 @@ def run(
         Told how far the run is.
     explain : sequence of int
         Requests whose routing is explained, by id: a table ``decisions`` tells what the gateway saw of each candidate.
+    steer : mapping of int to int, optional
+        Requests sent to a replica of your choice whatever the router says, by their ids; replicas are numbered over the fleet. The
+        same run with one decision changed tells what that decision cost.
     force : bool
         Run although an SLO is below the physical floor of every pool.
 
@@ -135,6 +139,7 @@ def run(
         live = _Live(loaded, clock, streams, check)
         if explain:
             live.fleet.gateway.decisions = DecisionLog(explain)
+        live.fleet.gateway.steered = dict(steer or {})
         folder = ResultFolder(target, {"scenario_digest": live.digest, "fleetsim_version": __version__})
         try:
             return _simulate(live, folder, progress, warnings, started)

@@ -105,6 +105,8 @@ class Gateway:
         """Requests of each pool that finished."""
         self.decisions: DecisionLog | None = None
         """Where decisions about some requests are explained, if anybody asked."""
+        self.steered: dict[int, int] = {}
+        """Replica, over the whole fleet, to which a request is sent whatever the router says, by its id."""
         self.by_id: dict[int, Request] | None = None
         """Requests under way, where somebody may want to move them."""
         self.outside: dict[Request, None] = {}
@@ -294,26 +296,19 @@ class Gateway:
         self._view._request = request
         now_s = view.now_s = self.clock.now_s
         ready_s = now_s + group.delay_s
-        log = self.decisions
-        if log is not None and request.id in log.requests:
-            candidates = log.candidates(side.router, view, self._view)
-            decision = side.router.route(self._view)
-            log.note(side.router, view, self._view, candidates, decision)
-        else:
-            decision = side.router.route(self._view)
+        decision = side.router.route(self._view) if self.decisions is None else self._explained(side, request)
         if group.energy_j:
             self.energy_j += group.energy_j
             request.host_energy_j += group.energy_j
-        decode = LOCAL
-        patience = _NO_PATIENCE
+        route = _PLAIN
         if isinstance(decision, Route):
-            decode, patience = decision.decode, (decision.hedge_after_s, decision.retry_after_s)
-            if decision.prompt_tokens >= 0:
-                _compress(request, decision.prompt_tokens)
-            ready_s += decision.prepare_s
-            for move in decision.moves:
+            route = decision
+            if route.prompt_tokens >= 0:
+                _compress(request, route.prompt_tokens)
+            ready_s += route.prepare_s
+            for move in route.moves:
                 self.move_queued(move, side.replicas)
-            decision = decision.replica
+            decision = route.replica
         elif isinstance(decision, Reject):
             self._reject(request, decision.reason)
             return
@@ -321,18 +316,36 @@ class Gateway:
             raise PolicyError(
                 f"router answered {decision!r} for request {request.id}; there are {len(side.replicas)} replicas"
             )
-        needed = request.prompt_tokens + (0 if side.prefills_only[decision] else request.output_tokens)
-        if needed > side.capacity_tokens[decision]:
+        if self.steered and not request.attempt and request.id in self.steered:
+            decision = _position(side, self.steered[request.id], decision)
+        self._dispatch(group, request, decision, route, ready_s)
+
+    def _explained(self, side: Side, request: Request) -> Any:
+        """Ask the router, and keep what it knew if somebody wants to hear about this request."""
+        log = self.decisions
+        assert log is not None
+        if request.id not in log.requests:
+            return side.router.route(self._view)
+        candidates = log.candidates(side.router, side.view, self._view)
+        decision = side.router.route(self._view)
+        log.note(side.router, side.view, self._view, candidates, decision)
+        return decision
+
+    def _dispatch(self, group: Group, request: Request, position: int, route: Route, ready_s: float) -> None:
+        """Send a request to the replica chosen, if that can hold it."""
+        side = group.entry
+        needed = request.prompt_tokens + (0 if side.prefills_only[position] else request.output_tokens)
+        if needed > side.capacity_tokens[position]:
             self._reject(request, "longer than the KV cache")
             return
-        replica = side.replicas[decision]
-        if replica.index == self._twin_at(request):
+        replica = side.replicas[position]
+        if self._twins and replica.index == self._twin_at(request):
             self._reject(request, "")
             return
         if group.decode is not None:
-            request.decode_at = self._decode_at(group.decode, side, decision, decode)
-        if patience != _NO_PATIENCE and request not in self._twins:
-            self._watch(group, request, *patience)
+            request.decode_at = self._decode_at(group.decode, side, position, route.decode)
+        if route is not _PLAIN and request not in self._twins:
+            self._watch(group, request, route.hedge_after_s, route.retry_after_s)
         self._send(request, replica, ready_s + replica.model.frontend_s)
 
     def _decode_at(self, decode: Side, side: Side, position: int, answer: int) -> int:
@@ -516,6 +529,8 @@ class Gateway:
 
     def _watch(self, group: Group, request: Request, hedge_after_s: float, retry_after_s: float) -> None:
         """Wait for the first token of a request no longer than its router wants to."""
+        if hedge_after_s == inf and retry_after_s == inf:
+            return
         for side in (group.entry, group.decode):
             for replica in side.replicas if side is not None else ():
                 replica.on_first_token = self.started
@@ -681,6 +696,14 @@ def _freshness(config: View) -> Freshness:
     return Freshness(config.freshness, age_s, config.own_counts)
 
 
+def _position(side: Side, index: int, otherwise: int) -> int:
+    """Number of a replica in a view."""
+    for position, replica in enumerate(side.replicas):
+        if replica.index == index:
+            return position
+    return otherwise
+
+
 class _Nobody:
     """Stands where no pool serves the LLM that was asked for."""
 
@@ -690,4 +713,5 @@ class _Nobody:
 
 _NOBODY = _Nobody()
 _GONE: Any = object()
-_NO_PATIENCE = (inf, inf)
+_PLAIN = Route(-1)
+"""What a router that answers with a number means."""
