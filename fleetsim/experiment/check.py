@@ -89,6 +89,7 @@ def check_scenario(loaded: LoadedScenario) -> list[Finding]:
             findings += pool_check(site)
     if len(sites) == len(loaded.scenario.pools):
         findings += _slo_above_floors(loaded, sites)
+        findings += _halves_meet(sites)
     if not any(finding.severity == "error" for finding in findings):
         for site in sites:
             findings += _step_times_known(site)
@@ -511,6 +512,34 @@ _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
 
 
 # --- objectives against physics ---------------------------------------------------------------------------------------
+
+
+def _halves_meet(sites: list[Site]) -> Findings:
+    """Pools for prompts need pools for answers of the same LLM with the same format of keys and values, and the other way round."""
+    by_llm: dict[str, list[Site]] = {}
+    for site in sites:
+        by_llm.setdefault(site.llm.name, []).append(site)
+    for llm, group in by_llm.items():
+        for site in group:
+            role = site.pool.role
+            other = {"prefill": "decode", "decode": "prefill"}.get(role)
+            if other is None:
+                continue
+            partners = [g for g in group if g.pool.role not in (role, "mixed")]
+            helpers = [g for g in group if g.pool.role != role]
+            what = "answers" if role == "prefill" else "prompts"
+            if not helpers:
+                yield site.finding(
+                    ("role",), f"no pool computes {what} of {llm}", f'give another pool of it "role: {other}" or no role'
+                )
+            for partner in partners or helpers:
+                own, theirs = (g.llm.kv_dtype(g.pool.engine.kv.dtype) for g in (site, partner))
+                if own != theirs:
+                    yield site.finding(
+                        ("engine", "kv", "dtype"),
+                        f'keys and values are {own} here and {theirs} in pool "{partner.pool.name}": they cannot be handed over',
+                        "give both pools the same `engine.kv.dtype`",
+                    )
 
 
 def _slo_above_floors(loaded: LoadedScenario, sites: list[Site]) -> Findings:

@@ -188,3 +188,27 @@ def test_parts_of_a_mix_are_checked(check: Check) -> None:
         "workload.parts.worse.profile",
         "workload.parts.worse.model",
     ]
+
+
+APART = """\
+schema: 1
+name: apart
+workload: {kind: synthetic, requests: 5, arrivals: {process: poisson, rate: 1 req/s},
+  prompt_tokens: {distribution: fixed, value: 100}, output_tokens: {distribution: fixed, value: 10}}
+pools:
+  - {name: a, llm: llama-3.1-8b, accelerator: h100-sxm, role: prefill}
+  - {name: b, llm: llama-3.1-8b, accelerator: h100-sxm, role: decode}
+"""
+
+
+def test_pools_for_prompts_and_answers_meet(check: Check) -> None:
+    assert check(text=APART) == []
+    lonely = check("pools[1].llm=qwen3-14b", text=APART)
+    assert [f.message for f in lonely] == [
+        "no pool computes answers of llama-3.1-8b",
+        "no pool computes prompts of qwen3-14b",
+    ]
+    formats = check("pools[0].engine.kv.dtype=fp8", text=APART)
+    assert len(formats) == 2
+    assert "cannot be handed over" in formats[0].message
+    assert check("pools[0].role=mixed", text=APART) == []
