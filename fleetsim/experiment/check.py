@@ -530,7 +530,9 @@ def _halves_meet(sites: list[Site]) -> Findings:
             what = "answers" if role == "prefill" else "prompts"
             if not helpers:
                 yield site.finding(
-                    ("role",), f"no pool computes {what} of {llm}", f'give another pool of it "role: {other}" or no role'
+                    ("role",),
+                    f"no pool computes {what} of {llm}",
+                    f'give another pool of it "role: {other}" or no role',
                 )
             for partner in partners or helpers:
                 own, theirs = (g.llm.kv_dtype(g.pool.engine.kv.dtype) for g in (site, partner))
