@@ -390,10 +390,15 @@ class FleetView:
             raise PolicyError("two routers of one gateway count work with different decode_weight_tokens")
         return self.by_work
 
-    def watch_load(self) -> Board:
-        """Ask, at construction, for what the replicas publish of their load."""
+    def watch_load(self, scan: bool = True) -> Board:
+        """Ask, at construction, for what the replicas publish of their load.
+
+        Without `scan`, which is cheaper in large fleets, only for that of replicas for which ``Board.look`` is called first.
+        """
         if self.board is None:
             self.board = Board(self._known_probes(), self.freshness, self.now_s)
+        if scan:
+            self.board.scanned = True
         return self.board
 
     def watch_caches(self, holders: bool = True) -> None:
@@ -486,6 +491,7 @@ class FleetView:
         """Time to the first token that is to be expected of a replica (after `watch_load`): prompts before it, and its own [s]."""
         board = self.board
         assert board is not None, "a router asks for watch_load at construction"
+        board.look(position)
         probe = self._probes[position]
         own_s = probe.prefill_s(prompt_tokens - hit_tokens, hit_tokens)
         return board.pending_s[position] + own_s + probe.frontend_s

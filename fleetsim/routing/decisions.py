@@ -75,6 +75,8 @@ class DecisionLog:
 def _row(view: FleetView, position: int, request: RequestView, figures: Mapping[str, float]) -> dict[str, Any]:
     """What the view shows of one replica."""
     board = view.board
+    if board is not None:
+        board.look(position)
     hit = view.known_hit_tokens(position, request)
     prefill_s = ttft_s = None
     if view.has_telemetry:

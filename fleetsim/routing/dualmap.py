@@ -69,7 +69,7 @@ class Dualmap:
     def __init__(self, config: DualmapConfig, rng: Generator, fleet: FleetView) -> None:
         self._config = config
         self._fleet = fleet
-        self._board = fleet.watch_load()
+        self._board = fleet.watch_load(scan=False)
         fleet.watch_caches(holders=False)
         self._first = HashRing("first", config.virtual_nodes)
         self._second = HashRing("second", config.virtual_nodes)
@@ -95,6 +95,7 @@ class Dualmap:
         if len(candidates) > _REMEMBERED:
             candidates.popitem(last=False)
         chosen = first if first == second else self._better(request, first, second)
+        self._board.look(chosen)
         if not self._board.pending_tokens[chosen]:
             self._idle_s[chosen] = self._fleet.now_s
         return chosen
@@ -121,6 +122,7 @@ class Dualmap:
 
     def overloaded(self, position: int) -> bool:
         """Whether a replica has more pending prompt tokens than it clears within the objective, or has stalled."""
+        self._board.look(position)
         pending: float = self._board.pending_tokens[position]
         return pending > self.clears_tokens(position) or self._stall_s(position) > 0.0
 
@@ -194,6 +196,8 @@ class Dualmap:
         fleet, board = self._fleet, self._board
         hit_first, hit_second = fleet.hit_tokens(first, request), fleet.hit_tokens(second, request)
         if hit_first == hit_second:
+            board.look(first)
+            board.look(second)
             share_first: float = board.pending_tokens[first] / self.clears_tokens(first)
             share_second: float = board.pending_tokens[second] / self.clears_tokens(second)
             return second if share_second < share_first else first
@@ -207,6 +211,7 @@ class Dualmap:
     def _stall_s(self, position: int) -> float:
         """How long a replica with pending prompts has not finished one, if that is too long [s]."""
         now_s = self._fleet.now_s
+        self._board.look(position)
         if not self._board.pending_tokens[position]:
             self._idle_s[position] = now_s
             return 0.0

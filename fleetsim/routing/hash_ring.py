@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from hashlib import blake2b
 
@@ -18,39 +19,43 @@ class HashRing:
         Places of each replica. ≥ 1.
     """
 
-    __slots__ = ("_name", "_places", "_virtual_nodes")
+    __slots__ = ("_name", "_owners", "_places", "_virtual_nodes")
 
     def __init__(self, name: str, virtual_nodes: int) -> None:
         self._name = name
         self._virtual_nodes = virtual_nodes
-        self._places: list[tuple[int, int]] = []
+        self._places = array("Q")  # side by side in memory: a search of a long ring waits for little else
+        self._owners: list[int] = []
 
     def fill(self, replicas: Iterable[int]) -> None:
-        """Let many replicas take their places at once."""
+        """Let many replicas take their places on an empty ring at once."""
         copies = range(self._virtual_nodes)
-        self._places.extend([(self.place(f"replica/{r}/{copy}"), r) for r in replicas for copy in copies])
-        self._places.sort()
+        entries = sorted([(self.place(f"replica/{r}/{copy}"), r) for r in replicas for copy in copies])
+        self._places = array("Q", [place for place, _ in entries])
+        self._owners = [replica for _, replica in entries]
 
     def insert(self, replica: int) -> None:
         """Let a replica take its places."""
         for copy in range(self._virtual_nodes):
-            insort(self._places, (self.place(f"replica/{replica}/{copy}"), replica))
+            place = self.place(f"replica/{replica}/{copy}")
+            at = bisect_left(self._places, place)
+            self._places.insert(at, place)
+            self._owners.insert(at, replica)
 
     def remove(self, replica: int) -> None:
         """Let a replica leave; nothing happens if it is not there."""
-        for copy in range(self._virtual_nodes):
-            entry = (self.place(f"replica/{replica}/{copy}"), replica)
-            at = bisect_left(self._places, entry)
-            if at < len(self._places) and self._places[at] == entry:
-                del self._places[at]
+        if replica in self._owners:
+            kept = [(p, r) for p, r in zip(self._places, self._owners, strict=True) if r != replica]
+            self._places = array("Q", [place for place, _ in kept])
+            self._owners = [other for _, other in kept]
 
     def owner(self, key: str, other_than: int = -1) -> int:
         """The first replica after the key's place, or the first that is not `other_than` if there is one."""
-        places = self._places
-        size = len(places)
-        at = bisect_right(places, (self.place(key), 1 << 62))
+        owners = self._owners
+        size = len(owners)
+        at = bisect_right(self._places, self.place(key))
         for step in range(at, at + size):
-            replica = places[step % size][1]
+            replica = owners[step % size]
             if replica != other_than:
                 return replica
         return other_than

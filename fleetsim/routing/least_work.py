@@ -44,7 +44,7 @@ class LeastWork:
     Config: ClassVar = LeastWorkConfig
 
     def __init__(self, config: LeastWorkConfig, rng: Generator, fleet: FleetView) -> None:
-        board = fleet.watch_load()
+        board = fleet.watch_load(scan=not config.choices)
         self._board: Board = board
         self._count = fleet.count
         self._choices = min(config.choices, fleet.count)
@@ -79,6 +79,7 @@ class LeastWork:
 
     def _work_s(self, position: int, tokens: int) -> float:
         board = self._board
+        board.look(position)
         running: float = board.running[position]
         waiting: float = board.waiting[position]
         pending_s: float = board.pending_s[position]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,9 @@ class PoolStateConfig(PolicyConfig):
     forget: "Annotated[float, Field(gt=0, lt=1, json_schema_extra={'unit': 'ratio'})]" = 0.99
     """Weight of an observation relative to the next one at the same replica: a window of about 100."""
     slow_under: "Annotated[float, Field(ge=0, le=1, json_schema_extra={'unit': 'ratio'})]" = 0.7
-    """A replica whose prefill rate falls below this part of its best so far is slow: avoided while there are others."""
+    """A replica whose prefill rate falls below this part of its usual one is slow: avoided while at most half of them are."""
+    error_under: "Annotated[float, Field(gt=0, json_schema_extra={'unit': 'ratio'})]" = 0.25
+    """A slope whose standard error is not below this part of it says nothing: times to the first token tell more of queues."""
     least_observations: "Annotated[int, Field(ge=2, strict=True, json_schema_extra={'unit': 'count'})]" = 20
     """A replica with fewer first tokens seen is taken for as fast as the others on average."""
 
@@ -29,10 +32,12 @@ class PoolStateConfig(PolicyConfig):
 class PoolState:
     """The least expected wait, from queues and prefill rates that the gateway infers from its own sends and first tokens.
 
-    Rule: for each replica, waiting = sent - first tokens seen; its prefill rate is the slope of a regression of the times to the
-    first token on prompt lengths, with weights that fall by `forget` per observation. Expected wait = waiting x mean prompt /
-    rate + own prompt / rate; argmin over the replicas that are not slow (over all if all are), ties to the fewest outstanding
-    requests. Slow is whose rate fell below `slow_under` of the best it had.
+    Rule: for each replica, queue = sent - done; its prefill rate is the slope of a regression of the times to the first token on
+    prompt lengths, with weights that fall by `forget` per observation. Expected wait = queue x mean prompt / rate + own prompt /
+    rate; argmin over the replicas that are not slow. A slope counts while its standard error is below `error_under` of it; a
+    replica without one is taken for as fast as the others on average, and where there is none at all the fewest outstanding
+    requests decide. Slow is whose rate fell below `slow_under` of its mean so far; where more than half of them are, none is
+    avoided.
 
     What is charged: nothing; the scan grows with the fleet, in vector operations. Nothing is read from replicas.
 
@@ -46,23 +51,22 @@ class PoolState:
     def __init__(self, config: PoolStateConfig, rng: Generator, fleet: FleetView) -> None:
         self._config = config
         self._outstanding = fleet.outstanding
-        self._decoding = fleet.decoding
-        fleet.index_work(0)
         self._answers = fleet.watch_answers()
         self._changed = fleet.watch_outstanding()
         count = fleet.count
-        self._sums = [[0.0] * 5 for _ in range(count)]
-        """Of each replica: sums of weights, prompts, seconds, prompts squared, prompts x seconds."""
+        self._sums = [[0.0] * 6 for _ in range(count)]
+        """Of each replica: sums of weights, prompts, seconds, prompts squared, prompts x seconds, seconds squared."""
         self._weights = 0.0
         """Sum of all replicas' weights."""
         self._prompts = 0.0
         self._seen = [0] * count
         self._slope_s: Any = np.zeros(count)
         """Seconds per prompt token of each replica; 0 where not known yet."""
-        self._best_s = [0.0] * count
+        self._known = [0] * count
+        self._usual_s = [0.0] * count
+        """Mean slope of each replica so far."""
         self._slow: Any = np.zeros(count, dtype=bool)
-        self._waiting: Any = np.zeros(count)
-        self._total: Any = np.zeros(count)
+        self._queue: Any = np.zeros(count)
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
@@ -74,7 +78,7 @@ class PoolState:
         return {
             i: {
                 "wait_s": wait,
-                "waiting": float(self._waiting[i]),
+                "queue": float(self._queue[i]),
                 "token_s": float(self._slope_s[i]),
                 "slow": float(self._slow[i]),
             }
@@ -85,13 +89,12 @@ class PoolState:
         self._learn()
         known = self._slope_s > 0.0
         if not known.any():
-            return self._total + self._waiting  # nothing seen yet: the fewest requests
+            return self._queue + 0.0  # nothing seen yet: the fewest requests
         slope_s = self._slope_s
         if not known.all():
             slope_s = np.where(known, slope_s, slope_s[known].mean())
-        waits: Any = (self._waiting * (self._prompts / self._weights) + tokens) * slope_s
-        waits += 1e-9 * self._total
-        if self._slow.any() and not self._slow.all():
+        waits: Any = (self._queue * (self._prompts / self._weights) + tokens) * slope_s
+        if 0 < 2 * int(self._slow.sum()) <= len(waits):
             waits[self._slow] += float(waits.max()) + 1.0
         return waits
 
@@ -102,21 +105,32 @@ class PoolState:
             keep, sums = config.forget, self._sums[position]
             self._weights += 1.0 - (1.0 - keep) * sums[0]
             self._prompts += tokens - (1.0 - keep) * sums[1]
-            for place, value in enumerate((1.0, tokens, seconds, tokens * tokens, tokens * seconds)):
+            for place, value in enumerate((1.0, tokens, seconds, tokens * tokens, tokens * seconds, seconds * seconds)):
                 sums[place] = sums[place] * keep + value
             self._seen[position] += 1
             self._changed.append(position)
             if self._seen[position] < config.least_observations:
                 continue
-            spread = sums[0] * sums[3] - sums[1] * sums[1]
-            slope_s = (sums[0] * sums[4] - sums[1] * sums[2]) / spread if spread > 0.0 else 0.0
+            slope_s = _slope(sums, config.error_under)
+            self._slope_s[position] = slope_s
             if slope_s > 0.0:
-                best_s = self._best_s[position]
-                self._best_s[position] = best_s = slope_s if best_s <= 0.0 else min(best_s, slope_s)
-                self._slope_s[position] = slope_s
-                self._slow[position] = best_s / slope_s < config.slow_under
+                self._known[position] += 1
+                self._usual_s[position] += (slope_s - self._usual_s[position]) / self._known[position]
+                self._slow[position] = self._usual_s[position] / slope_s < config.slow_under
         self._answers.clear()
         for position in self._changed:
-            self._total[position] = self._outstanding[position]
-            self._waiting[position] = self._outstanding[position] - self._decoding[position]
+            self._queue[position] = self._outstanding[position]
         self._changed.clear()
+
+
+def _slope(sums: list[float], error_under: float) -> float:
+    """Slope of seconds on prompt tokens; 0 where its standard error is not below `error_under` of it."""
+    weight, x, y, xx, xy, yy = sums
+    spread = xx - x * x / weight
+    if spread <= 0.0 or weight <= 2.0:
+        return 0.0
+    shared = xy - x * y / weight
+    slope = shared / spread
+    rest = max(yy - y * y / weight - slope * shared, 0.0)
+    error = sqrt(rest / ((weight - 2.0) * spread))
+    return slope if slope > 0.0 and error < error_under * slope else 0.0

@@ -66,7 +66,7 @@ class PrefixScore:
         self._precise = config.precise
         self._kv: list[int] = []
         if config.precise:
-            self._board = fleet.watch_load()
+            self._board = fleet.watch_load(scan=False)
             fleet.watch_caches()
         else:
             self._kv = fleet.index_kv(config.expected_output_tokens).values
@@ -134,6 +134,8 @@ class PrefixScore:
         """Scores of candidates; what they hold and the `whole` prompt both in tokens or both in blocks."""
         config, fleet = self._config, self._fleet
         if self._precise:
+            for candidate in matched:
+                self._board.look(candidate)
             loads = [self._board.waiting[candidate] for candidate in matched]
             used = [fleet.kv_used(candidate) for candidate in matched]
         else:

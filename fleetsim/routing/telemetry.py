@@ -120,6 +120,7 @@ class Board:
         "pending_s",
         "pending_tokens",
         "running",
+        "scanned",
         "waiting",
     )
 
@@ -140,6 +141,8 @@ class Board:
         self.last_prefill_s = array("d", zeros)
         """When a first token last came."""
         self._watchers: list[list[int]] = []
+        self.scanned = False
+        """Whether all figures are kept up to date; else, in an exact view, only those that `look` was called for."""
         self._dirty = [False] * len(probes)
         self._changed: list[int] = []
         """Replicas that changed since their figures were last read."""
@@ -159,6 +162,7 @@ class Board:
 
     def watch(self) -> list[int]:
         """Ask, at construction, for a list of replicas whose figures change (all of them at first); the router empties it."""
+        self.scanned = True
         watcher = list(range(len(self._probes)))
         self._watchers.append(watcher)
         return watcher
@@ -179,8 +183,15 @@ class Board:
             self._report(last_s, position)
         if not self._dirty[position]:
             self._dirty[position] = True
-            self._changed.append(position)
+            if self.scanned or kind != "exact":
+                self._changed.append(position)
         self._last_s[position] = now_s
+
+    def look(self, position: int) -> None:
+        """Bring one replica's figures to what is known, where they are not `scanned`."""
+        if self._dirty[position] and not self.scanned and self._freshness.kind == "exact":
+            self._dirty[position] = False
+            self._show(position, self._probes[position].load(self._last_s[position]))
 
     def begin(self, now_s: float) -> None:
         """Bring the figures to what is known at `now_s`."""

@@ -266,7 +266,7 @@ def _facts(thing: Request | FleetView) -> list[Any]:
     if isinstance(thing, FleetView):
         facts += [repr(index and index.values) for index in (thing.by_outstanding, thing.by_work)]
         board = thing.board
-        if board is not None:
+        if board is not None and board.scanned:  # else looking at a replica brings its figures up to date
             facts += [
                 repr(figures) for figures in (board.waiting, board.running, board.pending_tokens, board.pending_s)
             ]
