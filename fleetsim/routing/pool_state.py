@@ -22,7 +22,7 @@ class PoolStateConfig(PolicyConfig):
     """Weight of an observation relative to the next one at the same replica: a window of about 100."""
     slow_under: "Annotated[float, Field(ge=0, le=1, json_schema_extra={'unit': 'ratio'})]" = 0.7
     """A replica whose prefill rate falls below this part of its usual one is slow: avoided while at most half of them are."""
-    error_under: "Annotated[float, Field(gt=0, json_schema_extra={'unit': 'ratio'})]" = 0.1
+    error_under: "Annotated[float, Field(gt=0, json_schema_extra={'unit': 'ratio'})]" = 0.25
     """A slope whose standard error is not below this part of it says nothing: times to the first token tell more of queues."""
     least_observations: "Annotated[int, Field(ge=2, strict=True, json_schema_extra={'unit': 'count'})]" = 20
     """A replica with fewer first tokens seen is taken for as fast as the others on average."""
