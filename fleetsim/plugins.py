@@ -26,6 +26,7 @@ GROUPS = {
     "admissions": "who is let in, put off or turned away",
     "predictors": "output length that the gateway expects",
     "rebalancers": "who moves to which other replica",
+    "reuses": "which keys and values are reused that stand behind another start",
     "routers": "replica choice for an admitted request",
     "searches": "which leaves of a search tree go on (workload kind tree-search)",
     "compressions": "how many keys and values a request holds",

@@ -201,6 +201,25 @@ class LowerTiers(Protocol):
         ...
 
 
+class Reuse(Protocol):
+    """Lets a rank take keys and values of tokens that were computed behind another start, corrected by an approximation.
+
+    They count as computed for the request that takes them, and for nobody else: it publishes nothing that stands behind its own
+    instructions.
+    """
+
+    match_s: float
+    """Time to look for them, before a request that may take some joins the queue [s]. ≥ 0."""
+
+    def reused(self, request: Request, computed: int) -> int:
+        """Tokens of a request's prompt behind its first `computed` ones that need not be computed."""
+        ...
+
+    def ended(self, request: Request) -> None:
+        """A request has left; keys and values of its first `request.computed` tokens were here."""
+        ...
+
+
 class Compression(Protocol):
     """Bounds the keys and values of a request: a share of its context is dropped, and what attends to it is approximate.
 

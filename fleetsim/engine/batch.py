@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from fleetsim.engine.api import Compression, LowerTiers
+from fleetsim.engine.api import Compression, LowerTiers, Reuse
 from fleetsim.engine.prefix_cache import Node, PrefixCache
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.workload.prefixes import Content, Path, private_path
@@ -109,6 +109,8 @@ class Batch:
         What that sees.
     compression : Compression, optional
         Bounds the tokens that a decoding request holds. Only without a prefix cache: what it leaves is nobody else's prefix.
+    reuse : Reuse, optional
+        Takes keys and values from behind other starts. Only with a prefix cache.
     """
 
     __slots__ = (
@@ -141,6 +143,7 @@ class Batch:
         "reserved",
         "resumed",
         "retain_unmatched",
+        "reuse",
         "running",
         "sampled",
         "seats",
@@ -166,9 +169,13 @@ class Batch:
         eviction: Any = None,
         view: Any = None,
         compression: Compression | None = None,
+        reuse: Reuse | None = None,
     ) -> None:
         if compression is not None and prefix_cache:
             raise PolicyError("compressed keys and values are no prefix of other requests: no prefix cache beside them")
+        if reuse is not None and not prefix_cache:
+            raise PolicyError("keys and values from behind other starts are reused beside a prefix cache only")
+        self.reuse = reuse
         self.compression = compression
         self.kept_tokens = _MANY if compression is None else compression.kept_tokens
         """Tokens that a decoding request holds at most."""
@@ -323,7 +330,7 @@ class Batch:
             return self._admit_carried(request, max_tokens, keep_free)
         preempted = request.preemptions or request.generated
         target = request.prompt_tokens + request.generated if preempted else request.prompt_tokens
-        computed = hits = idle = 0
+        computed = hits = idle = reused = 0
         content = request.content
         if cache.enabled and (content is not None or preempted):
             if self.user is not None:
@@ -332,6 +339,9 @@ class Batch:
             hits = cache.lookup(path, (target - 1) // block_tokens)
             idle = cache.hit_idle
             computed = hits * block_tokens
+        if self.reuse is not None and content is not None and content.segments:
+            reused = min(self.reuse.reused(request, computed), target - 1 - computed)
+            computed += reused
         tokens = target - computed
         if tokens > max_tokens:
             tokens = max_tokens
@@ -356,7 +366,9 @@ class Batch:
         request.status = RUNNING
         if not preempted:
             request.first_scheduled_s = self.now_s
-            request.cached_tokens = computed
+            request.cached_tokens = hits * block_tokens
+        if self.reuse is not None:
+            request.approximate_tokens = reused
         self.running[request] = None
         self.prefilling.append(request)
         self._plan_chunk(request, tokens)
@@ -759,6 +771,8 @@ class Batch:
         block_tokens = self.block_tokens
         if not content.open_ended and covered > request.prompt_tokens:
             covered = request.prompt_tokens
+        if self.reuse is not None and request.approximate_tokens:
+            covered = min(covered, content.runs[0][1])
         whole, shared = covered // block_tokens, request.shared_blocks
         if whole <= shared:
             return
@@ -832,6 +846,10 @@ class Batch:
             shared = request.shared_blocks
             whole = request.computed // self.block_tokens
             own = request.blocks - shared
+            if self.reuse is not None:
+                self.reuse.ended(request)
+                if request.approximate_tokens and not finished:
+                    whole = shared
             if self.user is not None:
                 self.user._request = request
             if whole > shared:

@@ -92,6 +92,8 @@ class Replica:
         self.wake_s = inf
         """Instant at which the order of a queue may change by itself."""
         self.gaps = gaps
+        self.match_s = max([0.0 if batch.reuse is None else batch.reuse.match_s for batch in self.batches])
+        """Time before a request of agents joins the queue, to look for what it can reuse [s]."""
         self.on_finish = on_finish
         self.on_first_token: Callable[[Request], None] | None = None
         """Called with each request that got its first token, if anybody cares."""
@@ -169,6 +171,8 @@ class Replica:
 
     def enqueue(self, request: Request, ready_s: float, rank: int = -1) -> None:
         """Let a request join the queue at `ready_s` (not before now), of the least loaded rank or of the one given."""
+        if self.match_s and request.content is not None and request.content.segments:
+            ready_s += self.match_s
         if self.tiers is not None and self.tiers.prefetch(request, ready_s):
             if request.queued_s != request.queued_s:
                 request.queued_s = ready_s

@@ -154,6 +154,7 @@ class Fleet:
             eviction,
             view,
             compression,
+            None if kv.reuse is None else kv.reuse.create(self._scenario.seed),
         )
 
     # --- arrivals ----------------------------------------------------------------------------------------------------

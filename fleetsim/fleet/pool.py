@@ -15,6 +15,7 @@ from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.steptime.governor import governed
+from fleetsim.errors import DataError, Finding
 from fleetsim.fleet.probe import PrefillTime
 from fleetsim.scenario import schema
 
@@ -101,6 +102,14 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
     capacity_tokens = (
         engine.kv.capacity_tokens or memory_plan(llm, accelerator, config.parallelism, engine).capacity_tokens
     )
+    if engine.kv.reuse is not None:
+        kept = getattr(engine.kv.reuse.config, "reserved_tokens", 0)
+        if kept >= capacity_tokens:
+            message = (
+                f"{engine.kv.reuse.name} keeps {kept:,} tokens, the KV cache of {config.name} holds {capacity_tokens:,}"
+            )
+            raise DataError(Finding(message))
+        capacity_tokens -= kept
     price = (accelerator.price_usd_per_h or 0.0) if config.price is None else config.price
     return Pool(
         name=config.name,

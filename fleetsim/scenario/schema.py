@@ -241,6 +241,9 @@ class Sessions(Block):
     """Mean pause between the end of an answer and the next turn (exponential)."""
     max_context_tokens: Tokens = 32_768
     """A session ends before a turn whose prompt and output would exceed this."""
+    agent_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)] = 0
+    """Above 0, turns are agents that read each other's answers: the n-th turn's prompt starts with so many tokens of instructions,
+    which are the n-th agent's in every session, then come the task (the first turn's `prompt_tokens`) and all answers so far."""
 
 
 class SyntheticWorkload(Block):
@@ -281,6 +284,10 @@ class SyntheticWorkload(Block):
             missing = [k for k in ("arrivals", "prompt_tokens", "output_tokens") if getattr(self, k) is None]
             if missing:
                 raise ValueError(f"without a profile these must be given: {', '.join(missing)}")
+        if self.prefixes is not None and self.sessions is not None and self.sessions.agent_tokens:
+            raise ValueError(
+                "prefixes and sessions.agent_tokens cannot be combined: the prompts start with the instructions"
+            )
         if isinstance(self.arrivals, ClosedLoopArrivals) and self.sessions is not None:
             raise ValueError(
                 "closed-loop arrivals and sessions cannot be combined: a session's turns already form a loop"
@@ -545,8 +552,16 @@ class KvCache(Block):
     are evicted. A real engine does, since it cannot know; off, they are free at once, which is faster and finds more prefixes."""
     tiers: KvTiers | None = None
     """Host memory, drives and a remote store below the accelerators' memory; default: none."""
+    reuse: Annotated[Choice, PolicyField("reuses")] | None = None
+    """Which keys and values are reused that stand behind another start; default: none. Needs `engine.prefix_cache: true`, no
+    tiers, and pools of role mixed."""
     compression: Annotated[Choice, PolicyField("compressions")] | None = None
     """How many keys and values of a request are held; default: all. Needs `engine.prefix_cache: false` and pools of role mixed."""
+
+    @property
+    def approximate(self) -> str:
+        """What makes keys and values approximate here, if anything does."""
+        return "compression" if self.compression is not None else "reuse" if self.reuse is not None else ""
 
     @model_validator(mode="after")
     def _whole_pages(self) -> Self:
@@ -585,6 +600,10 @@ class Engine(Block):
         if self.kv.compression is not None and self.prefix_cache:
             raise ValueError(
                 "what kv.compression leaves of a request is no prefix of another: it needs prefix_cache: false"
+            )
+        if self.kv.reuse is not None and not (self.prefix_cache and self.kv.tiers is None):
+            raise ValueError(
+                "kv.reuse adds to what the prefix cache finds: it needs prefix_cache: true, and no kv.tiers"
             )
         return self
 
@@ -673,10 +692,10 @@ class Pool(Block):
     """Servers and their adapters, over which keys and values move."""
 
     @model_validator(mode="after")
-    def _compressed_stays(self) -> Self:
-        if self.engine.kv.compression is not None and self.role != "mixed":
+    def _approximate_stays(self) -> Self:
+        if self.engine.kv.approximate and self.role != "mixed":
             raise ValueError(
-                "engine.kv.compression needs role: mixed: moving compressed keys and values is not modelled"
+                f"engine.kv.{self.engine.kv.approximate} needs role: mixed: moving approximate keys and values is not modelled"
             )
         return self
 
@@ -808,9 +827,11 @@ class Scenario(Block):
     """How to simulate."""
 
     @model_validator(mode="after")
-    def _compressed_stays(self) -> Self:
-        if self.gateway.rebalancer is not None and any(pool.engine.kv.compression is not None for pool in self.pools):
-            raise ValueError(
-                "gateway.rebalancer moves keys and values, which is not modelled for pools with engine.kv.compression"
-            )
+    def _approximate_stays(self) -> Self:
+        for pool in self.pools:
+            if self.gateway.rebalancer is not None and pool.engine.kv.approximate:
+                raise ValueError(
+                    "gateway.rebalancer moves keys and values, which is not modelled for pools with "
+                    f"engine.kv.{pool.engine.kv.approximate}"
+                )
         return self

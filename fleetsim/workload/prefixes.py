@@ -34,16 +34,22 @@ class Content:
     before them (the last may name a partial block).
     """
 
-    __slots__ = ("_paths", "hash_tokens", "hashes", "open_ended", "runs")
+    __slots__ = ("_paths", "hash_tokens", "hashes", "open_ended", "runs", "segments")
 
     def __init__(
-        self, runs: tuple[tuple[int, int], ...] = (), hashes: tuple[int, ...] = (), hash_tokens: int = 0
+        self,
+        runs: tuple[tuple[int, int], ...] = (),
+        hashes: tuple[int, ...] = (),
+        hash_tokens: int = 0,
+        segments: tuple[int, ...] = (),
     ) -> None:
         self.runs = runs
         self.hashes = hashes
         self.hash_tokens = hash_tokens
         self.open_ended = bool(runs) and runs[-1][1] == OPEN_END
         """Whether the output's tokens are known too."""
+        self.segments = segments
+        """Lengths of the messages after the first run, in prompts of agents: others have the same behind other first runs."""
         self._paths: dict[int, Path] | None = None
 
     def path(self, block_tokens: int) -> Path:

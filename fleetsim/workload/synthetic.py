@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from fleetsim.kernel.streams import Streams
 
+_AGENTS = 10_000_000
+"""Where numbers of agents begin: above every shared prefix's."""
 _RETRY_S = 1.0
 """A closed loop's user whose request was turned away waits at least this long."""
 
@@ -34,6 +36,11 @@ def group_stream(group: int) -> int:
 def session_stream(session: int) -> int:
     """Content stream of a conversation."""
     return 2 * session + 1
+
+
+def agent_stream(turn: int) -> int:
+    """Content stream of an agent's instructions."""
+    return group_stream(_AGENTS + turn)
 
 
 class PrefixGroups(dict[int, Content]):
@@ -157,13 +164,15 @@ class Conversations:
 
     A session's lengths and pauses are drawn when it starts, so they do not depend on how fast the fleet answers. Its
     requests have consecutive ids. The first turn is sent whatever its length; a later one that would exceed the context
-    ends the session.
+    ends the session. Where turns are agents, each prompt starts with the agent's instructions, and only the first brings new
+    tokens.
     """
 
     skipped_rows = 0
 
     def __init__(self, config: schema.SyntheticWorkload, streams: Streams, chunk: int = CHUNK) -> None:
         assert config.sessions is not None
+        self._agent_tokens = config.sessions.agent_tokens
         self._sessions = config.sessions
         self._config = config
         self.total = config.requests
@@ -181,12 +190,15 @@ class Conversations:
         for times in _limited(self._arrivals.chunks(self._chunk), cap, self._config.duration):
             groups, turns = self._groups(len(times)), self._turns(len(times)).tolist()
             for time_s, group, count in zip(times.tolist(), groups, turns, strict=True):
-                plan = self._plan(count, 0 if group is None else group[1])
+                plan = self._plan(count, self._agent_tokens if group is None else group[1])
                 if cap is not None:
                     plan = plan[: cap - next_id]
                 runs = ((contents + session_stream(session), OPEN_END),)
-                content = Content(runs if group is None else (group, *runs))
                 prompt, output, _ = plan[0]
+                if self._agent_tokens:
+                    content = self._agent_content(session, 0, (prompt - self._agent_tokens,))
+                else:
+                    content = Content(runs if group is None else (group, *runs))
                 if len(plan) > 1:
                     self._live[session] = deque(plan[1:])
                 yield Request(next_id, time_s, prompt, output, content, session, 0, None, None, self._config.model)
@@ -206,18 +218,28 @@ class Conversations:
             del self._live[request.session]
         if over:
             return None
+        content = request.content
+        if self._agent_tokens and content is not None:
+            segments = (*content.segments, request.output_tokens)
+            content = self._agent_content(request.session, request.turn + 1, segments)
         return Request(
             request.id + 1,
             now_s + pause_s,
             prompt,
             output,
-            request.content,
+            content,
             request.session,
             request.turn + 1,
             None,
             None,
             request.model,
         )
+
+    def _agent_content(self, session: int, turn: int, segments: tuple[int, ...]) -> Content:
+        """An agent's instructions, then the messages of its session."""
+        contents = self._parts.contents
+        runs = ((contents + agent_stream(turn), self._agent_tokens), (contents + session_stream(session), OPEN_END))
+        return Content(runs, segments=segments)
 
     def _groups(self, count: int) -> Iterable[tuple[int, int] | None]:
         """Run of the shared prefix that each session starts with."""
@@ -231,6 +253,8 @@ class Conversations:
         room = max(1, self._sessions.max_context_tokens - prefix_tokens)
         count = min(turns, 1 + room // 2)  # a turn adds two tokens or more, so further ones cannot fit
         new, outputs = self._parts.prompts(count), self._parts.outputs(count)
+        if self._agent_tokens:
+            new = np.where(np.arange(count) == 0, new, 0)
         pauses = self._think.standard_exponential(count) * self._sessions.think_time
         total = np.cumsum(new + outputs)
         fit = max(1, int(np.searchsorted(total, room, side="right")))
