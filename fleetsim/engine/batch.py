@@ -289,6 +289,12 @@ class Batch:
         """Decoding requests whose keys and values grow with every token."""
         return self.decoding - len(self.capped)
 
+    def wanted_blocks(self, request: Request) -> int:
+        """KV blocks that a waiting request will take, cached ones included, and those kept for it not."""
+        if request in self.reserved:
+            return 0
+        return -(-(request.prompt_tokens + request.generated) // self.block_tokens)
+
     # --- verbs of a scheduler ----------------------------------------------------------------------------------------
 
     def extend(self, request: Request, tokens: int) -> bool:
@@ -469,15 +475,29 @@ class Batch:
         self.waiting.append(request)
 
     def prefer_reserved(self) -> bool:
-        """Put a waiting request for which blocks are kept before one that they leave no room for; False if there is none."""
+        """Put a waiting request for which blocks are kept before one that they leave no room for; False if nothing changed.
+
+        An order of the queue stays as it is: if nothing runs, what is kept is given up, and who waits for it is computed again.
+        """
         for request in self.waiting:
-            if request in self.reserved:
-                if request is self.waiting[0]:
-                    return False
+            if request not in self.reserved:
+                continue
+            if request is self.waiting[0]:
+                return False
+            if self.order is None:
                 self.waiting.remove(request)
                 self.waiting.appendleft(request)
                 return True
+            return not self.running and self._give_up_reserved()
         return False
+
+    def _give_up_reserved(self) -> bool:
+        for request in [request for request in self.waiting if request in self.reserved]:
+            self.unreserve(request)
+            request.carried_tokens = 0
+            request.preemptions += 1
+            self.preemptions += 1
+        return True
 
     def loaded(self, request: Request) -> None:
         """The keys and values of a loading request are here: it computes on from the next step."""

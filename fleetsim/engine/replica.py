@@ -318,11 +318,38 @@ class Replica:
             step += self.steps_done(self.clock.now_s)
         return request.prompt_tokens + request.output_tokens - (request.finish_step - step)
 
+    def wanted_blocks(self) -> int:
+        """KV blocks that requests in its queues, or on their way there, will take when they run, without those kept for them."""
+        wanted = 0
+        for batch in self.batches:
+            for request in batch.waiting:
+                wanted += batch.wanted_blocks(request)
+        for request in self.inbox:
+            wanted += self.batches[request.rank].wanted_blocks(request)
+        return wanted
+
+    def urgent_count(self) -> int:
+        """Running requests of a priority above 0."""
+        return sum(request.priority > 0 for batch in self.batches for request in batch.running)
+
+    def free_blocks(self) -> list[int]:
+        """KV blocks of each rank that are not in use."""
+        done = 0 if self.has_chunks else self.steps_done(self.clock.now_s)
+        return [batch.cache.capacity - batch.used_blocks(done) for batch in self.batches]
+
     def roomiest_rank(self) -> int:
         """The rank with the most KV blocks that are not in use."""
-        done = 0 if self.has_chunks else self.steps_done(self.clock.now_s)
-        free = [batch.cache.capacity - batch.used_blocks(done) for batch in self.batches]
+        free = self.free_blocks()
         return free.index(max(free))
+
+    def first_waiting(self, rank: int, now_s: float) -> Request | None:
+        """The request of a rank that runs next, of those that have come by now; None if none waits."""
+        for request in self.batches[rank].waiting:
+            return request
+        for request in self.inbox:  # who came during a leap is looked at at the next boundary only
+            if request.rank == rank and request.ready_s <= now_s:
+                return request
+        return None
 
     def meter(self, now_s: float) -> Meter:
         """Totals up to `now_s`, a step under way counted by its elapsed share; changes nothing."""
@@ -492,6 +519,8 @@ class Replica:
                 limit = self._settle_preempted(batch)
         self.scheduler.schedule(batch)
         limit = min(limit, self._settle_preempted(batch))
+        if batch.reserved:
+            limit = min(limit, self._let_reserved_go_first(batch))
         if batch.to_load:
             for request, lacking in batch.to_load:
                 assert request.carrier is not None
@@ -517,6 +546,14 @@ class Replica:
                 f"{batch.waiting[0].id} waits"
             )
         return limit
+
+    def _let_reserved_go_first(self, batch: Batch) -> int:
+        """Have those for whom room is kept not blocked by who lacks it; steps after which the scheduler must be asked again."""
+        if not batch.prefer_reserved():
+            return _FAR
+        if not batch.running:
+            self.scheduler.schedule(batch)
+        return 1
 
     def _settle_preempted(self, batch: Batch) -> int:
         """Charge requests that were preempted for what they decoded; steps after which the scheduler must be asked again."""

@@ -206,7 +206,13 @@ def _simulate(
     write_events(folder, fleet, end_s)
     folder.close_tables()
     totals = Totals(
-        end_s, live.workload.skipped_rows, sampler.peak_power_w, fleet.gateway.energy_j, fleet.network_bytes
+        end_s,
+        live.workload.skipped_rows,
+        sampler.peak_power_w,
+        fleet.gateway.energy_j,
+        fleet.network_bytes,
+        fleet.gateway.migrations[0],
+        sum(fleet.gateway.paused_in_s),
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()

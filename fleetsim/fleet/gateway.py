@@ -117,6 +117,12 @@ class Gateway:
         """Migrations completed, and given up."""
         self.migrated_bytes = 0.0
         """Copied by migrations."""
+        self.migrated_in = [0] * len(replicas)
+        """Migrations completed to each replica."""
+        self.given_up_in = [0] * len(replicas)
+        """Migrations to each replica that were given up."""
+        self.paused_in_s = [0.0] * len(replicas)
+        """Time from leaving their source to joining the queue of each replica, summed over the migrations completed."""
         self._migrating: dict[Request, None] = {}
         self._network = network
         self._config = config = scenario.gateway
@@ -657,7 +663,14 @@ class Gateway:
         del self._migrating[migration.request]
         for replica in (migration.source, migration.target):
             self.migrating[replica.index] -= 1
-        self.migrations[0 if migration.completed else 1] += 1
+        index = migration.target.index
+        if migration.completed:
+            self.migrations[0] += 1
+            self.migrated_in[index] += 1
+            self.paused_in_s[index] += self.clock.now_s - migration.left_s
+        else:
+            self.migrations[1] += 1
+            self.given_up_in[index] += 1
         self.migrated_bytes += migration.bytes
 
     # --- the end -----------------------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ class ReplicaProbe(Probe):
         self._tokens = 0.0
         self._seconds = 0.0
         self._last_prefill_s = 0.0
+        self._shows_demand = False
 
     # --- what it is asked ---------------------------------------------------------------------------------------------
 
@@ -111,6 +112,10 @@ class ReplicaProbe(Probe):
             ):
                 self.arrived(request)
         self._boards.append((board, position))
+
+    def show_demand(self) -> None:
+        """Show what waiting requests will need too."""
+        self._shows_demand = True
 
     def publish(self, caches: Caches, position: int) -> None:
         """Tell `caches` from now on which blocks this replica holds and forgets."""
@@ -133,7 +138,12 @@ class ReplicaProbe(Probe):
                     left = request.target - request.computed
                     tokens += left - queued[0]
                     seconds += self.prefill_s(left, request.computed) - queued[1]
-        return Load(waiting, running, self.kv_used(at_s), tokens, max(seconds, 0.0), self._last_prefill_s)
+        wanted, urgent = 0.0, 0
+        if self._shows_demand:
+            wanted = self._replica.wanted_blocks() / self._capacity_blocks
+            urgent = self._replica.urgent_count()
+        used = self.kv_used(at_s)
+        return Load(waiting, running, used, tokens, max(seconds, 0.0), self._last_prefill_s, wanted, urgent)
 
     def kv_used(self, at_s: float) -> float:
         """Part of its KV cache in use at `at_s` [ratio]."""

@@ -55,6 +55,8 @@ METRICS = (
     Metric("kv_store_ratio", "", "the same from the remote store; what was prefetched from there to the host counts there too"),
     Metric("preemptions", "count", "times a running request was stopped to be recomputed", {"vllm": "vllm:num_preemptions"}),
     Metric("migrations", "count", "times a waiting or running request moved to another replica"),
+    Metric("migration_pause_mean_s", "s",
+           "mean over running requests that moved of the time from leaving the old replica to waiting at the new one"),
     Metric("network_bytes", "B", "keys and values that arrived from another place: transfers, migrations"),
     Metric("mfu_ratio", "",
            "2 x active parameters x (prompt tokens computed + output tokens) / (peak FLOP/s x busy time), "
@@ -72,6 +74,7 @@ METRICS = (
     Metric("energy_j", "J", "all accelerators, idle time included"),
     Metric("energy_idle_j", "J", "idle power of the accelerators x the time in which no step runs: charged to no request"),
     Metric("energy_requests_j", "J", "sum over requests of their share of the steps' energy: energy_j - energy_idle_j"),
+    Metric("kv_fragmented_mean_ratio", "", "mean over samples and pools of kv_fragmented_ratio in the fleet table"),
     Metric("gateway_energy_j", "J", "decisions of the gateway: their number x the policy's figure"),
     Metric("host_energy_j", "J",
            "servers around the accelerators: host_busy x busy time + host_idle x idle time + gateway_energy_j"),

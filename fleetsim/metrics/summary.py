@@ -46,6 +46,10 @@ class Totals:
     """Of the gateway's decisions."""
     network_bytes: float = 0.0
     """Keys and values sent between places."""
+    migrations: int = 0
+    """Running requests that moved to another replica."""
+    migration_pause_s: float = 0.0
+    """Time from leaving the one to waiting at the other, summed [s]."""
 
 
 def summarise(
@@ -90,12 +94,16 @@ def summarise(
     summary |= _machines(pools, totals.end_s, int(summary["output_tokens"] or 0))
     summary |= _energy_of_requests(read, status)
     summary |= {"gateway_energy_j": totals.gateway_energy_j, "network_bytes": totals.network_bytes}
+    paused = totals.migration_pause_s / totals.migrations if totals.migrations else None
+    summary["migration_pause_mean_s"] = paused
     summary |= _site(summary, pools, totals.end_s, scenario.energy)
     summary |= _site_of_requests(read, status, scenario.energy)
     summary["power_peak_w"] = totals.peak_power_w
     used = read("replicas", ["kv_used_ratio"])["kv_used_ratio"].to_numpy()
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
     summary["kv_used_max_ratio"] = float(used.max()) if len(used) else 0.0
+    fragmented = read("fleet", ["kv_fragmented_ratio"])["kv_fragmented_ratio"].to_numpy()
+    summary["kv_fragmented_mean_ratio"] = float(fragmented.mean()) if len(fragmented) else 0.0
     served = status != REJECTED
     arrival, start, end = (_floats(read, name)[served] for name in ("arrival_s", "first_scheduled_s", "end_s"))
     word = verdict(arrival, start, end, int((~served).sum()))

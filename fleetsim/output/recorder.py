@@ -234,6 +234,7 @@ class Sampler:
             self._rows["fleet"].append((
                 start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,
                 running, waiting, count, 0, count, pool.price_usd_per_h * count, watts, site_w, carbon_g,
+                _fragmented(pool, now_s),
             ))  # fmt: skip
             self._sent[pool.index], self._ended[pool.index] = sent, ended
 
@@ -243,6 +244,27 @@ class Sampler:
             if rows:
                 write_rows(self._sink, table, rows)
                 rows.clear()
+
+
+def _fragmented(pool: Pool, now_s: float) -> float:
+    """Part of a pool's KV cache that is free and would serve requests that are first in their queues, were it in one place.
+
+    Only requests that find too little room where they are count, those that need least first.
+    """
+    free, lacking = 0, []
+    for replica in pool.replicas:
+        for rank, (batch, room) in enumerate(zip(replica.batches, replica.free_blocks(), strict=True)):
+            free += room
+            first = replica.first_waiting(rank, now_s)
+            needed = 0 if first is None else batch.wanted_blocks(first)
+            if needed > room:
+                lacking.append(needed)
+    served = 0
+    for needed in sorted(lacking):
+        if served + needed > free:
+            break
+        served += needed
+    return served / sum(batch.cache.capacity for replica in pool.replicas for batch in replica.batches)
 
 
 def write_gaps(sink: Sink, pools: Sequence[Pool]) -> None:
@@ -257,7 +279,7 @@ def write_gaps(sink: Sink, pools: Sequence[Pool]) -> None:
 
 
 def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
-    """Write what happened to replicas: when each was ready, how many cached blocks it evicted, and how often it was stopped."""
+    """Write what happened to replicas: when each was ready, what it evicted, how often it was stopped, who migrated there."""
     rows: list[tuple[Any, ...]] = [(0.0, "replica_ready", p.name, r.index, 1) for p in fleet.pools for r in p.replicas]
     for pool in fleet.pools:
         for replica in pool.replicas:
@@ -268,6 +290,12 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
                 rows.append((end_s, "interruptions", pool.name, replica.index, replica.interruptions))
                 waited_us = round(replica.blocking_s * 1e6)
                 rows.append((end_s, "interruption_wait_us", pool.name, replica.index, waited_us))
+            index, gateway = replica.index, fleet.gateway
+            if gateway.migrated_in[index]:
+                rows.append((end_s, "migrations", pool.name, index, gateway.migrated_in[index]))
+                rows.append((end_s, "migration_pause_us", pool.name, index, round(gateway.paused_in_s[index] * 1e6)))
+            if gateway.given_up_in[index]:
+                rows.append((end_s, "migrations_given_up", pool.name, index, gateway.given_up_in[index]))
     rows.append((end_s, "run_end", None, None, 1))
     write_rows(sink, "events", rows)
 

@@ -148,6 +148,13 @@ FLEET = (
     Column(
         "carbon_g", _F, "g", "Greenhouse gases of the interval, in CO2 equivalents; null without a carbon intensity"
     ),
+    Column(
+        "kv_fragmented_ratio",
+        _F,
+        "",
+        "Part of the KV blocks that is free and would serve requests that wait first in their queues for lack of blocks, were it "
+        "on one replica; at the end of the interval",
+    ),
 )
 
 EVENTS = (
@@ -157,7 +164,8 @@ EVENTS = (
         _N,
         "",
         "replica_ready; totals at the end of the run: kv_evictions, interruptions (steps stopped for a request), "
-        "interruption_wait_us (from these requests to the ends of the operators under way); run_end",
+        "interruption_wait_us (from these requests to the ends of the operators under way), migrations (to the replica), "
+        "migration_pause_us (from leaving the old replica to waiting at this one), migrations_given_up; run_end",
     ),
     Column("pool", _N, "", "Pool"),
     Column("replica", "int32", "", "Replica, numbered over the fleet"),

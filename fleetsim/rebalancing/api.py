@@ -119,6 +119,10 @@ class ReplicaState:
             if request.ready_s > now_s:
                 yield RequestState(replica, request)
 
+    def first_waiting(self) -> RequestState | None:
+        """The request that runs next, if one waits."""
+        return next(self.waiting(), None)
+
     def blocks_of(self, tokens: int) -> int:
         """Blocks that so many tokens take."""
         return -(-tokens // self.block_tokens)

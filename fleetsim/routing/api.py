@@ -390,15 +390,18 @@ class FleetView:
             raise PolicyError("two routers of one gateway count work with different decode_weight_tokens")
         return self.by_work
 
-    def watch_load(self, scan: bool = True) -> Board:
+    def watch_load(self, scan: bool = True, demand: bool = False) -> Board:
         """Ask, at construction, for what the replicas publish of their load.
 
-        Without `scan`, which is cheaper in large fleets, only for that of replicas for which ``Board.look`` is called first.
+        Without `scan`, which is cheaper in large fleets, only for that of replicas for which ``Board.look`` is called first. With
+        `demand` for what their waiting requests will need too, whose cost grows with the queues.
         """
         if self.board is None:
             self.board = Board(self._known_probes(), self.freshness, self.now_s)
         if scan:
             self.board.scanned = True
+        if demand:
+            self.board.watch_demand(self.now_s)
         return self.board
 
     def watch_caches(self, holders: bool = True) -> None:
@@ -542,7 +545,8 @@ class FleetView:
             if request is not None and self.caches is not None:
                 hit = self.caches.held_tokens(position, self._paths_for(RequestView(request)))
             uncached = prompt_tokens - hit
-            self.board.sent(position, self.now_s, uncached, self._probes[position].prefill_s(uncached, hit))
+            share = prompt_tokens / self.capacity_tokens[position]
+            self.board.sent(position, self.now_s, uncached, self._probes[position].prefill_s(uncached, hit), share)
 
     def started(self, position: int, prompt_tokens: int, seconds: float = -1.0) -> None:
         """Count a first token, `seconds` after its request was sent (called by the gateway where a router wants to know).

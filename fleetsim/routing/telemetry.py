@@ -53,6 +53,10 @@ class Load(NamedTuple):
     """Seconds that computing them takes, predicted from its own step times [s]."""
     last_prefill_s: float
     """When a first token last came from it, 0 before the first [s]."""
+    kv_wanted: float = 0.0
+    """Part of the KV cache that the waiting requests will take when they run; where somebody asked for it [ratio]."""
+    urgent: int = 0
+    """Running requests of a priority above 0; where somebody asked for it."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -66,6 +70,10 @@ class Probe:
 
     def watch(self, board: Board, position: int) -> None:
         """Tell `board` from now on before this replica changes; it is number `position` there."""
+        raise NotImplementedError
+
+    def show_demand(self) -> None:
+        """Show `kv_wanted` and `urgent` too from now on, which cost a look at all its requests."""
         raise NotImplementedError
 
     def publish(self, caches: Caches, position: int) -> None:
@@ -116,11 +124,13 @@ class Board:
         "_snapshots",
         "_watchers",
         "kv_used",
+        "kv_wanted",
         "last_prefill_s",
         "pending_s",
         "pending_tokens",
         "running",
         "scanned",
+        "urgent",
         "waiting",
     )
 
@@ -140,6 +150,10 @@ class Board:
         """Seconds that this takes."""
         self.last_prefill_s = array("d", zeros)
         """When a first token last came."""
+        self.kv_wanted = array("d", zeros)
+        """Part of the KV cache that waiting requests will take (after `watch_demand`)."""
+        self.urgent = array("d", zeros)
+        """Running requests of a priority above 0 (after `watch_demand`)."""
         self._watchers: list[list[int]] = []
         self.scanned = False
         """Whether all figures are kept up to date; else, in an exact view, only those that `look` was called for."""
@@ -154,8 +168,8 @@ class Board:
         """Delayed: reports on their way, earliest first (a heap)."""
         self._number = 0
         self._epoch_s = freshness.horizon_s(now_s)
-        self._sent: deque[tuple[float, int, int, float]] = deque()
-        """Requests sent since the last report: time, replica, prompt tokens to compute, seconds."""
+        self._sent: deque[tuple[float, int, int, float, float]] = deque()
+        """Requests sent since the last report: time, replica, prompt tokens to compute, seconds, part of the KV cache."""
         for position, probe in enumerate(probes):
             probe.watch(self, position)
             self._show(position, probe.load(now_s))
@@ -166,6 +180,12 @@ class Board:
         watcher = list(range(len(self._probes)))
         self._watchers.append(watcher)
         return watcher
+
+    def watch_demand(self, now_s: float) -> None:
+        """Ask, at construction, for `kv_wanted` and `urgent` too."""
+        for position, probe in enumerate(self._probes):
+            probe.show_demand()
+            self._show(position, probe.load(now_s))
 
     def changing(self, position: int, now_s: float) -> None:
         """Note that a replica is about to change (called by it)."""
@@ -208,10 +228,10 @@ class Board:
         else:
             self._arrive(now_s)
 
-    def sent(self, position: int, now_s: float, tokens: int, seconds: float) -> None:
+    def sent(self, position: int, now_s: float, tokens: int, seconds: float, kv_wanted: float) -> None:
         """Count a request that no report shows yet (called by the view of a gateway that knows what it sent)."""
-        self._sent.append((now_s, position, tokens, seconds))
-        self._add(position, 1, tokens, seconds)
+        self._sent.append((now_s, position, tokens, seconds, kv_wanted))
+        self._add(position, 1, tokens, seconds, kv_wanted)
 
     def known_until_s(self, position: int, now_s: float) -> float:
         """The time at which the replica may be asked for what is known of it at `now_s`; below 0 where it has changed since."""
@@ -261,13 +281,14 @@ class Board:
         """Leave out what the reports show by now."""
         sent = self._sent
         while sent and sent[0][0] < horizon_s:
-            _, position, tokens, seconds = sent.popleft()
-            self._add(position, -1, -tokens, -seconds)
+            _, position, tokens, seconds, kv_wanted = sent.popleft()
+            self._add(position, -1, -tokens, -seconds, -kv_wanted)
 
-    def _add(self, position: int, requests: int, tokens: int, seconds: float) -> None:
+    def _add(self, position: int, requests: int, tokens: int, seconds: float, kv_wanted: float) -> None:
         self.waiting[position] += requests
         self.pending_tokens[position] += tokens
         self.pending_s[position] += seconds
+        self.kv_wanted[position] += kv_wanted
         for watcher in self._watchers:
             watcher.append(position)
 
@@ -278,14 +299,16 @@ class Board:
         self.pending_tokens[position] = load.pending_tokens
         self.pending_s[position] = load.pending_s
         self.last_prefill_s[position] = load.last_prefill_s
+        self.kv_wanted[position] = load.kv_wanted
+        self.urgent[position] = load.urgent
         for watcher in self._watchers:
             watcher.append(position)
 
     def _show_with_sent(self, position: int, load: Load) -> None:
         self._show(position, load)
-        for _, to, tokens, seconds in self._sent:
+        for _, to, tokens, seconds, kv_wanted in self._sent:
             if to == position:
-                self._add(position, 1, tokens, seconds)
+                self._add(position, 1, tokens, seconds, kv_wanted)
 
 
 class Caches:

@@ -76,6 +76,9 @@ class Station(Probe):
         """Tell `board` before it changes."""
         self._boards.append((board, position))
 
+    def show_demand(self) -> None:
+        """It always does."""
+
     def publish(self, caches: Caches, position: int) -> None:
         """Tell `caches` what it holds."""
         self._caches.append((caches, position))
@@ -85,7 +88,8 @@ class Station(Probe):
         tokens = sum(tokens for tokens, _ in self._waiting.values())
         seconds = sum(seconds for _, seconds in self._waiting.values())
         running = len(self._running)
-        return Load(len(self._waiting), running, self.kv_used(at_s), tokens, seconds, self._last_prefill_s)
+        wanted = tokens / _CAPACITY_TOKENS
+        return Load(len(self._waiting), running, self.kv_used(at_s), tokens, seconds, self._last_prefill_s, wanted)
 
     def kv_used(self, at_s: float) -> float:  # noqa: ARG002
         """Part of its cache in use."""
