@@ -178,6 +178,26 @@ class Scheduler(Protocol):
         ...
 
 
+class SwapSpace(Protocol):
+    """Where a replica keeps the keys and values of requests that it preempted (`fleetsim/engine/swap.py`)."""
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether the next step must wait for copies; the replica's `go_on` is called when they are over."""
+        ...
+
+    waited_s: float
+    """Time for which steps waited for copies."""
+
+    def take(self, batch: Batch, request: Request, freed_blocks: int) -> None:
+        """A request was preempted and has released its blocks: make it a carrier, or leave it to be computed again."""
+        ...
+
+    def forget(self, request: Request) -> None:
+        """A request has ended here."""
+        ...
+
+
 class LowerTiers(Protocol):
     """Places below a replica's memory that hold keys and values, as its batches see them."""
 

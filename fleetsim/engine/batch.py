@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from fleetsim.engine.api import Compression, LowerTiers, Reuse
+from fleetsim.engine.api import Compression, LowerTiers, Reuse, SwapSpace
 from fleetsim.engine.prefix_cache import Node, PrefixCache
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.workload.prefixes import Content, Path, private_path
@@ -128,6 +128,7 @@ class Batch:
         "interruptible",
         "keep_blocks",
         "kept_tokens",
+        "leaving",
         "loading",
         "now_s",
         "order",
@@ -153,8 +154,10 @@ class Batch:
         "step",
         "suspended",
         "suspended_tokens",
+        "swap",
         "tiers",
         "to_load",
+        "unbacked",
         "user",
         "waiting",
     )
@@ -212,6 +215,12 @@ class Batch:
         """Of these, the ones admitted while planning this step, and how many tokens each lacks."""
         self.tiers: LowerTiers | None = None
         """Where keys and values are kept below this memory."""
+        self.swap: SwapSpace | None = None
+        """Where those of preempted requests go; without it they are computed again."""
+        self.leaving = 0
+        """Blocks that are not in use but may not be written yet, since what they hold is being copied out."""
+        self.unbacked = 0
+        """Blocks in use whose content will come once those have left."""
         self.parked: dict[Parked, None] = {}
         """Blocks of requests that have left, until they are copied."""
         self.reserved: dict[Request, int] = {}
@@ -266,6 +275,12 @@ class Batch:
     def newest(self) -> Request:
         """The running request that was admitted last."""
         return next(reversed(self.running))
+
+    def lacks_until_copied(self) -> bool:
+        """Whether the step planned needs blocks that are still being copied out."""
+        cache = self.cache
+        needed = 0 if self.held else self.phases[-self.step % self.block_tokens]
+        return cache.used - self.unbacked + self.leaving + needed > cache.capacity
 
     def victim(self) -> Request:
         """The running request to preempt for lack of blocks: the newest, unless the queue's order says otherwise.
@@ -381,13 +396,19 @@ class Batch:
         return tokens
 
     def preempt(self, request: Request) -> None:
-        """Stop a running request now: its blocks are released and it waits, first in the queue, to be computed again."""
+        """Stop a running request now: its blocks are released and it waits, first in the queue.
+
+        It will be computed again, or what was computed comes back from the host.
+        """
         if any(planned is request for planned, _ in self.chunks):
             raise PolicyError(
                 f"request {request.id} cannot be preempted after a chunk of it was planned for the same step"
             )
         self._stop(request)
+        used = self.cache.used
         self._release(request, finished=False)
+        if self.swap is not None and request.carrier is None:
+            self.swap.take(self, request, used - self.cache.used)
         request.preemptions += 1
         request.status = WAITING
         self.preemptions += 1
@@ -430,12 +451,14 @@ class Batch:
         else:
             self.waiting.remove(request)
         self.unreserve(request)
+        self._unswap(request)
         request.status = WAITING
 
     def park(self, request: Request) -> Parked:
         """Let a running request go between two steps, and keep its blocks until `unpark`."""
         self._stop(request)
         self._tell_order(request)
+        self._unswap(request)
         return self._parked(request)
 
     def unpark(self, parked: Parked) -> None:
@@ -506,6 +529,35 @@ class Batch:
         request.carried_tokens = 0
         self.prefilling.append(request)
 
+    def rejoin(self, request: Request) -> None:
+        """The keys and values of a loading request are here, and it lacks no more than its next token: it decodes on."""
+        del self.loading[request]
+        covered = request.carried_tokens
+        request.carried_tokens = 0
+        request.computed = covered
+        blocks = -(-covered // self.block_tokens)
+        self.cache.used -= request.blocks - blocks  # that of its next token is counted with the others'
+        request.blocks = blocks
+        if request.content is not None and self.cache.enabled:
+            self._publish(request, request.content, covered)
+        self._join_decode(request, covered)
+
+    def _join_decode(self, request: Request, covered: int) -> None:
+        """Let a request get a token per step, whose first `covered` tokens are computed."""
+        finish_step = self.step + request.output_tokens - request.generated
+        request.finish_step = finish_step
+        heappush(self.by_finish, (finish_step, _order(request), request))
+        self.decoding += 1
+        if covered >= self.kept_tokens:
+            self.ctx_tokens += self.kept_tokens
+            self.capped[request] = None
+            self._compress(request)
+            return
+        if self.compression is not None:
+            heappush(self.by_cap, (self.step + self.kept_tokens - covered, _order(request), request))
+        self.ctx_tokens += covered
+        self.phases[(covered - self.step) % self.block_tokens] += 1
+
     def finish_prefill(self, request: Request, tokens: int) -> Parked:
         """Like `finish_chunk`, for the last chunk of a request whose tokens after the first are computed elsewhere."""
         request.computed += tokens
@@ -513,6 +565,7 @@ class Batch:
         self.prefilling.remove(request)
         del self.running[request]
         self._tell_order(request)
+        self._unswap(request)
         return self._parked(request)
 
     def steps_until_change(self, limit: int) -> int:
@@ -527,6 +580,8 @@ class Batch:
         if self.by_cap:
             limit = min(limit, self.by_cap[0][0] - self.step)
         limit = self._steps_within(self.cache.capacity - self.cache.used, limit)
+        if self.leaving:
+            limit = self._steps_within(self.cache.capacity - self.cache.used + self.unbacked - self.leaving, limit)
         if self.tiers is not None and self.tiers.writes_back:
             limit = min(limit, self._steps_within(max(self.cache.free, 0), limit) + 1)
         return limit
@@ -601,20 +656,7 @@ class Batch:
             self._tell_order(request)
             self._release(request, finished=True)
             return True
-        covered = request.target
-        finish_step = self.step + request.output_tokens - request.generated
-        request.finish_step = finish_step
-        heappush(self.by_finish, (finish_step, _order(request), request))
-        self.decoding += 1
-        if covered >= self.kept_tokens:
-            self.ctx_tokens += self.kept_tokens
-            self.capped[request] = None
-            self._compress(request)
-            return True
-        if self.compression is not None:
-            heappush(self.by_cap, (self.step + self.kept_tokens - covered, _order(request), request))
-        self.ctx_tokens += covered
-        self.phases[(covered - self.step) % self.block_tokens] += 1
+        self._join_decode(request, request.target)
         return True
 
     def clear_plan(self) -> None:
@@ -650,7 +692,10 @@ class Batch:
             hits = cache.lookup(self._path(request), carried // block_tokens)
             idle = cache.hit_idle
         blocks = -(-target // block_tokens)
-        kept = keep_free if self.held else keep_free + self.phases[-self.step % block_tokens]
+        # what comes from the host joins the next decodes, even where none are planned yet
+        kept = keep_free
+        if not self.held or self.swap is not None:
+            kept += self.phases[-self.step % block_tokens]
         available = cache.capacity - cache.used + self.reserved.get(request, 0)
         if blocks - hits + idle + kept > available:
             return 0
@@ -727,6 +772,11 @@ class Batch:
                 self.cache.used -= plan.blocks
             return True
         return False
+
+    def _unswap(self, request: Request) -> None:
+        """Keep nothing on the host for a request that leaves."""
+        if self.swap is not None:
+            self.swap.forget(request)
 
     def _tell_order(self, request: Request) -> None:
         """Tell the queue's order that a request has ended here or goes elsewhere."""

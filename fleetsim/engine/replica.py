@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from math import ceil, inf, sqrt
 from typing import Any, NamedTuple
 
-from fleetsim.engine.api import OPERATORS, LowerTiers, Operators, Scheduler, StepTimeModel, even_operators
+from fleetsim.engine.api import OPERATORS, LowerTiers, Operators, Scheduler, StepTimeModel, SwapSpace, even_operators
 from fleetsim.engine.batch import Batch, Parked, Suspended
 from fleetsim.engine.gaps import GapHistogram, RunningMaximum
 from fleetsim.errors import LawError, PolicyError
@@ -101,6 +101,14 @@ class Replica:
         """Called with each request that got its first token and gets the others elsewhere, and the blocks that it left."""
         self.tiers: LowerTiers | None = None
         """Where keys and values are kept below its memory."""
+        self.swap: SwapSpace | None = None
+        """Where those of preempted requests go."""
+        self.paused = False
+        """Whether a step is planned that waits for copies."""
+        self.paused_s = 0.0
+        """Since when."""
+        self.paused_limit = 0
+        """Steps after which the scheduler must be asked again."""
         self.held: dict[Request, None] = {}
         """Requests that join the queue when their keys and values are near."""
         self.errands: list[Callable[[], None]] = []
@@ -431,6 +439,8 @@ class Replica:
             else:
                 self._finish_leap()
         self._begin()
+        if self.paused:
+            return
         self.turning = False
         if self.errands:
             self._end_leap()
@@ -461,6 +471,14 @@ class Replica:
             tokens += batch.decoding
         if self.verify_every:
             self._verify()
+        if self.swap is not None and tokens and self.swap.must_wait:
+            self._pause(now_s, step_limit)
+            return
+        self._start(now_s, has_chunks, tokens, step_limit)
+
+    def _start(self, now_s: float, has_chunks: bool, tokens: int, step_limit: int) -> None:
+        """Begin the steps that are planned, if any are."""
+        inbox = self.inbox
         self.has_chunks = has_chunks
         self.tokens_per_step = tokens
         self.leap_start_s = now_s
@@ -481,7 +499,7 @@ class Replica:
         """End the leap where a request that is on its way could run, or where the order of a queue may change by itself."""
         inbox = self.inbox
         if inbox and self._admits():
-            self.leap_steps = min(self.leap_steps, self._steps_to_reach(inbox[0].ready_s - now_s))
+            self.leap_steps = min(self.leap_steps, self._steps_to_reach(max(inbox[0].ready_s - now_s, 0.0)))
         if self.wake_s < inf:
             self.leap_steps = min(self.leap_steps, self._steps_to_reach(max(self.wake_s - now_s, 0.0)))
 
@@ -523,8 +541,9 @@ class Replica:
             limit = min(limit, self._let_reserved_go_first(batch))
         if batch.to_load:
             for request, lacking in batch.to_load:
-                assert request.carrier is not None
-                request.carrier.fetch(request, lacking)
+                if request in batch.loading:  # not preempted again
+                    assert request.carrier is not None
+                    request.carrier.fetch(request, lacking)
             batch.to_load = []
         if batch.recheck:
             limit = 1
@@ -769,6 +788,8 @@ class Replica:
     def _finish(self, request: Request) -> None:
         if request.segment_mark >= 0:
             self._settle(request)
+        if self.swap is not None:
+            self.swap.forget(request)
         request.end_s = self.clock.now_s
         request.status = FINISHED
         self.on_finish(request)
@@ -919,8 +940,61 @@ class Replica:
 
     def _take_loaded(self, request: Request) -> None:
         batch = self.batches[request.rank]
-        if request in batch.loading:
+        if request not in batch.loading:
+            return
+        if self.swap is None or not request.generated or request.carried_tokens < request.target - 1:
             batch.loaded(request)
+            return
+        batch.rejoin(request)
+        batch.stalled[request] = (self.paused_s if self.paused else self.clock.now_s) - request.last_token_s
+        request.energy_mark = self.energy_per_token_j
+        request.cost_mark = self.time_per_token_s
+        request.segment_mark = self.longest.number
+
+    # --- steps that wait for copies ----------------------------------------------------------------------------------
+
+    def _pause(self, now_s: float, step_limit: int) -> None:
+        """Keep what is planned until copies are over; what comes meanwhile is looked at afterwards."""
+        self.paused = True
+        self.paused_s = now_s
+        self.paused_limit = step_limit
+        self.timer = None
+        self.leap_steps = 0
+
+    def swapped_in(self, request: Request) -> None:
+        """The keys and values of a preempted request are back: it goes on in the next step, even if that is planned already."""
+        if self.paused and not self.batches[request.rank].interruptible:
+            self.paused_limit = 1
+            self._take_loaded(request)
+        else:
+            self.loaded(request)
+
+    def go_on(self) -> None:
+        """The copies that the next step waited for are over."""
+        now_s = self.clock.now_s
+        if self.listener is not None:
+            self.listener.changing(now_s)
+        self.paused = False
+        waited_s = now_s - self.paused_s
+        assert self.swap is not None
+        self.swap.waited_s += waited_s
+        has_chunks = False
+        tokens = 0
+        for batch in self.batches:
+            stalled = batch.stalled
+            for request in batch.running:
+                if request.segment_mark >= 0:
+                    stalled[request] = stalled.get(request, 0.0) + waited_s
+            if batch.chunks:
+                has_chunks = True
+                tokens += batch.prefill_tokens
+                if batch.held:
+                    continue
+            tokens += batch.decoding
+        self._start(now_s, has_chunks, tokens, self.paused_limit)
+        self.turning = False
+        if self.errands:
+            self._end_leap()
 
     # --- leap arithmetic ---------------------------------------------------------------------------------------------
 

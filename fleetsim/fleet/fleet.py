@@ -14,6 +14,7 @@ from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.kv_tiers.tier import Tier
 from fleetsim.engine.orders.order import Outlook
 from fleetsim.engine.replica import Replica
+from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.pool import Pool, describe_pool
@@ -107,6 +108,8 @@ class Fleet:
             pool.replicas.append(replica)
             if engine.kv.tiers is not None:
                 pool.tiers.append(self._with_tiers(pool, replica, engine.kv.tiers))
+            if engine.kv.preemption.mode == "swap":
+                pool.swaps.append(self._with_swap(pool, replica))
 
     def _with_tiers(self, pool: Pool, replica: Replica, config: KvTiers) -> ReplicaTiers:
         """Give a replica the tiers below its memory."""
@@ -120,6 +123,18 @@ class Fleet:
                 store = self._stores[key] = shared_store(self._scenario.network.store.capacity, block_bytes)
         host = str(network.graph.nodes[f"gpu:{replica.index}"]["host"])
         return attach_tiers(replica, config, network, host, block_bytes, pool.llm.layers, store)
+
+    def _with_swap(self, pool: Pool, replica: Replica) -> Swap:
+        """Let a replica copy what preempted requests had to its host."""
+        kv, network = pool.config.engine.kv, self.network()
+        block_bytes = kv.block_tokens * pool.kv_bytes_per_token
+        room = kv.preemption.capacity * pool.config.parallelism.accelerators
+        host = str(network.graph.nodes[f"gpu:{replica.index}"]["host"])
+        swap = Swap(kv.preemption, network, replica, host, int(room / block_bytes), block_bytes, pool.llm.layers)
+        replica.swap = swap
+        for batch in replica.batches:
+            batch.swap = swap
+        return swap
 
     def network(self) -> Network:
         """What carries keys and values between replicas, built when it is first needed."""
@@ -252,6 +267,8 @@ class Fleet:
         for tiers in (tiers for pool in self.pools for tiers in pool.tiers):
             for place in tiers.places:
                 place.tier.verify()
+        for swap in (swap for pool in self.pools for swap in pool.swaps):
+            swap.verify()
         for replica in self.replicas:
             meter = replica.meter(end_s)
             if not -1e-9 <= meter.busy_s <= end_s * (1 + 1e-9) + 1e-9:

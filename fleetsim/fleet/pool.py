@@ -15,6 +15,7 @@ from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.steptime.governor import governed
+from fleetsim.engine.swap import Swap
 from fleetsim.errors import DataError, Finding
 from fleetsim.fleet.probe import PrefillTime
 from fleetsim.scenario import schema
@@ -44,6 +45,8 @@ class Pool:
     replicas: list[Replica] = field(default_factory=list)
     tiers: list[ReplicaTiers] = field(default_factory=list)
     """What lies below the memory of each replica, if anything does."""
+    swaps: list[Swap] = field(default_factory=list)
+    """Where each replica keeps what preempted requests had, if they are swapped."""
     _prefill_time: PrefillTime | None = None
 
     @property

@@ -534,6 +534,26 @@ class KvTiers(Block):
         return self
 
 
+class Preemption(Block):
+    """What becomes of the keys and values of a request that is preempted.
+
+    As vLLM V0 swaps: `{mode: swap}`. As FastSwitch: `{mode: swap, group_blocks: 20, asynchronous: true, reuse: true}`.
+    """
+
+    mode: Literal["recompute", "swap"] = "recompute"
+    """Computed again, or copied to the host and back; without room there, computed again."""
+    capacity: Bytes = 4 * 2**30
+    """Room in host memory per accelerator (vLLM V0: swap_space, 4 GiB)."""
+    group_blocks: Count = 1
+    """Blocks that one call copies, of the keys or the values of one layer (vLLM 1; FastSwitch's groups are some tens)."""
+    call_time: SecondsOrZero = 10e-6
+    """Of the host per call, one after the other; an assumption: the order of what launching a small copy takes."""
+    asynchronous: Flag = False
+    """Let steps go on meanwhile, unless they need blocks that are being copied out."""
+    reuse: Flag = False
+    """Keep the host's copy of a request that has come back, and copy only what it lacks the next time."""
+
+
 class KvCache(Block):
     """Room for cached keys and values on one rank."""
 
@@ -550,6 +570,8 @@ class KvCache(Block):
     retain_unmatched: Flag = False
     """Keep a finished request's blocks that no other request of the workload can match (its own text and its answer), until they
     are evicted. A real engine does, since it cannot know; off, they are free at once, which is faster and finds more prefixes."""
+    preemption: Preemption = Field(default_factory=Preemption)
+    """Computing again, or swapping to the host."""
     tiers: KvTiers | None = None
     """Host memory, drives and a remote store below the accelerators' memory; default: none."""
     reuse: Annotated[Choice, PolicyField("reuses")] | None = None
@@ -562,6 +584,12 @@ class KvCache(Block):
     def approximate(self) -> str:
         """What makes keys and values approximate here, if anything does."""
         return "compression" if self.compression is not None else "reuse" if self.reuse is not None else ""
+
+    @model_validator(mode="after")
+    def _swaps_whole(self) -> Self:
+        if self.compression is not None and self.preemption.mode == "swap":
+            raise ValueError("preemption: swapping compressed keys and values is not modelled; take mode: recompute")
+        return self
 
     @model_validator(mode="after")
     def _whole_pages(self) -> Self:
