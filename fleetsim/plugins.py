@@ -167,6 +167,10 @@ class Choice:
         """The policy object, built from its config and what its kind is given at construction."""
         return load(self.kind, self.name)(self.config, *args)
 
+    def says(self, trait: str) -> bool:
+        """Whether the policy's class has a true attribute of this name."""
+        return bool(getattr(load(self.kind, self.name), trait, False))
+
     def as_mapping(self, key: str = "policy") -> dict[str, Any]:
         """The block as it would stand in a scenario file, defaults filled in."""
         return {key: self.name, **self.config.model_dump(mode="json", exclude_none=True)}

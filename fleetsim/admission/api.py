@@ -17,5 +17,8 @@ class Admission(Protocol):
     """
 
     def decide(self, request: RequestView) -> Admit | Defer | Reject:
-        """`ADMIT`, or when to ask again, or why not."""
+        """`ADMIT`, or when to ask again, or why not.
+
+        A policy with a method ``ended(request)`` is also told of every request's end, whether it let it in or not.
+        """
         ...

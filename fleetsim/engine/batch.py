@@ -395,6 +395,11 @@ class Batch:
         self._plan_chunk(request, tokens)
         return tokens
 
+    def extend_all(self) -> None:
+        """Plan the whole rest of prompts that have begun, where no scheduler cuts them: their beginnings came from elsewhere."""
+        for request in list(self.prefilling):
+            self.extend(request, request.target - request.computed)
+
     def preempt(self, request: Request) -> None:
         """Stop a running request now: its blocks are released and it waits, first in the queue.
 

@@ -11,7 +11,7 @@ from typing import Any
 from fleetsim.engine.batch import Parked
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
-from fleetsim.fleet.handover import Handover
+from fleetsim.fleet.handover import Fetch, Handover, gpu
 from fleetsim.fleet.migration import Migration
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.probe import ReplicaProbe
@@ -129,7 +129,7 @@ class Gateway:
         self._streams = streams
         self._pool_index = [pool.index for pool in pools]
         self._groups: dict[str | None, Group] = {}
-        self._probes = [ReplicaProbe(r, p.prefill_time) for r, p in zip(replicas, pools, strict=True)]
+        self._probes = [ReplicaProbe(r, p.prefill_time, p.decode_time) for r, p in zip(replicas, pools, strict=True)]
         self._views: list[list[tuple[FleetView, int]]] = [[] for _ in replicas]
         """The views in which each replica counts, and its number there."""
         self._view = RequestView(Request(-1, 0.0, 1, 1))
@@ -148,6 +148,8 @@ class Gateway:
         workers = config.decision.workers
         self._free_s = [0.0] * workers if workers else []
         """When each process that decides is free again."""
+        self._tells_ends = False
+        """Whether some admission policy counts who ends."""
         self._careful = bool(config.admission or config.timeout or config.first_token_timeout or workers)
         self._losers: dict[Request, None] = {}
         """Copies that are being taken back because their twin answered first."""
@@ -166,7 +168,8 @@ class Gateway:
         """Replicas for requests that ask for `model` (a catalogue name); all replicas where they ask for none."""
         chosen = [i for i, pool in enumerate(self.pools) if model is None or pool.llm.name == model]
         roles = {self.pools[i].config.role for i in chosen}
-        apart = bool(roles - {"mixed"}) or self._config.decode_router is not None
+        config = self._config
+        apart = bool(roles - {"mixed"}) or config.decode_router is not None or config.router.says("pairs")
         entry = self._side([i for i in chosen if not apart or self.pools[i].config.role != "decode"])
         decode = self._side([i for i in chosen if self.pools[i].config.role != "prefill"]) if apart else None
         group = Group(entry, decode)
@@ -175,7 +178,6 @@ class Gateway:
             for replica in entry.replicas:
                 replica.on_prefilled = self._prefilled
         name = model or ""
-        config = self._config
         if entry.replicas:
             entry.router = config.router.create(self._streams.get(f"router.{name}"), entry.view)
         if decode is not None and decode.replicas:
@@ -183,6 +185,7 @@ class Gateway:
             decode.router = choice.create(self._streams.get(f"decode_router.{name}"), decode.view)
         if config.admission is not None:
             group.admission = config.admission.create(self._streams.get(f"admission.{name}"), entry.view)
+            self._tells_ends = self._tells_ends or hasattr(group.admission, "ended")
         if getattr(entry.router, "moves", False) and self.by_id is None:
             self.by_id = {}
         policies = (entry.router, group.admission)
@@ -208,6 +211,7 @@ class Gateway:
             _freshness(self._config.view),
             self._time_s,
             chosen,
+            self._transfer_s,
         )
         for position, i in enumerate(chosen):
             if self._views[i]:
@@ -216,6 +220,18 @@ class Gateway:
 
     def _time_s(self) -> float:
         return self.clock.now_s
+
+    def _transfer_s(self, source: int, target: int, tokens: int) -> float:
+        size_bytes = tokens * self.pools[source].kv_bytes_per_token
+        return self._network().estimate_s(gpu(self.replicas[source]), gpu(self.replicas[target]), size_bytes)
+
+    def events(self) -> list[tuple[float, str, str, int, int]]:
+        """What routers say has happened to replicas: time, kind, pool, replica over the fleet, count."""
+        return [
+            (time_s, kind, self.pools[index].name, index, 1)
+            for group in self._groups.values()
+            for time_s, kind, index in getattr(group.entry.router, "events", ())
+        ]
 
     # --- decisions ---------------------------------------------------------------------------------------------------
 
@@ -302,6 +318,8 @@ class Gateway:
         self._view._request = request
         now_s = view.now_s = self.clock.now_s
         ready_s = now_s + group.delay_s
+        if group.decode is not None:
+            group.decode.view.now_s = now_s
         decision = side.router.route(self._view) if self.decisions is None else self._explained(side, request)
         if group.energy_j:
             self.energy_j += group.energy_j
@@ -309,11 +327,7 @@ class Gateway:
         route = _PLAIN
         if isinstance(decision, Route):
             route = decision
-            if route.prompt_tokens >= 0:
-                _compress(request, route.prompt_tokens)
-            ready_s += route.prepare_s
-            for move in route.moves:
-                self.move_queued(move, side.replicas)
+            ready_s += self._prepare(side, request, route)
             decision = route.replica
         elif isinstance(decision, Reject):
             self._reject(request, decision.reason)
@@ -350,9 +364,34 @@ class Gateway:
             return
         if group.decode is not None:
             request.decode_at = self._decode_at(group.decode, side, position, route.decode)
-        if route is not _PLAIN and request not in self._twins:
+        if route.fetch_tokens > 0:
+            self._fetch(request, side, route, replica)
+        if (route.hedge_after_s != inf or route.retry_after_s != inf) and request not in self._twins:
             self._watch(group, request, route.hedge_after_s, route.retry_after_s)
         self._send(request, replica, ready_s + replica.model.frontend_s)
+
+    def _prepare(self, side: Side, request: Request, route: Route) -> float:
+        """Do what a route asks for besides sending the request; time until that may leave [s]."""
+        if route.prompt_tokens >= 0:
+            _compress(request, route.prompt_tokens)
+        for move in route.moves:
+            self.move_queued(move, side.replicas)
+        return route.prepare_s
+
+    def _fetch(self, request: Request, side: Side, route: Route, target: Replica) -> None:
+        """Let a request bring the beginning of its prompt from another replica's cache, as far as that holds it now."""
+        position = route.fetch_from
+        if not 0 <= position < len(side.replicas):
+            raise PolicyError(f"router fetches keys and values of request {request.id} from replica {position!r}")
+        source = side.replicas[position]
+        if source is target:
+            return
+        probe = self._probes[source.index]
+        self._view._request = request
+        held = min(route.fetch_tokens, probe.held_tokens(self._view.reusable(probe.block_tokens)))
+        if held > 0:
+            request.carried_tokens = held
+            request.carrier = Fetch(self._network(), source, target, self.pools[source.index].kv_bytes_per_token)
 
     def _decode_at(self, decode: Side, side: Side, position: int, answer: int) -> int:
         """Index of the replica that gets a request after its first token."""
@@ -370,7 +409,16 @@ class Gateway:
         prompt_tokens = request.prompt_tokens
         for seen, position in self._views[index]:
             seen.sent(position, prompt_tokens, request)
+        if request.decode_at >= 0:
+            self._promise(request, 1)
         replica.enqueue(request, ready_s)
+
+    def _promise(self, request: Request, requests: int) -> None:
+        """Count that a request will come to where its answer is computed, or with -1 that it will no more."""
+        decode = self._groups[request.model].decode
+        for view, position in self._views[request.decode_at]:
+            if decode is not None and view is decode.view:
+                view.promised(position, requests, request.prompt_tokens)
 
     # --- prompts and answers computed apart ----------------------------------------------------------------------------
 
@@ -391,11 +439,19 @@ class Gateway:
             target = decode.replicas[answer]
         else:
             target = self.replicas[request.decode_at]
+            self._promise(request, -1)
         request.decode_at = LOCAL
         request.prefill_replica = source.index
         self._leave(request)
+        token_bytes = self.pools[source.index].kv_bytes_per_token
         handover = Handover(
-            self._network(), source, request.rank, parked, target, self.pools[source.index].kv_bytes_per_token
+            self._network(),
+            source,
+            request.rank,
+            parked,
+            target,
+            token_bytes,
+            self._hidden_bytes(request, source, target, request.computed * token_bytes),
         )
         request.carrier = handover
         request.carried_tokens = request.computed
@@ -410,6 +466,15 @@ class Gateway:
             seen.sent(position, request.prompt_tokens)
             seen.started(position, request.prompt_tokens)
         target.enqueue(request, self.clock.now_s)
+
+    def _hidden_bytes(self, request: Request, source: Replica, target: Replica, size_bytes: float) -> float:
+        """What was sent while the prompt was computed: of all layers but the last, as much as the way allows."""
+        pool = self.pools[source.index]
+        if pool.config.kv_transfer == "serial" or pool.llm.layers < 2:
+            return 0.0
+        sent_s = self._network().estimate_s(gpu(source), gpu(target), size_bytes)
+        computed_s = self.clock.now_s - request.first_scheduled_s
+        return size_bytes * min(1.0, computed_s / sent_s) * (1.0 - 1.0 / pool.llm.layers)
 
     # --- what happens to requests --------------------------------------------------------------------------------------
 
@@ -428,6 +493,9 @@ class Gateway:
     def done(self, request: Request) -> None:
         """Note a last token."""
         index = request.replica
+        if request.decode_at >= 0:
+            self._promise(request, -1)
+            request.decode_at = LOCAL
         for view, position in self._views[index]:
             view.ended(position, request.prompt_tokens)
         if request in self._twins:
@@ -449,6 +517,11 @@ class Gateway:
     def _over(self, request: Request) -> None:
         if self.by_id is not None:
             del self.by_id[request.id]
+        if self._tells_ends:
+            ended = getattr(self._groups[request.model].admission, "ended", None)
+            if ended is not None:
+                self._view._request = request
+                ended(self._view)
         self.on_end(request)
 
     def _leave(self, request: Request) -> None:
@@ -494,6 +567,8 @@ class Gateway:
             request.carrier.release()
         request.carrier = None
         request.carried_tokens = 0
+        if request.decode_at >= 0:
+            self._promise(request, -1)
         self._leave(request)
         then(request)
 

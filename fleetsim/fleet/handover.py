@@ -92,6 +92,55 @@ class Handover:
         self._target.loaded(request)
 
 
+class Fetch:
+    """Copies the beginning of a prompt from a replica's cache to the one that computes the rest, when that has room for it.
+
+    The blocks of the source are not kept for it: what is in its cache when the request is sent can be copied, even if it is evicted
+    before the copy begins. A real system would keep them, or find them gone now and then.
+
+    Parameters
+    ----------
+    network : Network
+        What they travel over.
+    source, target : Replica
+        Whose cache holds them, and who computes the rest.
+    token_bytes : float
+        Keys and values of a token [bytes].
+    """
+
+    __slots__ = ("_flow", "_network", "_source", "_target", "_token_bytes")
+
+    def __init__(self, network: Network, source: Replica, target: Replica, token_bytes: float) -> None:
+        self._network = network
+        self._source = source
+        self._target = target
+        self._token_bytes = token_bytes
+        self._flow: Flow | None = None
+
+    def fetch(self, request: Request, tokens: int) -> None:
+        """Begin to copy; nothing to copy is done at once."""
+        if not tokens:
+            request.carrier = None
+            return
+        done: Callable[[], None] = lambda: self._arrived(request)  # noqa: E731
+        self._flow = self._network.transfer(gpu(self._source), gpu(self._target), tokens * self._token_bytes, done)
+
+    def drop(self, request: Request) -> None:
+        """Stop copying, for another try."""
+        self.release()
+
+    def release(self) -> None:
+        """Stop copying."""
+        if self._flow is not None:
+            self._network.cancel(self._flow)
+            self._flow = None
+
+    def _arrived(self, request: Request) -> None:
+        self._flow = None
+        request.carrier = None
+        self._target.loaded(request)
+
+
 def gpu(replica: Replica) -> str:
     """Name of a replica's memory in the network."""
     return f"gpu:{replica.index}"

@@ -17,7 +17,7 @@ from fleetsim.engine.replica import Replica
 from fleetsim.engine.steptime.governor import governed
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import DataError, Finding
-from fleetsim.fleet.probe import PrefillTime
+from fleetsim.fleet.probe import DecodeTime, PrefillTime
 from fleetsim.scenario import schema
 
 _CHUNK_TOKENS = 8192
@@ -48,6 +48,7 @@ class Pool:
     swaps: list[Swap] = field(default_factory=list)
     """Where each replica keeps what preempted requests had, if they are swapped."""
     _prefill_time: PrefillTime | None = None
+    _decode_time: DecodeTime | None = None
 
     @property
     def accelerators(self) -> int:
@@ -60,6 +61,12 @@ class Pool:
             chunk_tokens = getattr(self.config.engine.scheduler.config, "max_batched_tokens", _CHUNK_TOKENS)
             self._prefill_time = PrefillTime(self.model, chunk_tokens)
         return self._prefill_time
+
+    def decode_time(self) -> DecodeTime:
+        """How long decode steps take one replica; fitted when somebody first asks."""
+        if self._decode_time is None:
+            self._decode_time = DecodeTime(self.model)
+        return self._decode_time
 
     @property
     def host_busy_w(self) -> float:

@@ -20,6 +20,9 @@ _TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 CONTEXT_TOKENS = 1024
 """Context of each request in the prediction of decode steps."""
 _CACHED = (0, 2048, 16384)
+_BATCHES = (1, 4, 16, 64, 256)
+_CONTEXTS = (128, 512, 2048, 8192)
+"""Batch sizes and contexts of each request at which decode steps are read."""
 
 
 class PrefillTime:
@@ -42,15 +45,7 @@ class PrefillTime:
         points = [(n, c) for n in _TOKENS for c in _CACHED]
         seconds = np.array([_alone_s(model, n, c, chunk_tokens) for n, c in points])
         terms = np.array([(1.0, n, n * c + n * (n + 1) / 2) for n, c in points]) / seconds[:, None]
-        kept = [0, 1, 2]
-        while True:
-            found = np.linalg.lstsq(terms[:, kept], np.ones(len(points)), rcond=None)[0]
-            if found.min() >= 0.0:
-                break
-            del kept[int(found.argmin())]
-        fitted = [0.0, 0.0, 0.0]
-        for place, value in zip(kept, found.tolist(), strict=True):
-            fitted[place] = value
+        fitted = _fitted(terms)
         self.per_request_s, self.per_token_s, self.per_pair_s = fitted
         self.error = float(np.abs(terms @ np.array(fitted) - 1.0).max())
         """Largest relative error over the fitted points."""
@@ -61,6 +56,41 @@ class PrefillTime:
             return 0.0
         pairs = tokens * (cached + 0.5 * (tokens + 1.0))
         return self.per_request_s + self.per_token_s * tokens + self.per_pair_s * pairs
+
+
+class DecodeTime:
+    """Seconds of a decode step: ``per_step + per_request batch + per_token context``, fitted like `PrefillTime`."""
+
+    __slots__ = ("error", "per_request_s", "per_step_s", "per_token_s")
+
+    def __init__(self, model: StepTimeModel) -> None:
+        points = [(batch, batch * context) for batch in _BATCHES for context in _CONTEXTS]
+        seconds = np.array([_step_s(model, batch, tokens) for batch, tokens in points])
+        terms = np.array([(1.0, batch, tokens) for batch, tokens in points]) / seconds[:, None]
+        fitted = _fitted(terms)
+        self.per_step_s, self.per_request_s, self.per_token_s = fitted
+        self.error = float(np.abs(terms @ np.array(fitted) - 1.0).max())
+        """Largest relative error over the fitted points."""
+
+
+def _fitted(terms: np.ndarray) -> list[float]:
+    """Coefficients of three terms, none below zero, that make their sums nearest to 1."""
+    kept = [0, 1, 2]
+    while True:
+        found = np.linalg.lstsq(terms[:, kept], np.ones(len(terms)), rcond=None)[0]
+        if found.min() >= 0.0:
+            break
+        del kept[int(found.argmin())]
+    fitted = [0.0, 0.0, 0.0]
+    for place, value in zip(kept, found.tolist(), strict=True):
+        fitted[place] = value
+    return fitted
+
+
+def _step_s(model: StepTimeModel, batch: int, tokens: int) -> float:
+    """A decode step of `batch` requests with `tokens` of context altogether [s]."""
+    line = model.decode(batch, tokens, batch)
+    return line.time_s + line.time_per_ctx_s * tokens
 
 
 def _alone_s(model: StepTimeModel, tokens: int, cached: int, chunk_tokens: int) -> float:
@@ -81,13 +111,16 @@ class ReplicaProbe(Probe):
     computed with what is left of them.
     """
 
-    def __init__(self, replica: Replica, prefill_time: Callable[[], PrefillTime]) -> None:
+    def __init__(
+        self, replica: Replica, prefill_time: Callable[[], PrefillTime], decode_time: Callable[[], DecodeTime]
+    ) -> None:
         batch = replica.batches[0]
         self.block_tokens = batch.block_tokens
         self.frontend_s = replica.model.frontend_s
         self._replica = replica
         self._fit = prefill_time
         self._fitted: PrefillTime | None = None
+        self._decode_time = decode_time
         self._tpots_s: dict[int, float] = {}
         self._capacity_blocks = sum(batch.cache.capacity for batch in replica.batches)
         self._boards: list[tuple[Board, int]] = []
@@ -168,10 +201,13 @@ class ReplicaProbe(Probe):
         """Seconds of a decode step of `batch` requests with `CONTEXT_TOKENS` each [s]."""
         known = self._tpots_s.get(batch)
         if known is None:
-            ctx = batch * CONTEXT_TOKENS
-            line = self._replica.model.decode(batch, ctx, batch)
-            known = self._tpots_s[batch] = line.time_s + line.time_per_ctx_s * ctx
+            known = self._tpots_s[batch] = _step_s(self._replica.model, batch, batch * CONTEXT_TOKENS)
         return known
+
+    def decode_terms(self) -> tuple[float, float, float]:
+        """Seconds of a decode step per step, per request and per token of context."""
+        fitted = self._decode_time()
+        return fitted.per_step_s, fitted.per_request_s, fitted.per_token_s
 
     def _prefill_time(self) -> PrefillTime:
         fitted = self._fitted

@@ -296,6 +296,7 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
                 rows.append((end_s, "migration_pause_us", pool.name, index, round(gateway.paused_in_s[index] * 1e6)))
             if gateway.given_up_in[index]:
                 rows.append((end_s, "migrations_given_up", pool.name, index, gateway.given_up_in[index]))
+    rows += fleet.gateway.events()
     rows.append((end_s, "run_end", None, None, 1))
     write_rows(sink, "events", rows)
 

@@ -163,7 +163,8 @@ EVENTS = (
         "kind",
         _N,
         "",
-        "replica_ready; totals at the end of the run: kv_evictions, interruptions (steps stopped for a request), "
+        "replica_ready; flip_to_prefill, flip_to_decode (a router gives a replica another role); totals at the end of the "
+        "run: kv_evictions, interruptions (steps stopped for a request), "
         "interruption_wait_us (from these requests to the ends of the operators under way), migrations (to the replica), "
         "migration_pause_us (from leaving the old replica to waiting at this one), migrations_given_up; run_end",
     ),

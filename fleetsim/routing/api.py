@@ -194,6 +194,10 @@ class Route:
     """Time that this takes [s]."""
     moves: tuple[MoveQueued, ...] = ()
     """Waiting requests to move between replicas of the view; only from a router whose class says ``moves = True``."""
+    fetch_from: int = -1
+    """Number of another replica whose cache sends keys and values of the prompt's beginning over the network; -1: none does."""
+    fetch_tokens: int = 0
+    """How much of the beginning that is, at most: as far as that cache holds it [tokens]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +245,8 @@ class FleetView:
         The time now [s]; needed where the own counts are old.
     numbers : sequence of int, optional
         Number of each replica over the whole fleet; 0, 1, 2, … where nobody says.
+    transfer_s : callable, optional
+        Seconds that keys and values take from one replica to another now: numbers over the fleet of both, and tokens.
     """
 
     __slots__ = (
@@ -252,6 +258,7 @@ class FleetView:
         "_paths_of",
         "_probes",
         "_time_s",
+        "_transfer_s",
         "_watchers",
         "board",
         "by_kv",
@@ -260,6 +267,8 @@ class FleetView:
         "by_work",
         "caches",
         "capacity_tokens",
+        "coming",
+        "coming_tokens",
         "decode",
         "decode_weight_tokens",
         "decoding",
@@ -280,6 +289,7 @@ class FleetView:
         freshness: Freshness | None = None,
         time_s: Callable[[], float] | None = None,
         numbers: Sequence[int] = (),
+        transfer_s: Callable[[int, int, int], float] | None = None,
     ) -> None:
         self.pools = tuple(pools)
         """Pool name of each replica."""
@@ -293,6 +303,7 @@ class FleetView:
         """How old what it knows is."""
         self._probes = tuple(probes)
         self._time_s = time_s
+        self._transfer_s = transfer_s
         self._log: deque[tuple[float, int, int, int, float]] | None = None
         """Where the own counts are old: what they do not show yet (time, what, replica, prompt tokens, seconds)."""
         if self.freshness.kind != "exact" and not self.freshness.own_counts:
@@ -306,6 +317,10 @@ class FleetView:
         """Requests that have their first token and are not done, per replica; counted where a router asked for `index_work`."""
         self.pending_tokens = [0] * len(self.pools)
         """Prompt tokens sent whose first output token has not come yet, per replica; counted like `decoding`."""
+        self.coming = [0] * len(self.pools)
+        """Requests whose prompts are computed elsewhere and whose answers will be here, as their routes said: always exact."""
+        self.coming_tokens = [0] * len(self.pools)
+        """Their prompt tokens."""
         self.by_outstanding: MinIndex | None = None
         self.by_most_outstanding: MinIndex | None = None
         self.by_work: MinIndex | None = None
@@ -503,6 +518,17 @@ class FleetView:
         """Seconds of a replica's decode step with `batch` requests of middling length, by its own step times [s]."""
         return self._known_probes()[position].tpot_s(batch)
 
+    def decode_s(self, position: int, batch: float, tokens: float) -> float:
+        """Seconds of a replica's decode step with `batch` requests of `tokens` of context altogether, by its own step times [s]."""
+        base_s, request_s, token_s = self._known_probes()[position].decode_terms()
+        return base_s + request_s * batch + token_s * tokens
+
+    def transfer_s(self, source: int, target: int, tokens: int) -> float:
+        """Seconds that keys and values of `tokens` would take between two replicas now; infinite where there is no network [s]."""
+        if self._transfer_s is None:
+            return inf
+        return self._transfer_s(self.numbers[source], self.numbers[target], tokens)
+
     def _paths_for(self, request: Prompt) -> dict[int, Path]:
         assert self.caches is not None
         if self._paths_of != request.id:
@@ -564,6 +590,11 @@ class FleetView:
             self._note(_ENDED, position, prompt_tokens, 0.0)
         else:
             self._count_ended(position, prompt_tokens)
+
+    def promised(self, position: int, requests: int, prompt_tokens: int) -> None:
+        """Count requests whose answers will be computed here, or below zero do so no more (called by the gateway)."""
+        self.coming[position] += requests
+        self.coming_tokens[position] += requests * prompt_tokens
 
     @property
     def has_telemetry(self) -> bool:

@@ -104,6 +104,10 @@ class Probe:
         """Seconds of a decode step of `batch` requests of middling length [s]."""
         raise NotImplementedError
 
+    def decode_terms(self) -> tuple[float, float, float]:
+        """Seconds of a decode step per step, per request and per token of context, fitted to its own step times."""
+        raise NotImplementedError
+
 
 class Board:
     """Loads of all replicas as a gateway knows them, in arrays (views of them are arrays of numpy without a copy).

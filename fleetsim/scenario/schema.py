@@ -708,6 +708,10 @@ class Pool(Block):
     """How many."""
     role: Literal["mixed", "prefill", "decode"] = "mixed"
     """Part of a request that these replicas compute: all of it, its prompt and first token, or the tokens after that."""
+    kv_transfer: Literal["serial", "layerwise"] = "serial"
+    """Keys and values of a prompt go to where its answer is computed when the prompt is done; or each layer's as soon as it is
+    computed, so that only the last layer's, and what the network could not carry by then, are left to send. The latter assumes that
+    the network does nothing else meanwhile, and that the place where they go has room for them from the beginning."""
     engine: Engine = Field(default_factory=Engine)
     """Inference engine."""
     link: str | None = None

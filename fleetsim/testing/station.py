@@ -111,3 +111,7 @@ class Station(Probe):
     def tpot_s(self, batch: int) -> float:
         """Seconds of a decode step."""
         return (200.0 + batch) / self._speed
+
+    def decode_terms(self) -> tuple[float, float, float]:
+        """Seconds of a decode step per step, per request and per token of context."""
+        return 200.0 / self._speed, 1.0 / self._speed, 1e-4 / self._speed

@@ -51,6 +51,7 @@ class Orca:
         """Plan the next step of `batch`."""
         while batch.spare_blocks() < 0:
             batch.preempt(batch.victim())
+        batch.extend_all()
         waiting, running = batch.waiting, batch.running
         if not waiting or batch.preempted or len(running) >= self.max_seqs:
             return

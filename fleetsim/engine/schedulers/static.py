@@ -45,6 +45,7 @@ class Static:
         """Plan the next step of `batch`."""
         while batch.spare_blocks() < 0:
             batch.preempt(batch.victim())
+        batch.extend_all()
         if batch.running:
             return
         waiting, running = batch.waiting, batch.running

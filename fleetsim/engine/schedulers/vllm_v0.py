@@ -52,8 +52,9 @@ class VllmV0:
 
     def schedule(self, batch: Batch) -> None:
         """Plan the next step of `batch`."""
-        if batch.waiting:
+        if batch.waiting or batch.prefilling:
             batch.held = True
+            batch.extend_all()
             self._admit(batch)
             if batch.chunks:
                 return
