@@ -593,7 +593,7 @@ class Batch:
 
     def _steps_within(self, available: int, limit: int) -> int:
         """Decode steps, at most `limit`, that need no more than `available` new blocks."""
-        batch, block_tokens = self.decoding - len(self.capped), self.block_tokens
+        batch, block_tokens = self.growing, self.block_tokens
         if batch * (limit // block_tokens + 1) <= available:
             return limit
         cycles = available // batch
@@ -610,7 +610,7 @@ class Batch:
 
     def decode(self, steps: int) -> None:
         """Give every decoding request `steps` tokens."""
-        batch = self.decoding - len(self.capped)
+        batch = self.growing
         if batch:
             block_tokens, phases = self.block_tokens, self.phases
             cycles, rest = divmod(steps, block_tokens)
@@ -674,7 +674,7 @@ class Batch:
     def used_blocks(self, steps_ahead: int) -> int:
         """Blocks in use after `steps_ahead` more decode steps (a pure question)."""
         blocks = self.cache.used
-        growing = self.decoding - len(self.capped)
+        growing = self.growing
         if steps_ahead and growing:
             cycles, rest = divmod(steps_ahead, self.block_tokens)
             blocks += cycles * growing

@@ -630,7 +630,7 @@ class Replica:
             if size:
                 ctx = batch.ctx_tokens + size
                 time_s, time_per_ctx_s, energy_j, energy_per_ctx_j, ctx_end = self.model.decode(size, ctx, group_tokens)
-                growing = size - len(batch.capped)
+                growing = batch.growing
                 if ctx_end != inf and growing:
                     steps = min(steps, max(1, ceil((ctx_end - ctx) / growing)))
                 first, slope = time_s + time_per_ctx_s * ctx, time_per_ctx_s * growing
