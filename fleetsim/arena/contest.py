@@ -25,6 +25,7 @@ MEASURES = {
     "goodput_requests_per_s": "goodput_requests_per_s",
     "ttft_mean_s": "ttft_mean_s",
     "ttft_p99_s": "ttft_p99_s",
+    "itl_p99_s": "itl_p99_s",
 }
 """Figures of the summary that are kept, by the name that the table gives them."""
 

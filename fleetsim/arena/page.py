@@ -15,12 +15,13 @@ from fleetsim.metrics.statistics import mean_interval
 Interval = tuple[float, float, float]
 """Mean, low and high end."""
 
-SCORED = {"attainment": 1, "ttft_mean_s": -1, "ttft_p99_s": -1}
+SCORED = {"attainment": 1, "ttft_mean_s": -1, "ttft_p99_s": -1, "itl_p99_s": -1}
 """What the score is made of: 1 where more is better, -1 where less is."""
 COLUMNS = {
     "attainment": ("SLO attainment", "%", 100.0),
     "ttft_mean_s": ("mean TTFT", "ms", 1e3),
     "ttft_p99_s": ("p99 TTFT", "ms", 1e3),
+    "itl_p99_s": ("p99 gap", "ms", 1e3),
 }
 """Title, unit and factor of what is shown of each scenario."""
 
@@ -31,8 +32,8 @@ Policies against each other on a fixed suite of scenarios (version {version}, `s
 {seeds} seeds; all policies meet the same requests. Policies run with their own defaults; where routers are compared the scheduler
 is {scheduler}, where schedulers are the router is {router}, and orders of the queue see output lengths that the gateway learns.
 
-- **Score** of a policy in a scenario and seed: the mean of its SLO attainment over the best one's, the best mean TTFT over its
-  own, and the best p99 TTFT over its own, the best of its kind in that scenario and seed: 1 is best in everything. The overall
+- **Score** of a policy in a scenario and seed: the mean of its SLO attainment over the best one's, and of the best mean TTFT, p99
+  TTFT and p99 gap between tokens over its own, the best of its kind in that scenario and seed: 1 is best in everything. The overall
   score is the mean over the scenarios that it can run.
 - **Differences** to the baseline are taken seed by seed; in brackets their 95 % confidence interval (Student's t). *Better* and
   *worse* stand where that does not hold zero.

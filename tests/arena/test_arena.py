@@ -72,8 +72,10 @@ def small(tmp_path: Path) -> str:
 
 
 def made(figures: dict[Entry, list[tuple[float, float, float]]]) -> Contest:
-    keys = ("attainment", "ttft_mean_s", "ttft_p99_s")
-    runs = {(entry, "s"): [dict(zip(keys, run, strict=True)) for run in rows] for entry, rows in figures.items()}
+    keys = ("attainment", "ttft_mean_s", "ttft_p99_s", "itl_p99_s")
+    runs = {
+        (entry, "s"): [dict(zip(keys, (*run, 0.03), strict=True)) for run in rows] for entry, rows in figures.items()
+    }
     return Contest(list(figures), ["s"], 2, runs, {})
 
 
@@ -117,8 +119,8 @@ def test_the_score_is_the_mean_of_ratios_to_the_best_of_that_seed() -> None:
     found = scores(
         made({BASE: [(0.9, 0.1, 1.0), (0.8, 0.2, 2.0)], RANDOM: [(0.45, 0.2, 0.5), (0.8, 0.1, 4.0)]}), "routers"
     )
-    assert found[BASE]["s"] == pytest.approx([(1 + 1 + 0.5) / 3, (1 + 0.5 + 1) / 3])
-    assert found[RANDOM]["s"] == pytest.approx([(0.5 + 0.5 + 1) / 3, (1 + 1 + 0.5) / 3])
+    assert found[BASE]["s"] == pytest.approx([(1 + 1 + 0.5 + 1) / 4, (1 + 0.5 + 1 + 1) / 4])
+    assert found[RANDOM]["s"] == pytest.approx([(0.5 + 0.5 + 1 + 1) / 4, (1 + 1 + 0.5 + 1) / 4])
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
@@ -131,7 +133,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 
 def test_who_answered_nothing_gets_nothing() -> None:
-    empty = {"attainment": 0.0, "ttft_mean_s": None, "ttft_p99_s": None}
+    empty = {"attainment": 0.0, "ttft_mean_s": None, "ttft_p99_s": None, "itl_p99_s": None}
     result = made({BASE: [(0.9, 0.1, 1.0), (0.9, 0.1, 1.0)], RANDOM: [(1.0, 1.0, 1.0), (1.0, 1.0, 1.0)]})
     result = replace(result, figures={**result.figures, (RANDOM, "s"): [empty, empty]})
     assert scores(result, "routers")[RANDOM]["s"] == [0.0, 0.0]
