@@ -454,6 +454,10 @@ class FleetView:
         base_s, token_s, pair_s = probe.prefill_terms()
         return base_s + probe.frontend_s, token_s, pair_s
 
+    def decode_terms_of(self, position: int) -> tuple[float, float, float]:
+        """Of a replica's decode steps: seconds of each, per request and per token of context."""
+        return self._known_probes()[position].decode_terms()
+
     def _known_probes(self) -> tuple[Probe, ...]:
         if len(self._probes) != len(self.pools):
             raise PolicyError("this view has no telemetry: its replicas publish nothing")
@@ -520,7 +524,7 @@ class FleetView:
 
     def decode_s(self, position: int, batch: float, tokens: float) -> float:
         """Seconds of a replica's decode step with `batch` requests of `tokens` of context altogether, by its own step times [s]."""
-        base_s, request_s, token_s = self._known_probes()[position].decode_terms()
+        base_s, request_s, token_s = self.decode_terms_of(position)
         return base_s + request_s * batch + token_s * tokens
 
     def transfer_s(self, source: int, target: int, tokens: int) -> float:

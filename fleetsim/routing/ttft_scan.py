@@ -42,6 +42,22 @@ class TtftScan:
         self._waiting: Any = np.frombuffer(board.waiting)
         self._running: Any = np.frombuffer(board.running)
 
+    def after(self, prompt_tokens: int, cached: int) -> Any:
+        """Predicted time of each replica if `cached` tokens of the prompt were in its cache, whatever is [s]; in a new array."""
+        tokens = prompt_tokens - cached
+        found = self._running + self._waiting
+        found *= TIE_S
+        found += self._pending_s
+        found += self._base_s
+        found += tokens * self._token_s
+        found += (tokens * (cached + 0.5 * (tokens + 1))) * self._pair_s
+        return found
+
+    def after_at(self, place: int, prompt_tokens: int, cached: int) -> float:
+        """The same of one replica [s]."""
+        requests = self._running[place] + self._waiting[place]
+        return self._fleet.ttft_s(place, prompt_tokens, cached) + TIE_S * float(requests)
+
     def seconds(self, request: RequestView) -> Any:
         """Predicted time of each replica [s], in a new array."""
         fleet, n = self._fleet, request.prompt_tokens

@@ -71,6 +71,8 @@ class Xllm:
         self._board = fleet.watch_load()
         answers.watch_load()
         answers.index_work(0)
+        self._terms = [answers.decode_terms_of(place) for place in range(answers.count)]
+        """Of each instance: seconds of a step, per request and per token of context."""
         if config.rule != "slo-aware":
             fleet.watch_caches()
         count = fleet.count
@@ -97,21 +99,19 @@ class Xllm:
         config, prefills, decodes = self._config, self._prefill, self._decode
         queue_s = self._board.pending_s
         best_p = min(prefills, key=queue_s.__getitem__)
-        step_s = {d: self._step_s(d, request) for d in decodes}
-        best_d = min(decodes, key=step_s.__getitem__)
-        good = next((d for d in decodes if step_s[d] <= config.tpot_slo_s), -1)
-        decode = good if good >= 0 else best_d
-        prefill = best_p
-        spare = (len(decodes) - 1) / len(decodes)
-        if (
-            queue_s[best_p] > config.ttft_slo_s
-            and decode != best_d
-            and step_s[best_d] < config.tpot_slo_s * spare
-            and queue_s[best_d] < queue_s[best_p]
-        ):
-            prefill = best_d
-        elif self._flips and good < 0:
-            self._enlist(best_p)
+        target_s = config.tpot_slo_s
+        good = next((d for d in decodes if self._step_s(d, request) <= target_s), -1)
+        prefill, decode = best_p, good
+        if good < 0 or queue_s[best_p] > config.ttft_slo_s:  # only then does it matter which step is the shortest
+            step_s = {d: self._step_s(d, request) for d in decodes}
+            best_d = min(decodes, key=step_s.__getitem__)
+            spare_s = target_s * (len(decodes) - 1) / len(decodes)
+            if good < 0:
+                decode = best_d
+                if self._flips:
+                    self._enlist(best_p)
+            elif good != best_d and step_s[best_d] < spare_s and queue_s[best_d] < queue_s[best_p]:
+                prefill = best_d
         self._used[decode] = None
         return Route(prefill, decode)
 
@@ -120,7 +120,8 @@ class Xllm:
         answers = self._answers
         batch = answers.decoding[place] + answers.coming[place] + 1
         tokens = answers.kv_used(place) * answers.capacity_tokens[place] + answers.coming_tokens[place]
-        return answers.decode_s(place, batch, tokens + request.prompt_tokens)
+        base_s, request_s, token_s = self._terms[place]
+        return base_s + request_s * batch + token_s * (tokens + request.prompt_tokens)
 
     def _enlist(self, place: int) -> None:
         """Turn a prefill instance into a decode instance, if the others can do without it."""
