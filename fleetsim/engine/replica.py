@@ -540,11 +540,7 @@ class Replica:
         if batch.reserved:
             limit = min(limit, self._let_reserved_go_first(batch))
         if batch.to_load:
-            for request, lacking in batch.to_load:
-                if request in batch.loading:  # not preempted again
-                    assert request.carrier is not None
-                    request.carrier.fetch(request, lacking)
-            batch.to_load = []
+            self._fetch_admitted(batch)
         if batch.recheck:
             limit = 1
         if order is not None and batch.waiting and limit > 1:
@@ -573,6 +569,14 @@ class Replica:
         if not batch.running:
             self.scheduler.schedule(batch)
         return 1
+
+    def _fetch_admitted(self, batch: Batch) -> None:
+        """Begin to bring what the requests that were just admitted lack."""
+        for request, lacking in batch.to_load:
+            if request in batch.loading:  # not preempted again
+                assert request.carrier is not None
+                request.carrier.fetch(request, lacking)
+        batch.to_load = []
 
     def _settle_preempted(self, batch: Batch) -> int:
         """Charge requests that were preempted for what they decoded; steps after which the scheduler must be asked again."""

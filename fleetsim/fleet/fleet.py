@@ -159,6 +159,8 @@ class Fleet:
             view = CacheView(pool.capacity_blocks, kv.block_tokens, lambda: clock.now_s, *prefill_cost(pool.model))
             eviction = kv.eviction.create(self._streams.get(f"eviction.{replica}.{rank}"), view)
         order = None if engine.order.name == "fcfs" else engine.order.create(outlook)
+        if order is not None and getattr(order, "draws", False):
+            order.rng = self._streams.get(f"order.{replica}.{rank}")
         compression = None if kv.compression is None else kv.compression.create(pool.llm.layers)
         return Batch(
             pool.capacity_blocks,

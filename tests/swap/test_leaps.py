@@ -21,7 +21,7 @@ def lengths(mean: int, high: int) -> dict[str, Any]:
 
 
 def orders() -> st.SearchStrategy[Any]:
-    return st.sampled_from(["fcfs", "fcfs", "srpt", "mlfq", "vtc", "ltr", "priority"])
+    return st.sampled_from(["fcfs", "fcfs", "srpt", "mlfq", "vtc", "ltr", "priority", "priority-epochs"])
 
 
 @st.composite
@@ -117,3 +117,41 @@ def test_leaps_equal_step_by_step(scenario: dict[str, Any], tmp_path: Any) -> No
 @given(scenario=scenarios())
 def test_leaps_equal_step_by_step_at_length(scenario: dict[str, Any], tmp_path: Any) -> None:
     assert_same(*run_both(scenario, tmp_path))
+
+
+def test_the_comparison_is_not_vacuous(tmp_path: Any) -> None:
+    """Priorities drawn every ten steps: requests are swapped out and come back many times, leaps skip steps, and both agree."""
+    lengths_ = {"distribution": "lognormal", "cv": 1.0, "min": 1, "max": 600}
+    scenario = {
+        "schema": 1,
+        "name": "pressure",
+        "seed": 3,
+        "workload": {
+            "kind": "synthetic",
+            "requests": 100,
+            "arrivals": {"process": "gamma", "rate": "20 req/s", "burstiness": 0.3},
+            "prompt_tokens": {**lengths_, "mean": 200},
+            "output_tokens": {**lengths_, "mean": 150},
+        },
+        "pools": [
+            {
+                "name": "main",
+                "llm": "llama-3.1-8b",
+                "accelerator": "rtx-4090",
+                "engine": {
+                    "order": {"policy": "priority-epochs", "frequency": 0.1},
+                    "scheduler": {"policy": "vllm-v0", "max_seqs": 16},
+                    "kv": {
+                        "capacity_tokens": 3200,
+                        "preemption": {"mode": "swap", "group_blocks": 20, "asynchronous": True, "reuse": True},
+                    },
+                    "prefix_cache": False,
+                },
+            }
+        ],
+    }
+    fast, slow = run_both(scenario, tmp_path)
+    assert fast.summary["preemptions"] > 100
+    assert fast.summary["network_bytes"] > 10e9
+    assert fast.events < 0.8 * slow.events
+    assert_same(fast, slow)

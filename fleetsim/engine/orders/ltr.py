@@ -29,8 +29,8 @@ class Ltr(Order):
 
     Rule: at every step all requests, waiting and running, are sorted by (starved first, predicted length) and the first that fit
     run; others give way. A request that has not run for 200 steps goes first, until it has run for 10. Only the order of the
-    predictions matters. Steps are those in which the rank's decoding requests get tokens. Charged: preempted requests are computed
-    again (the authors' engine swaps them out), and the prediction where the gateway's predictor charges for it.
+    predictions matters. Steps are those in which the rank's decoding requests get tokens. Charged: preemption, as
+    `engine.kv.preemption` says (the authors' engine swaps), and the prediction where the gateway's predictor charges for it.
 
     References
     ----------

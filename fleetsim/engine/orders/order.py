@@ -12,6 +12,8 @@ from fleetsim.engine import prefill_time
 from fleetsim.workload.request import Request
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fleetsim.engine.api import StepTimeModel
     from fleetsim.engine.batch import Batch
 
@@ -121,6 +123,8 @@ class Order:
     """Whether running requests are preempted for waiting ones that have neither seat nor blocks otherwise."""
     eager: ClassVar[bool] = False
     """Whether what it remembers depends on when a request joins, so that every arrival must be noticed at the next boundary."""
+    draws: ClassVar[bool] = False
+    """Whether it draws from `rng`, a stream that each rank of a fleet gets for itself."""
     needs_predictions: ClassVar[bool] = False
     """Whether it makes no sense without a predictor at the gateway."""
     needs_deadlines: ClassVar[bool] = False
@@ -128,6 +132,7 @@ class Order:
 
     batch: Batch
     """The rank that it is the queue of."""
+    rng: np.random.Generator
 
     def __init__(self, config: Any, outlook: Outlook) -> None:
         self.config = config

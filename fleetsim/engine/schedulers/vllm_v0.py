@@ -34,7 +34,7 @@ class VllmV0:
     last is preempted, waits first in the queue and is computed again. An empty rank admits any request.
 
     Padding counts against the budget only; what a step costs follows from the true lengths. Prompts count in full even where the
-    prefix cache holds their beginning. Swapping to the host (which V0 used for beams only) is not modelled.
+    prefix cache holds their beginning. V0 swapped to the host where a request had several beams: `engine.kv.preemption`.
 
     References
     ----------
