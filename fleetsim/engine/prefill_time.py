@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 from fleetsim.engine.api import StepTimeModel
 
@@ -52,6 +51,8 @@ def fit(model: StepTimeModel, chunk_tokens: int = 0) -> PrefillTime:
     rows = np.array([(1.0, n, n * c + n * (n + 1) / 2) for n, c in cases])
     times = np.array([model.mixed(n, 1, n * c + n * (n + 1) // 2, c + n, 1, 0, 0, n)[0] for n, c in cases])
     scale = (rows / times[:, None]).max(axis=0)
+    from scipy.optimize import nnls  # half a second that runs without such an order or router need not pay
+
     solution, _ = nnls(rows / times[:, None] / scale, np.ones(len(cases)))
     step_s, token_s, pair_s = (solution / scale).tolist()
     worst = float(np.abs(rows @ (solution / scale) / times - 1.0).max())
