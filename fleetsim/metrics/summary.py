@@ -13,6 +13,7 @@ from fleetsim.catalog.llm import BYTES_PER_VALUE
 from fleetsim.engine.gaps import edge_s
 from fleetsim.fleet.pool import Pool
 from fleetsim.metrics.bounds import optimal_tokens_per_s
+from fleetsim.metrics.columns import values_of
 from fleetsim.metrics.statistics import batch_means_interval, percentiles
 from fleetsim.metrics.verdict import Verdict, verdict
 from fleetsim.scenario.schema import Energy, Scenario
@@ -99,10 +100,10 @@ def summarise(
     summary |= _site(summary, pools, totals.end_s, scenario.energy)
     summary |= _site_of_requests(read, status, scenario.energy)
     summary["power_peak_w"] = totals.peak_power_w
-    used = read("replicas", ["kv_used_ratio"])["kv_used_ratio"].to_numpy()
+    used = values_of(read("replicas", ["kv_used_ratio"])["kv_used_ratio"])
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
     summary["kv_used_max_ratio"] = float(used.max()) if len(used) else 0.0
-    fragmented = read("fleet", ["kv_fragmented_ratio"])["kv_fragmented_ratio"].to_numpy()
+    fragmented = values_of(read("fleet", ["kv_fragmented_ratio"])["kv_fragmented_ratio"])
     summary["kv_fragmented_mean_ratio"] = float(fragmented.mean()) if len(fragmented) else 0.0
     served = status != REJECTED
     arrival, start, end = (_floats(read, name)[served] for name in ("arrival_s", "first_scheduled_s", "end_s"))
@@ -122,28 +123,28 @@ def _counts(status: np.ndarray[Any, Any]) -> Figures:
 def _tokens(read: Reader) -> Figures:
     names = ["prompt_tokens", "output_tokens", "cached_tokens", "approximate_tokens"]
     table = read("requests", [*names, "preemptions", "migrations", "first_scheduled_s"])
-    prompts = table["prompt_tokens"].to_numpy()
+    prompts = values_of(table["prompt_tokens"])
     scheduled = prompts[~np.isnan(_as_floats(table["first_scheduled_s"]))].sum()
-    cached = int(table["cached_tokens"].to_numpy().sum())
+    cached = int(values_of(table["cached_tokens"]).sum())
     return {
         "prompt_tokens": int(prompts.sum()),
-        "output_tokens": int(table["output_tokens"].to_numpy().sum()),
+        "output_tokens": int(values_of(table["output_tokens"]).sum()),
         "prompt_tokens_mean": _number(prompts.mean()) if len(prompts) else None,
-        "output_tokens_mean": _number(table["output_tokens"].to_numpy().mean()) if len(prompts) else None,
+        "output_tokens_mean": _number(values_of(table["output_tokens"]).mean()) if len(prompts) else None,
         "cached_tokens": cached,
         "prefix_hit_ratio": cached / int(scheduled) if scheduled else 0.0,
-        "approximate_tokens": int(table["approximate_tokens"].to_numpy().sum()),
-        "preemptions": int(table["preemptions"].to_numpy().sum()),
-        "migrations": int(table["migrations"].to_numpy().sum()),
+        "approximate_tokens": int(values_of(table["approximate_tokens"]).sum()),
+        "preemptions": int(values_of(table["preemptions"]).sum()),
+        "migrations": int(values_of(table["migrations"]).sum()),
     }
 
 
 def _tiers(read: Reader, pools: Sequence[Pool]) -> Figures:
     """What came from below the accelerators' memory; None where there is no such tier."""
     table = read("requests", ["prompt_tokens", "loaded_tokens", "load_s", "first_scheduled_s"])
-    loaded = table["loaded_tokens"].to_numpy()
-    waits = table["load_s"].to_numpy()[loaded > 0]
-    scheduled = int(table["prompt_tokens"].to_numpy()[~np.isnan(_as_floats(table["first_scheduled_s"]))].sum())
+    loaded = values_of(table["loaded_tokens"])
+    waits = values_of(table["load_s"])[loaded > 0]
+    scheduled = int(values_of(table["prompt_tokens"])[~np.isnan(_as_floats(table["first_scheduled_s"]))].sum())
     figures: Figures = {
         "loaded_tokens": int(loaded.sum()),
         "load_mean_s": _number(waits.mean()) if len(waits) else None,
@@ -342,7 +343,7 @@ def _groups(
             row["goodput_requests_per_s"] = float(met[members].sum()) / makespan_s if makespan_s else None
             rows.append(row)
             places.append((codes, names.index(value)))
-    tokens = read("requests", ["output_tokens"])["output_tokens"].to_numpy()
+    tokens = values_of(read("requests", ["output_tokens"])["output_tokens"])
     for row, (codes, place) in zip(rows, places, strict=True):
         row["output_tokens"] = int(tokens[codes == place].sum())
         row["output_tokens_per_s"] = row["output_tokens"] / makespan_s if makespan_s else None
@@ -374,7 +375,7 @@ def too_short(summary: Mapping[str, Any], attainment: float) -> str | None:
 
 
 def _met(read: Reader) -> np.ndarray[Any, Any]:
-    return np.asarray(read("requests", ["slo_met"])["slo_met"].to_numpy(), dtype=bool)
+    return np.asarray(values_of(read("requests", ["slo_met"])["slo_met"]) == 1)  # null is no
 
 
 def _floats(read: Reader, column: str) -> Floats:
@@ -382,7 +383,7 @@ def _floats(read: Reader, column: str) -> Floats:
 
 
 def _as_floats(column: pa.ChunkedArray) -> Floats:
-    return np.asarray(column.to_numpy(), dtype=np.float64)  # nulls become NaN
+    return np.asarray(values_of(column), dtype=np.float64)  # nulls become NaN
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray[Any, Any], list[str]]:
@@ -391,7 +392,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray[Any, Any], list[str]]:
         return np.zeros(0, np.int32), []
     encoded = column.unify_dictionaries().combine_chunks()
     encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
-    codes = np.nan_to_num(np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.float64), nan=-1.0)
+    codes = np.nan_to_num(np.asarray(values_of(encoded.indices), dtype=np.float64), nan=-1.0)
     return codes.astype(np.int32), encoded.dictionary.to_pylist()
 
 

@@ -77,7 +77,9 @@ class ResultFolder:
 
     def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
         """A finished table that is not published yet."""
-        return pq.read_table(self._folder / f"{table}.parquet", columns=columns, memory_map=True)
+        # pq.read_table would import pandas wherever that is installed
+        with pq.ParquetFile(self._folder / f"{table}.parquet", memory_map=True) as file:
+            return file.read(columns)
 
     def add_table(self, name: str, table: pa.Table) -> None:
         """Write a small table at once."""

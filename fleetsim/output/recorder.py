@@ -14,6 +14,7 @@ from fleetsim.engine.replica import Meter
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.fleet.pool import Pool
 from fleetsim.kernel.clock import SAMPLE
+from fleetsim.metrics.columns import array_of, column
 from fleetsim.metrics.slo import slo_met
 from fleetsim.output.tables import arrow_schema
 from fleetsim.scenario.schema import Energy, Slo
@@ -115,13 +116,13 @@ class RequestLog:
         columns: dict[str, Any] = {
             "request_id": ints("id"),
             "session_id": _ints_or_null(ints("session")),
-            "turn": pa.array(ints("turn").astype(np.int32)),
+            "turn": column(ints("turn"), None, pa.int32()),
             "tenant": _names(list(map(attrgetter("tenant"), rows))),
             "class": _names(classes),
             "model": _coded(pool, self._llm_names),
             "pool": _coded(pool, self._pool_names),
-            "replica": pa.array(replica.astype(np.int32), mask=~served),
-            "prefill_replica": pa.array(prefill.astype(np.int32), mask=prefill < 0),
+            "replica": column(replica, ~served, pa.int32()),
+            "prefill_replica": column(prefill, prefill < 0, pa.int32()),
             "status": _coded(status, STATUS),
             "reason": _names(list(map(attrgetter("reason"), rows))),
             "arrival_s": arrival,
@@ -136,8 +137,8 @@ class RequestLog:
             "load_s": floats("load_s"),
             "dropped_tokens": ints("dropped_tokens"),
             "approximate_tokens": ints("approximate_tokens"),
-            "preemptions": pa.array(ints("preemptions").astype(np.int32)),
-            "migrations": pa.array(ints("migrations").astype(np.int32)),
+            "preemptions": column(ints("preemptions"), None, pa.int32()),
+            "migrations": column(ints("migrations"), None, pa.int32()),
             "ttft_s": _float_or_null(ttft),
             "tpot_s": _float_or_null(tpot),
             "ntpot_s": _float_or_null(ntpot),
@@ -148,7 +149,7 @@ class RequestLog:
             "site_energy_j": site,
             "carbon_g": _carbon(site, self._energy),
             "cost_usd": cost,
-            "slo_met": pa.nulls(len(rows), pa.bool_()) if met is None else pa.array(met),
+            "slo_met": pa.nulls(len(rows), pa.bool_()) if met is None else column(met),
         }
         return as_batch("requests", columns)
 
@@ -323,11 +324,6 @@ def as_batch(table: str, columns: dict[str, Any]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def array_of(values: Any, kind: pa.DataType | None = None) -> pa.Array:
-    """Arrow array of any values. By way of NumPy: pyarrow imports pandas, where it is installed, to look at a list."""
-    return pa.array(values if isinstance(values, np.ndarray) else np.array(values, dtype=object), type=kind)
-
-
 def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """A small table of rows that have the same keys; a column of None alone is of floats."""
     columns = {}
@@ -343,26 +339,26 @@ def _names(values: Sequence[str | None]) -> pa.DictionaryArray:
     known: dict[str, int] = {}
     codes = [-1 if value is None else known.setdefault(value, len(known)) for value in values]
     indices = np.array(codes, dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=indices < 0), array_of(list(known), pa.string()))
+    return pa.DictionaryArray.from_arrays(column(indices, indices < 0), array_of(list(known), pa.string()))
 
 
 def _coded(codes: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryArray:
     """Names by their number; below zero is null."""
     known = list(dict.fromkeys(names))
     place = np.array([known.index(name) for name in names], dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(place[codes], mask=codes < 0), array_of(known, pa.string()))
+    return pa.DictionaryArray.from_arrays(column(place[codes], codes < 0), array_of(known, pa.string()))
 
 
 def _carbon(site_j: np.ndarray[Any, Any], energy: Energy) -> pa.Array:
     """Greenhouse gases [g]; nulls where the grid's are not known."""
     if energy.carbon_intensity is None:
         return pa.nulls(len(site_j), pa.float64())
-    return pa.array(site_j / KWH_J * energy.carbon_intensity)
+    return column(site_j / KWH_J * energy.carbon_intensity)
 
 
 def _float_or_null(values: np.ndarray[Any, Any]) -> pa.Array:
-    return pa.array(values, mask=np.isnan(values))
+    return column(values, np.isnan(values))
 
 
 def _ints_or_null(values: np.ndarray[Any, Any]) -> pa.Array:
-    return pa.array(values, mask=values < 0)
+    return column(values, values < 0)

@@ -18,7 +18,7 @@ from fleetsim.workload.prefixes import Path, Segment
 class PrefixNode:
     """A run of blocks after the path of its parents."""
 
-    __slots__ = ("children", "end", "holders", "keys", "parent")
+    __slots__ = ("children", "end", "first", "holders", "keys", "parent")
 
     def __init__(self, parent: PrefixNode | None, keys: Segment, end: int, holders: dict[int, int]) -> None:
         self.parent = parent
@@ -28,6 +28,8 @@ class PrefixNode:
         self.holders = holders
         """When (by count of insertions) each replica that holds it was last sent it, in order of the first time."""
         self.children: dict[int, PrefixNode] = {}
+        self.first: Any = None
+        """The holders for longest as an array, the same object where they are those of the run below; None: to be made again."""
 
 
 class PrefixIndex:
@@ -84,6 +86,7 @@ class PrefixIndex:
                 if replica not in child.holders:
                     added += len(child.keys)
                     self._held[replica][child] = None
+                    child.first = None
                 child.holders[replica] = self._clock
                 position += len(child.keys)
                 node = child
@@ -93,16 +96,28 @@ class PrefixIndex:
     def mark(self, path: Path, limit: int, unit: int, hits: Any) -> None:
         """Set ``hits[replica]`` to `unit` for each leading block of `path` that it holds, for up to `limit` holders of each run."""
         blocks, at = self.longest(path)
-        runs: list[tuple[PrefixNode, int]] = []
+        runs: list[tuple[Any, int]] = []
         node: PrefixNode | None = at
+        below: Any = None
+        new_below = False
         while node is not None and blocks:
-            runs.append((node, blocks))
+            first = node.first
+            count = min(len(node.holders), limit)
+            new = first is None or len(first) != count
+            if new:
+                first = node.first = _first(node.holders, count)
+            if first is not below:
+                if (new or new_below) and below is not None and len(below) == count and (first == below).all():
+                    node.first = below
+                else:
+                    runs.append((first, blocks * unit))
+                    below = first
+            new_below = new
             node = node.parent
             blocks = 0 if node is None else node.end
-        for run, blocks in reversed(runs):
-            holders = run.holders
-            count = min(len(holders), limit)
-            hits[np.fromiter(islice(holders, count), np.intp, count)] = blocks * unit
+        while runs:
+            first, tokens = runs.pop()
+            hits[first] = tokens
 
     def held(self, path: Path, replica: int) -> int:
         """Leading blocks of `path` that `replica` holds."""
@@ -147,6 +162,7 @@ class PrefixIndex:
         for node in reversed(lost):
             gone += len(node.keys)
             del node.holders[replica]
+            node.first = None
             del self._held[replica][node]
             if not node.holders and node.parent is not None:
                 del node.parent.children[node.keys[0]]
@@ -166,6 +182,7 @@ class PrefixIndex:
             gone += len(node.keys)
             del held[node]
             del node.holders[replica]
+            node.first = None
             if not node.holders and node.parent is not None:
                 del node.parent.children[node.keys[0]]
         self.sizes.add(replica, -gone)
@@ -175,6 +192,7 @@ class PrefixIndex:
         parent = node.parent
         assert parent is not None
         upper = PrefixNode(parent, node.keys[:length], node.end - len(node.keys) + length, dict(node.holders))
+        upper.first = node.first
         parent.children[upper.keys[0]] = upper
         node.parent = upper
         node.keys = node.keys[length:]
@@ -182,6 +200,14 @@ class PrefixIndex:
         for replica in upper.holders:
             self._held[replica][upper] = None
         return upper
+
+
+def _first(holders: dict[int, int], count: int) -> Any:
+    """Numbers of the first `count` holders; sorted if that is all of them, so that equal sets are equal arrays."""
+    found = np.fromiter(islice(holders, count), np.intp, count)
+    if count == len(holders):
+        found.sort()
+    return found
 
 
 def _same(keys: Segment, segment: Segment, position: int) -> int:
