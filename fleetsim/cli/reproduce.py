@@ -67,7 +67,7 @@ def command(
 
         ran = {outcome.file.path.resolve(): outcome for outcome in outcomes if not outcome.skipped}
         paths = {path.resolve(): None for path in (*map(paper_path, paper_names()), *(file.path for file in files))}
-        every = [ran.get(path) or recorded(load_paper(path)) for path in sorted(paths)]
+        every = [ran.get(path) or recorded(load_paper(path)) for path in sorted(paths, key=lambda path: path.stem)]
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page(every), encoding="utf-8")
     if as_json:
