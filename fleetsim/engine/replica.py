@@ -336,6 +336,15 @@ class Replica:
             wanted += self.batches[request.rank].wanted_blocks(request)
         return wanted
 
+    def first_wanted_blocks(self) -> int:
+        """The same of those that run next, one of each rank, if need be of those that are on their way."""
+        wanted = 0
+        for rank, batch in enumerate(self.batches):
+            first = self.first_waiting(rank, inf)
+            if first is not None:
+                wanted += batch.wanted_blocks(first)
+        return wanted
+
     def urgent_count(self) -> int:
         """Running requests of a priority above 0."""
         return sum(request.priority > 0 for batch in self.batches for request in batch.running)

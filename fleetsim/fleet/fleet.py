@@ -18,7 +18,7 @@ from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.pool import Pool, describe_pool
-from fleetsim.fleet.rebalance import rebalancings
+from fleetsim.fleet.rebalance import Rebalancing, rebalancings
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
@@ -77,7 +77,9 @@ class Fleet:
         self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
-        self._rebalancings = rebalancings(scenario, streams, self)
+        self._rebalancings: list[Rebalancing] = []
+        for rebalancing in rebalancings(scenario, streams, self):
+            self.rebalance(rebalancing)
         self._workload: Workload | None = None
         self._source: Iterator[Request] = iter(())
         self._next: Request | None = None
@@ -173,6 +175,12 @@ class Fleet:
             compression,
             None if kv.reuse is None else kv.reuse.create(self._scenario.seed),
         )
+
+    def rebalance(self, rebalancing: Rebalancing) -> None:
+        """Let a rebalancer move requests from the beginning of the run on."""
+        if self.gateway.by_id is None:
+            self.gateway.by_id = {}
+        self._rebalancings.append(rebalancing)
 
     # --- arrivals ----------------------------------------------------------------------------------------------------
 

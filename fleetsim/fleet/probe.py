@@ -171,12 +171,13 @@ class ReplicaProbe(Probe):
                     left = request.target - request.computed
                     tokens += left - queued[0]
                     seconds += self.prefill_s(left, request.computed) - queued[1]
-        wanted, urgent = 0.0, 0
+        wanted, first, urgent = 0.0, 0.0, 0
         if self._shows_demand:
             wanted = self._replica.wanted_blocks() / self._capacity_blocks
+            first = self._replica.first_wanted_blocks() / self._capacity_blocks
             urgent = self._replica.urgent_count()
         used = self.kv_used(at_s)
-        return Load(waiting, running, used, tokens, max(seconds, 0.0), self._last_prefill_s, wanted, urgent)
+        return Load(waiting, running, used, tokens, max(seconds, 0.0), self._last_prefill_s, wanted, first, urgent)
 
     def kv_used(self, at_s: float) -> float:
         """Part of its KV cache in use at `at_s` [ratio]."""

@@ -50,19 +50,23 @@ class Rebalancing:
         self.begin()
 
 
+def state_of(replica: Replica, fleet: Fleet) -> ReplicaState:
+    """What a rebalancer sees of a replica."""
+    return ReplicaState(replica, fleet.pool_of[replica.index].name)
+
+
 def rebalancings(scenario: Scenario, streams: Streams, fleet: Fleet) -> list[Rebalancing]:
     """A rebalancer for each LLM (and format of its cache) that the scenario's pools serve; none if it names none."""
     choice = scenario.gateway.rebalancer
     if choice is None:
         return []
-    fleet.gateway.by_id = {}
     kinds: dict[tuple[str, str], list[Replica]] = {}
     for replica, pool in zip(fleet.replicas, fleet.pool_of, strict=True):
         kinds.setdefault((pool.llm.name, pool.config.engine.kv.dtype), []).append(replica)
     found = []
     for (llm, dtype), replicas in kinds.items():
         rebalancing = Rebalancing(replicas, fleet)
-        states = [ReplicaState(replica, fleet.pool_of[replica.index].name) for replica in replicas]
+        states = [state_of(replica, fleet) for replica in replicas]
         rebalancing.policy = choice.create(streams.get(f"rebalancer.{llm}.{dtype}"), states, rebalancing)
         if not rebalancing.policy.period_s > 0:
             raise PolicyError(f"rebalancer {choice.name} wants to be asked every {rebalancing.policy.period_s} s")

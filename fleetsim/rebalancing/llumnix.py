@@ -43,7 +43,7 @@ class Llumnix:
     that one, and `headroom` is kept for requests of a priority above 0. A replica without requests is infinitely free. Sources
     are below `out_below` or have just preempted a request, targets above `in_above` and have not; the source with the least is
     paired with the target with the most, the second with the second, and so on. Each source moves one request (`choice`), of
-    low priority first, if the target has room for it.
+    low priority first, if the target has room for it. Urgent ones do not move because of the room that is kept for them.
 
     What is charged: the keys and values travel over the network while the request goes on decoding, in up to three stages; it
     pauses for the last 16 blocks. The target keeps blocks for it from the start.
@@ -105,6 +105,8 @@ class Llumnix:
         request = self._chosen(giver)
         if request is None:
             return None
+        if request.priority > 0 and self._config.headroom_ratio and not self._is_short(giver):
+            return None  # it is not to be driven away by the room that is kept for it
         blocks = giver.blocks_of(request.context_tokens)
         if blocks + 1 > taker.capacity_blocks - taker.used_blocks:
             return None
@@ -117,6 +119,12 @@ class Llumnix:
         if request.decoding:
             return Migrate(request.id, source, target)
         return MoveQueued(request.id, source, target)
+
+    def _is_short(self, replica: ReplicaState) -> bool:
+        """Whether a replica lacks memory, whatever is kept for urgent requests."""
+        kept = self._config.headroom_ratio * replica.capacity_blocks
+        count = replica.running_count + (replica.waiting_count > 0)
+        return self.freeness(replica) + kept / count < self._config.out_below
 
     def _chosen(self, replica: ReplicaState) -> RequestState | None:
         choice = self._config.choice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from mypy_extensions import mypyc_attr
@@ -19,9 +19,9 @@ from fleetsim.routing.memory_scan import MemoryScan
 class LlumnixConfig(PolicyConfig):
     """Parameters of dispatch by freeness."""
 
-    queued: "Annotated[bool, Field(strict=True)]" = True
-    """Subtract what the waiting requests will need. Without it: free memory over active requests, the variant without migration
-    that others compare with as "llumnix--"."""
+    queued: 'Literal["first", "all", "none"]' = "first"
+    """Whose demand counts as used: that of the request that waits first, as published; of all that wait, as in the repository;
+    or of none: free memory over active requests, the variant without migration that others compare with as "llumnix--"."""
     headroom_ratio: "Annotated[float, Field(ge=0, le=1, json_schema_extra={'unit': 'ratio'})]" = 0.0
     """Part of the KV cache that counts as used on a replica that runs requests of a priority above 0. The same as the
     rebalancer's."""
@@ -32,9 +32,9 @@ class Llumnix:
     """The replica with the most freeness: decode steps that its free memory lasts for all it serves.
 
     Rule: ``freeness = (capacity - used - wanted - headroom) / (running + waiting)`` in tokens per request, where `wanted` is
-    what the waiting requests will take when they run, and `headroom` is ``headroom_ratio`` of the capacity where requests of a
-    priority above 0 run. The highest is chosen; a replica without requests is infinitely free, and the first one of several. To
-    be used with the rebalancer of the same name.
+    what the first waiting request will take when it runs (`queued`), and `headroom` is ``headroom_ratio`` of the capacity where
+    requests of a priority above 0 run. The highest is chosen; a replica without requests is infinitely free, and the first one
+    of several. To be used with the rebalancer of the same name.
 
     What is charged: nothing for the decision. Loads are telemetry; where several look equally free in an old view, all requests
     go to one until the next report.
@@ -51,13 +51,14 @@ class Llumnix:
         board = fleet.watch_load(demand=True)
         self._board = board
         self._fleet = fleet
-        self._queued = config.queued
+        self._queued = config.queued != "none"
         self._headroom = config.headroom_ratio
         self._scan = MemoryScan(fleet, self._freeness)
         self._capacity: Any = np.array(fleet.capacity_tokens, dtype=float)
         # views of the board's arrays: they change with it
         self._kv_used: Any = np.frombuffer(board.kv_used)
-        self._kv_wanted: Any = np.frombuffer(board.kv_wanted)
+        self._demand = board.kv_wanted if config.queued == "all" else board.kv_first
+        self._kv_wanted: Any = np.frombuffer(self._demand)
         self._urgent: Any = np.frombuffer(board.urgent)
         self._running: Any = np.frombuffer(board.running)
         self._waiting: Any = np.frombuffer(board.waiting)
@@ -82,7 +83,7 @@ class Llumnix:
             return inf
         room = 1.0 - used
         if self._queued:
-            room = room - board.kv_wanted[position]
+            room = room - self._demand[position]
         if self._headroom and board.urgent[position] > 0.0:
             room = room - self._headroom
         return room * float(self._fleet.capacity_tokens[position]) / requests

@@ -55,6 +55,8 @@ class Load(NamedTuple):
     """When a first token last came from it, 0 before the first [s]."""
     kv_wanted: float = 0.0
     """Part of the KV cache that the waiting requests will take when they run; where somebody asked for it [ratio]."""
+    kv_first: float = 0.0
+    """The same of those that are first in their queues [ratio]."""
     urgent: int = 0
     """Running requests of a priority above 0; where somebody asked for it."""
 
@@ -73,7 +75,7 @@ class Probe:
         raise NotImplementedError
 
     def show_demand(self) -> None:
-        """Show `kv_wanted` and `urgent` too from now on, which cost a look at all its requests."""
+        """Show `kv_wanted`, `kv_first` and `urgent` too from now on, which cost a look at all its requests."""
         raise NotImplementedError
 
     def publish(self, caches: Caches, position: int) -> None:
@@ -127,6 +129,7 @@ class Board:
         "_sent",
         "_snapshots",
         "_watchers",
+        "kv_first",
         "kv_used",
         "kv_wanted",
         "last_prefill_s",
@@ -156,6 +159,8 @@ class Board:
         """When a first token last came."""
         self.kv_wanted = array("d", zeros)
         """Part of the KV cache that waiting requests will take (after `watch_demand`)."""
+        self.kv_first = array("d", zeros)
+        """Part of it that those first in their queues will take (after `watch_demand`)."""
         self.urgent = array("d", zeros)
         """Running requests of a priority above 0 (after `watch_demand`)."""
         self._watchers: list[list[int]] = []
@@ -186,7 +191,7 @@ class Board:
         return watcher
 
     def watch_demand(self, now_s: float) -> None:
-        """Ask, at construction, for `kv_wanted` and `urgent` too."""
+        """Ask, at construction, for `kv_wanted`, `kv_first` and `urgent` too."""
         for position, probe in enumerate(self._probes):
             probe.show_demand()
             self._show(position, probe.load(now_s))
@@ -304,6 +309,7 @@ class Board:
         self.pending_s[position] = load.pending_s
         self.last_prefill_s[position] = load.last_prefill_s
         self.kv_wanted[position] = load.kv_wanted
+        self.kv_first[position] = load.kv_first
         self.urgent[position] = load.urgent
         for watcher in self._watchers:
             watcher.append(position)

@@ -14,6 +14,7 @@ from fleetsim.testing.admission import check_admission
 from fleetsim.testing.eviction import check_cache
 from fleetsim.testing.order import check_order
 from fleetsim.testing.predictor import check_predictor
+from fleetsim.testing.rebalancer import check_rebalancer
 from fleetsim.testing.report import Report
 from fleetsim.testing.router import check_router
 from fleetsim.testing.scheduler import check_scheduler
@@ -26,6 +27,7 @@ __all__ = [
     "check_cache",
     "check_order",
     "check_predictor",
+    "check_rebalancer",
     "check_router",
     "check_scheduler",
     "check_search",

@@ -89,7 +89,10 @@ class Station(Probe):
         seconds = sum(seconds for _, seconds in self._waiting.values())
         running = len(self._running)
         wanted = tokens / _CAPACITY_TOKENS
-        return Load(len(self._waiting), running, self.kv_used(at_s), tokens, seconds, self._last_prefill_s, wanted)
+        first = next(iter(self._waiting.values()), (0, 0.0))[0] / _CAPACITY_TOKENS
+        return Load(
+            len(self._waiting), running, self.kv_used(at_s), tokens, seconds, self._last_prefill_s, wanted, first
+        )
 
     def kv_used(self, at_s: float) -> float:  # noqa: ARG002
         """Part of its cache in use."""

@@ -325,7 +325,7 @@ def test_llumnix_preempts_less_than_dispatch_alone(tmp_path: Path) -> None:
     seed=st.integers(0, 1000),
     choice=st.sampled_from(["SR", "LR", "LCR", "FCW", "FCWSR"]),
     pairing=st.sampled_from(["defrag", "balanced"]),
-    router=st.sampled_from([{"policy": "llumnix"}, {"policy": "llumnix", "queued": False}, {"policy": "infaas"}]),
+    router=st.sampled_from([{"policy": "llumnix"}, {"policy": "llumnix", "queued": "all"}, {"policy": "infaas"}]),
 )
 def test_llumnix_in_leaps_and_steps(
     seed: int, choice: str, pairing: str, router: dict[str, Any], tmp_path: Path
