@@ -516,10 +516,11 @@ class Batch:
                 self.waiting.remove(request)
                 self.waiting.appendleft(request)
                 return True
-            return not self.running and self._give_up_reserved()
+            return not self.running and self.give_up_reserved()
         return False
 
-    def _give_up_reserved(self) -> bool:
+    def give_up_reserved(self) -> bool:
+        """Have those who wait with blocks kept for them computed again instead; always True."""
         for request in [request for request in self.waiting if request in self.reserved]:
             self.unreserve(request)
             request.carried_tokens = 0

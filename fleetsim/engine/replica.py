@@ -546,7 +546,7 @@ class Replica:
                 limit = self._settle_preempted(batch)
         self.scheduler.schedule(batch)
         limit = min(limit, self._settle_preempted(batch))
-        if batch.reserved:
+        if batch.reserved and batch.waiting:
             limit = min(limit, self._let_reserved_go_first(batch))
         if batch.to_load:
             self._fetch_admitted(batch)
@@ -573,11 +573,15 @@ class Replica:
 
     def _let_reserved_go_first(self, batch: Batch) -> int:
         """Have those for whom room is kept not blocked by who lacks it; steps after which the scheduler must be asked again."""
-        if not batch.prefer_reserved():
-            return _FAR
+        changed = batch.prefer_reserved()
         if not batch.running:
+            # whoever ran was preempted just now, or was before somebody for whom room is kept
             self.scheduler.schedule(batch)
-        return 1
+            if not batch.running and all(request in batch.waiting for request in batch.reserved):
+                batch.give_up_reserved()
+                self.scheduler.schedule(batch)
+            self._settle_preempted(batch)
+        return 1 if changed or not batch.running else _FAR
 
     def _fetch_admitted(self, batch: Batch) -> None:
         """Begin to bring what the requests that were just admitted lack."""
