@@ -187,7 +187,10 @@ def _simulate(
     log.bind(fleet, folder, notice)
     sampler = Sampler(folder, fleet, scenario.run.interval, scenario.energy)
     fleet.feed(live.workload)
-    interrupted = _run_clock(clock, float("inf") if scenario.run.horizon is None else scenario.run.horizon)
+    until_s = float("inf") if scenario.run.horizon is None else scenario.run.horizon
+    interrupted = _run_clock(clock, until_s)
+    while not interrupted and clock.now_s < until_s and fleet.in_flight and fleet.unlock():
+        interrupted = _run_clock(clock, until_s)
     stopped = interrupted or bool(fleet.in_flight) or not fleet.exhausted
     end_s = clock.now_s if stopped else fleet.last_end_s
     if stopped:
@@ -224,6 +227,10 @@ def _simulate(
         warnings.append(short)
     if unserved := getattr(live.workload, "unserved", 0):
         warnings.append(f"{unserved} requests name a model that no pool serves; they were sent to any pool")
+    if fleet.unlocked:
+        warnings.append(
+            f"{fleet.unlocked} prompts were computed again: replicas were full of blocks that waited for each other's room"
+        )
     if interrupted:
         warnings.append("interrupted: what had not ended is counted as unfinished")
     wall_s = time.perf_counter() - started

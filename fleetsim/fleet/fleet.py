@@ -64,6 +64,8 @@ class Fleet:
         self.arrived = 0
         self.ended = 0
         self.last_end_s = 0.0
+        self.unlocked = 0
+        """Requests computed again because replicas waited for each other's room."""
         self.exhausted = False
         """Whether the workload has no more arrivals of its own."""
         self.expected = 0
@@ -232,6 +234,34 @@ class Fleet:
     def _admit_later_turn(self, request: Request) -> None:
         self.expected -= 1
         self._admit(request)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing will happen any more by itself."""
+        if not self.exhausted or self.expected or self.gateway.outside:
+            return False
+        moving = self._network is not None and self._network.busy
+        return not moving and all(replica.timer is None and not replica.held for replica in self.replicas)
+
+    def unlock(self) -> bool:
+        """Where nothing happens any more although requests are under way, have one computed again; False if that cannot help.
+
+        Replicas that hand requests over to each other may be full of blocks that wait for room on the other one. The oldest request
+        that waits so gives up what was computed of it.
+        """
+        waiting = [
+            r for replica in self.replicas for batch in replica.batches for r in batch.waiting if r.carrier is not None
+        ]
+        if not waiting:
+            return False
+        request = min(waiting, key=lambda r: (r.arrival_s, r.id))
+        assert request.carrier is not None
+        request.carrier.release()
+        request.carrier = None
+        request.carried_tokens = 0
+        request.preemptions += 1
+        self.unlocked += 1
+        return True
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ class Rebalancing:
 
     def _tick(self) -> None:
         fleet, gateway = self._fleet, self._gateway
-        if not fleet.active:
+        if not fleet.active or fleet.at_rest:
             return
         self.now_s = fleet.clock.now_s
         for move in self.policy.tick():

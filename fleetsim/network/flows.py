@@ -254,6 +254,11 @@ class Network:
         link = self._links.get((source, target))
         return sum(flow.rate for flow in link.flows) if link else 0.0
 
+    @property
+    def busy(self) -> bool:
+        """Whether any transfer is under way."""
+        return bool(self._flows or self._arriving)
+
     def uses(self) -> list[Use]:
         """Every link that anything was sent over, in the order of first use."""
         now_s = self.clock.now_s

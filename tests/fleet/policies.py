@@ -69,3 +69,21 @@ class Impatient:
         if request.attempt >= self._config.max_attempts:
             return Route(self._last)
         return Route(self._last, hedge_after_s=self._config.hedge_after_s, retry_after_s=self._config.retry_after_s)
+
+
+class CrosswiseConfig(PolicyConfig):
+    """No parameters."""
+
+
+class Crosswise:
+    """Prompts to the replicas in turn, answers to the next one."""
+
+    Config: ClassVar = CrosswiseConfig
+    pairs: ClassVar[bool] = True
+
+    def __init__(self, config: CrosswiseConfig, rng: Generator, fleet: FleetView) -> None:
+        self._count, self._last = fleet.count, -1
+
+    def route(self, request: RequestView) -> Route:
+        self._last = (self._last + 1) % self._count
+        return Route(self._last, decode=(self._last + 1) % self._count)

@@ -359,3 +359,12 @@ def test_who_comes_with_a_full_queue_before_it_does_not_block_the_replica(tmp_pa
         given = crowded(gateway=LLUMNIX, pools=[one])
         given["workload"]["arrivals"]["rate"] = "30 req/s"
         assert run(given, tmp_path / order).summary["finished"] == 200
+
+
+def test_replicas_that_wait_for_each_others_room_go_on(tmp_path: Path) -> None:
+    """Small mixed replicas that hand over to each other fill up with blocks that wait for the other one's room."""
+    given = scenario(gateway={"router": f"{HERE}:Crosswise"}, pools=[pool("a", 1), pool("b", 1)])
+    given["workload"]["arrivals"] = {"process": "deterministic", "rate": "500 req/s"}
+    result = same_in_single_steps(given, tmp_path)
+    assert result.summary["finished"] == 120
+    assert any("waited for each other's room" in warning for warning in result.warnings)
