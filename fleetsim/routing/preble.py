@@ -14,8 +14,7 @@ from pydantic import Field
 
 from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import FleetView, RequestView
-from fleetsim.routing.prefix_index import PrefixIndex
-from fleetsim.workload.prefixes import Path
+from fleetsim.routing.prefix_index import PrefixIndex, PrefixNode, mark_above
 
 _SLACK = 1.125
 """What is remembered of a replica is cut back to its capacity whenever it exceeds it by this factor, so seldom."""
@@ -79,11 +78,11 @@ class Preble:
         self._expire()
         config, index, tokens = self._config, self._index, request.prompt_tokens
         path = request.prefix(config.block_tokens)
-        chosen = self._exploit(path, tokens)
+        blocks, node = index.longest(path)
+        chosen = self._exploit(blocks, node, tokens)
         if chosen < 0:
-            chosen = int(self._costs(self._hits_of(path), tokens).argmin())
-        hit = index.held(path, chosen) * config.block_tokens
-        index.insert(path, chosen)
+            chosen = int(self._costs(self._hits_of(blocks, node), tokens).argmin())
+        hit = index.insert(path, chosen) * config.block_tokens
         if index.sizes.values[chosen] > _SLACK * self._caps[chosen]:
             index.trim(chosen, self._caps[chosen])
         self._held[chosen] = index.sizes.values[chosen] * config.block_tokens
@@ -96,22 +95,21 @@ class Preble:
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
         """Load and explore cost of each replica, and what it was sent of the prompt."""
         self._expire()
-        hits = self._hits_of(request.prefix(self._config.block_tokens))
+        hits = self._hits_of(*self._index.longest(request.prefix(self._config.block_tokens)))
         costs = self._costs(hits, request.prompt_tokens).tolist()
         return {
             i: {"cost_s": cost, "load_s": float(self._load_s[i]), "matched_tokens": float(hits[i])}
             for i, cost in enumerate(costs)
         }
 
-    def _hits_of(self, path: Path) -> Any:
-        """Tokens that each replica was sent of a prompt."""
+    def _hits_of(self, blocks: int, node: PrefixNode) -> Any:
+        """Tokens that each replica was sent of a prompt of which `blocks`, up to `node`, were sent before."""
         hits = np.zeros(self._fleet.count)
-        self._index.mark(path, self._config.holders, self._config.block_tokens, hits)
+        mark_above(node, blocks, self._config.holders, self._config.block_tokens, hits)
         return hits
 
-    def _exploit(self, path: Path, tokens: int) -> int:
+    def _exploit(self, blocks: int, node: PrefixNode, tokens: int) -> int:
         """Of the replicas with the longest prefix, if that is long enough, the one with the least load; else -1."""
-        blocks, node = self._index.longest(path)
         if not blocks or blocks * self._config.block_tokens < self._config.hit_threshold * tokens:
             return -1
         best, chosen = 0.0, -1

@@ -18,11 +18,12 @@ from fleetsim.workload.prefixes import Path, Segment
 class PrefixNode:
     """A run of blocks after the path of its parents."""
 
-    __slots__ = ("children", "end", "first", "holders", "keys", "parent")
+    __slots__ = ("children", "end", "first", "holders", "keys", "parent", "size")
 
     def __init__(self, parent: PrefixNode | None, keys: Segment, end: int, holders: dict[int, int]) -> None:
         self.parent = parent
         self.keys = keys
+        self.size = len(keys)
         self.end = end
         """Blocks from the beginning of the prompt to the end of this run."""
         self.holders = holders
@@ -59,16 +60,16 @@ class PrefixIndex:
                 child = node.children.get(segment[position])
                 if child is None:
                     return blocks, node
-                same = _same(child.keys, segment, position)
+                same = _same(child, segment, position, end)
                 blocks += same
                 node = child
-                if same < len(child.keys):
+                if same < child.size:
                     return blocks, node
                 position += same
         return blocks, node
 
-    def insert(self, path: Path, replica: int) -> None:
-        """Note that `replica` is sent a prompt that begins with `path`."""
+    def insert(self, path: Path, replica: int) -> int:
+        """Note that `replica` is sent a prompt that begins with `path`; how many of its leading blocks it was sent before."""
         self._clock += 1
         node, added = self._root, 0
         for segment in path:
@@ -76,48 +77,28 @@ class PrefixIndex:
             while position < end:
                 child = node.children.get(segment[position])
                 if child is None:
-                    keys = segment[position:end]
-                    child = PrefixNode(node, keys, node.end + len(keys), {})
+                    keys = segment[position:end] if position else segment
+                    child = PrefixNode(node, keys, node.end + end - position, {})
                     node.children[keys[0]] = child
                 else:
-                    same = _same(child.keys, segment, position)
-                    if same < len(child.keys):
+                    same = _same(child, segment, position, end)
+                    if same < child.size:
                         child = self._split(child, same)
                 if replica not in child.holders:
-                    added += len(child.keys)
+                    added += child.size
                     self._held[replica][child] = None
                     child.first = None
                 child.holders[replica] = self._clock
-                position += len(child.keys)
+                position += child.size
                 node = child
         if added:
             self.sizes.add(replica, added)
+        return node.end - added
 
     def mark(self, path: Path, limit: int, unit: int, hits: Any) -> None:
         """Set ``hits[replica]`` to `unit` for each leading block of `path` that it holds, for up to `limit` holders of each run."""
-        blocks, at = self.longest(path)
-        runs: list[tuple[Any, int]] = []
-        node: PrefixNode | None = at
-        below: Any = None
-        new_below = False
-        while node is not None and blocks:
-            first = node.first
-            count = min(len(node.holders), limit)
-            new = first is None or len(first) != count
-            if new:
-                first = node.first = _first(node.holders, count)
-            if first is not below:
-                if (new or new_below) and below is not None and len(below) == count and (first == below).all():
-                    node.first = below
-                else:
-                    runs.append((first, blocks * unit))
-                    below = first
-            new_below = new
-            node = node.parent
-            blocks = 0 if node is None else node.end
-        while runs:
-            first, tokens = runs.pop()
-            hits[first] = tokens
+        blocks, node = self.longest(path)
+        mark_above(node, blocks, limit, unit, hits)
 
     def held(self, path: Path, replica: int) -> int:
         """Leading blocks of `path` that `replica` holds."""
@@ -128,10 +109,10 @@ class PrefixIndex:
                 child = node.children.get(segment[position])
                 if child is None or replica not in child.holders:
                     return blocks
-                same = _same(child.keys, segment, position)
+                same = _same(child, segment, position, end)
                 blocks += same
                 node = child
-                if same < len(child.keys):
+                if same < child.size:
                     return blocks
                 position += same
         return blocks
@@ -146,13 +127,13 @@ class PrefixIndex:
                 if child is None or replica not in child.holders:
                     position = -1
                     break
-                same = _same(child.keys, segment, position)
+                same = _same(child, segment, position, end)
                 if node.end < kept < node.end + same:
                     child = self._split(child, kept - node.end)
-                    same = len(child.keys)
+                    same = child.size
                 elif node.end + same > kept:
                     lost.append(child)
-                if same < len(child.keys):
+                if same < child.size:
                     position = -1
                     break
                 node = child
@@ -160,7 +141,7 @@ class PrefixIndex:
             if position < 0:
                 break
         for node in reversed(lost):
-            gone += len(node.keys)
+            gone += node.size
             del node.holders[replica]
             node.first = None
             del self._held[replica][node]
@@ -179,7 +160,7 @@ class PrefixIndex:
         for node in sorted(held, key=lambda node: (node.holders[replica], -node.end)):
             if gone >= surplus:
                 break
-            gone += len(node.keys)
+            gone += node.size
             del held[node]
             del node.holders[replica]
             node.first = None
@@ -191,15 +172,45 @@ class PrefixIndex:
         """Cut `node` after `length` blocks; returns the upper part."""
         parent = node.parent
         assert parent is not None
-        upper = PrefixNode(parent, node.keys[:length], node.end - len(node.keys) + length, dict(node.holders))
+        upper = PrefixNode(parent, node.keys[:length], node.end - node.size + length, dict(node.holders))
         upper.first = node.first
         parent.children[upper.keys[0]] = upper
         node.parent = upper
         node.keys = node.keys[length:]
+        node.size -= length
         upper.children[node.keys[0]] = node
         for replica in upper.holders:
             self._held[replica][upper] = None
         return upper
+
+
+def mark_above(node: PrefixNode, blocks: int, limit: int, unit: int, hits: Any) -> None:
+    """Set ``hits[replica]`` to `unit` for each of `blocks` leading blocks, which end in `node`, that it holds.
+
+    Of the holders of each run only the `limit` ones that have held it for longest count.
+    """
+    runs: list[tuple[Any, int]] = []
+    run: PrefixNode | None = node
+    below: Any = None
+    new_below = False
+    while run is not None and blocks:
+        first = run.first
+        count = min(len(run.holders), limit)
+        new = first is None or len(first) != count
+        if new:
+            first = run.first = _first(run.holders, count)
+        if first is not below:
+            if (new or new_below) and below is not None and len(below) == count and (first == below).all():
+                run.first = below
+            else:
+                runs.append((first, blocks * unit))
+                below = first
+        new_below = new
+        run = run.parent
+        blocks = 0 if run is None else run.end
+    while runs:
+        first, tokens = runs.pop()
+        hits[first] = tokens
 
 
 def _first(holders: dict[int, int], count: int) -> Any:
@@ -210,11 +221,12 @@ def _first(holders: dict[int, int], count: int) -> Any:
     return found
 
 
-def _same(keys: Segment, segment: Segment, position: int) -> int:
-    """How many leading `keys` equal those of `segment` from `position` on; the first is known to."""
-    length = min(len(keys), len(segment) - position)
-    if isinstance(keys, range) and isinstance(segment, range):
-        return length if keys.step == segment.step else 1
+def _same(node: PrefixNode, segment: Segment, position: int, end: int) -> int:
+    """How many leading keys of `node` equal those of `segment` from `position` to `end`; the first is known to."""
+    keys = node.keys
+    length = min(node.size, end - position)
+    if type(keys) is range and type(segment) is range:
+        return length  # they come from one stream, and so have one step
     if keys[:length] == segment[position : position + length]:
         return length
     same = 1
