@@ -679,7 +679,8 @@ class Batch:
         if steps_ahead and growing:
             cycles, rest = divmod(steps_ahead, self.block_tokens)
             blocks += cycles * growing
-            blocks += sum(self.phases[-(self.step + k) % self.block_tokens] for k in range(rest))
+            for step in range(self.step, self.step + rest):
+                blocks += self.phases[-step % self.block_tokens]
         return blocks
 
     # --- inside ------------------------------------------------------------------------------------------------------

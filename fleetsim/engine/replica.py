@@ -399,7 +399,10 @@ class Replica:
     def kv_used_blocks(self, now_s: float) -> int:
         """KV blocks in use at `now_s`, over all ranks."""
         done = 0 if self.has_chunks else self.steps_done(now_s)
-        return sum(batch.used_blocks(done) for batch in self.batches)
+        blocks = 0
+        for batch in self.batches:
+            blocks += batch.used_blocks(done)
+        return blocks
 
     def stop(self, now_s: float) -> list[Request]:
         """End the run here: whole steps count, a step under way is charged by its share. Returns what waits or runs."""

@@ -93,13 +93,19 @@ class PrefixScore:
         room = self._config.candidates + 1
         blocks, at = self._index.longest(path)
         node: PrefixNode | None = at
+        below = 0
         while node is not None and blocks:
-            if least in node.holders and not matched[least]:
-                matched[least] = blocks
-            for holder in node.holders:
-                if len(matched) >= room:
-                    break
-                matched.setdefault(holder, blocks)
+            holders = node.holders
+            if len(holders) != below:  # whoever holds a run holds those above it: else nobody is new
+                below = len(holders)
+                if not matched[least] and least in holders:
+                    matched[least] = blocks
+                if len(matched) < room:
+                    for holder in holders:
+                        if holder not in matched:
+                            matched[holder] = blocks
+                            if len(matched) >= room:
+                                break
             node = node.parent
             blocks = 0 if node is None else node.end
         return matched

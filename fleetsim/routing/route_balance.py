@@ -88,8 +88,10 @@ class RouteBalance:
         """Observed times to the first token over predicted ones."""
         self._predicted_s: list[deque[float]] = [deque() for _ in range(fleet.count)]
         self._tpot_s: Any = np.zeros(fleet.count)
-        self._quality: Any = np.array([config.quality.get(pool, 0.0) for pool in fleet.pools])
+        self._quality: Any = config.quality_weight * np.array([config.quality.get(pool, 0.0) for pool in fleet.pools])
+        """Weighted."""
         self._usd: Any = np.array([config.usd_per_token.get(pool, 0.0) for pool in fleet.pools])
+        self._priced = bool(self._usd.any())
         self._capacity: Any = np.array(fleet.capacity_tokens, dtype=np.float64)
         self._used: Any = np.frombuffer(board.kv_used)
         self._waiting: Any = np.frombuffer(board.waiting)
@@ -131,10 +133,11 @@ class RouteBalance:
         self._changed.clear()
         output = request.predicted_tokens if request.predicted_tokens >= 0.0 else float(config.output_tokens)
         total = request.prompt_tokens + output
-        scores: Any = config.quality_weight * self._quality
-        scores = scores - config.latency_weight * _part(ttft_s + output * self._tpot_s)
-        scores -= config.cost_weight * _part(total * self._usd)
-        scores -= config.balance_weight * _part(self._used + total / self._capacity)
+        scores: Any = self._quality - config.latency_weight * _part(ttft_s + output * self._tpot_s)
+        if self._priced:
+            scores -= config.cost_weight * _part(total * self._usd)
+        if config.balance_weight > 0.0:
+            scores -= config.balance_weight * _part(self._used + total / self._capacity)
         return scores
 
     def _kept(self, ttft_s: Any) -> Any:

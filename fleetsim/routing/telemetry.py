@@ -119,6 +119,7 @@ class Board:
 
     __slots__ = (
         "_changed",
+        "_demanded",
         "_dirty",
         "_epoch_s",
         "_freshness",
@@ -164,6 +165,7 @@ class Board:
         self.urgent = array("d", zeros)
         """Running requests of a priority above 0 (after `watch_demand`)."""
         self._watchers: list[list[int]] = []
+        self._demanded = False
         self.scanned = False
         """Whether all figures are kept up to date; else, in an exact view, only those that `look` was called for."""
         self._dirty = [False] * len(probes)
@@ -192,6 +194,7 @@ class Board:
 
     def watch_demand(self, now_s: float) -> None:
         """Ask, at construction, for `kv_wanted`, `kv_first` and `urgent` too."""
+        self._demanded = True
         for position, probe in enumerate(self._probes):
             probe.show_demand()
             self._show(position, probe.load(now_s))
@@ -308,9 +311,10 @@ class Board:
         self.pending_tokens[position] = load.pending_tokens
         self.pending_s[position] = load.pending_s
         self.last_prefill_s[position] = load.last_prefill_s
-        self.kv_wanted[position] = load.kv_wanted
-        self.kv_first[position] = load.kv_first
-        self.urgent[position] = load.urgent
+        if self._demanded:
+            self.kv_wanted[position] = load.kv_wanted
+            self.kv_first[position] = load.kv_first
+            self.urgent[position] = load.urgent
         for watcher in self._watchers:
             watcher.append(position)
 
