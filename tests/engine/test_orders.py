@@ -9,12 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import fleetsim
 from fleetsim.engine.batch import Batch
 from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.orders.order import Outlook
 from fleetsim.engine.replica import Replica
 from fleetsim.kernel.clock import Clock
 from fleetsim.plugins import load, names
+from fleetsim.scenario.schema import Scenario
 from fleetsim.workload.request import Request
 from tests.engine.test_leaps import assert_same, run_both, scenarios
 from tests.theory.stations import ConstantStep, StepConfig
@@ -23,6 +25,7 @@ ORDERS = sorted({*names("orders")} - {"fcfs"})
 VARIANTS: dict[str, dict[str, Any]] = {
     "ltr": {"starvation_steps": 20, "boost_steps": 3},
     "mlfq": {"quantum": "20 ms", "promote_after": "2 s"},
+    "qlm": {"output_mean_tokens": 40.0, "output_std_tokens": 0.0},
     "vtc": {"predicted": True},
 }
 SCHEDULERS = {
@@ -194,6 +197,106 @@ def test_vtc_charges_predictions_at_once_and_corrects_them() -> None:
     assert station.order.counter("a") == 10.0 + 2.0 * 100.0
     station.clock.run(100.0)
     assert station.order.counter("a") == station.order.counter("b") == 20.0
+
+
+def test_qlm_serves_groups_by_slack_and_by_deadline_where_one_would_be_late() -> None:
+    """One seat, a token per second. Five of 20 tokens by 200 s must begin before one of 5 by 150 s, unless they all come late."""
+
+    def waiting(early_s: float, late_s: float) -> list[Request]:
+        many = [request(i, 0.1, 20, klass="many", deadline_s=late_s, predicted_tokens=20) for i in range(1, 6)]
+        one = request(6, 0.2, 5, klass="one", deadline_s=early_s, predicted_tokens=5)
+        return [request(0, 0.0, 5, klass="zero", deadline_s=1.0, predicted_tokens=5), *many, one]
+
+    def served(early_s: float, late_s: float) -> list[int]:
+        return Station("qlm", output_std_tokens=0.0, evict=False).serve(*waiting(early_s, late_s))
+
+    # with two of them left, 40 s before 200 s, it is the one's turn: 5 s before 150 s
+    assert served(150.0, 200.0) == [0, 1, 2, 3, 6, 4, 5]
+    assert served(50.0, 200.0)[:2] == [0, 6]
+    # the five would be done by 105 s, the one behind them by 110 s: 108 s would be too late, so the earliest deadline goes first
+    assert served(108.0, 109.0)[:2] == [0, 6]
+
+
+def test_qlm_bounds_the_waiting_time() -> None:
+    """The same five, whose time is 100 s give or take 1.645 * 20 * sqrt(5) = 74 s: the other would come late behind them."""
+    many = [request(i, 0.1, 20, klass="many", deadline_s=200.0, predicted_tokens=20) for i in range(1, 6)]
+    one = request(6, 0.2, 5, klass="one", deadline_s=150.0, predicted_tokens=5)
+    zero = request(0, 0.0, 5, klass="zero", deadline_s=1.0, predicted_tokens=5)
+    assert Station("qlm", output_std_tokens=20.0, evict=False).serve(zero, *many, one)[:2] == [0, 6]
+
+
+def test_qlm_evicts_a_looser_group_for_one_that_would_be_late() -> None:
+    """A batch request of 50 tokens holds the seat; 5 tokens are wanted by 30 s, by 60 s, or by a group with the same limit."""
+
+    def served(limit_s: float, **options: Any) -> tuple[Request, Request]:
+        batch = request(0, 0.0, 50, klass="batch", deadline_s=1000.0, predicted_tokens=50)
+        chat = request(1, 1.5, 5, klass="chat", deadline_s=1.5 + limit_s, predicted_tokens=5)
+        Station("qlm", output_std_tokens=0.0, **options).serve(batch, chat)
+        return batch, chat
+
+    batch, chat = served(30.0)
+    assert (batch.preemptions, chat.first_scheduled_s, chat.end_s) == (1, 2.0, 7.0)
+    # done by 55 s as it is
+    batch, chat = served(60.0)
+    assert (batch.preemptions, chat.first_scheduled_s) == (0, 50.0)
+    assert served(30.0, evict=False)[0].preemptions == 0
+    assert served(1000.0)[0].preemptions == 0
+
+
+def test_qlm_keeps_interactive_limits_under_a_burst_of_batch(tmp_path: Any) -> None:
+    """300 batch requests come within 5 s: first come, first served makes the chat wait behind them."""
+
+    def lognormal(mean: int) -> dict[str, Any]:
+        return {"distribution": "lognormal", "mean": mean, "cv": 0.5, "min": 1, "max": 900}
+
+    def attained(order: Any) -> dict[str, float]:
+        part = {"kind": "synthetic", "prompt_tokens": lognormal(300)}
+        scenario = {
+            "schema": 1,
+            "name": "burst",
+            "workload": {
+                "kind": "mix",
+                "parts": {
+                    "chat": {
+                        **part,
+                        "class": "chat",
+                        "requests": 120,
+                        "arrivals": {"process": "poisson", "rate": "4 req/s"},
+                        "output_tokens": lognormal(100),
+                    },
+                    "batch": {
+                        **part,
+                        "class": "batch",
+                        "requests": 300,
+                        "arrivals": {"process": "poisson", "rate": "60 req/s"},
+                        "output_tokens": lognormal(300),
+                    },
+                },
+            },
+            "slo": {"classes": {"chat": {"ttft": "2 s"}, "batch": {"ttft": "5 min"}}},
+            "gateway": {"router": {"policy": "round-robin"}},
+            "pools": [
+                {
+                    "name": "one",
+                    "llm": "llama-3.1-8b",
+                    "accelerator": "h100-sxm",
+                    "engine": {"order": order, "scheduler": {"policy": "vllm-v1", "max_seqs": 32}},
+                }
+            ],
+        }
+        result = fleetsim.run(Scenario.model_validate(scenario), out=tmp_path / str(len(str(order))), check=True)
+        rows = result.requests().to_pylist()
+        limits = {"chat": 2.0, "batch": 300.0}
+        return {
+            name: sum(r["first_token_s"] - r["arrival_s"] <= limit for r in rows if r["class"] == name)
+            / sum(r["class"] == name for r in rows)
+            for name, limit in limits.items()
+        }
+
+    fcfs, qlm = attained("fcfs"), attained({"policy": "qlm", "output_mean_tokens": 250.0})
+    assert fcfs["chat"] < 0.4
+    assert qlm["chat"] > fcfs["chat"] + 0.4
+    assert qlm["batch"] == 1.0
 
 
 @pytest.mark.parametrize("order", ORDERS)
