@@ -243,60 +243,66 @@ def test_qlm_evicts_a_looser_group_for_one_that_would_be_late() -> None:
     assert served(1000.0)[0].preemptions == 0
 
 
-def test_qlm_keeps_interactive_limits_under_a_burst_of_batch(tmp_path: Any) -> None:
-    """300 batch requests come within 5 s: first come, first served makes the chat wait behind them."""
+def bursts(order: Any, seats: int, seed: int, limit_s: float, chats: int, batches: int) -> dict[str, Any]:
+    """A chat with a tight limit, one replica, and batch requests that come all at once."""
 
     def lognormal(mean: int) -> dict[str, Any]:
         return {"distribution": "lognormal", "mean": mean, "cv": 0.5, "min": 1, "max": 900}
 
-    def attained(order: Any) -> dict[str, float]:
-        part = {"kind": "synthetic", "prompt_tokens": lognormal(300)}
-        scenario = {
-            "schema": 1,
-            "name": "burst",
-            "workload": {
-                "kind": "mix",
-                "parts": {
-                    "chat": {
-                        **part,
-                        "class": "chat",
-                        "requests": 120,
-                        "arrivals": {"process": "poisson", "rate": "4 req/s"},
-                        "output_tokens": lognormal(100),
-                    },
-                    "batch": {
-                        **part,
-                        "class": "batch",
-                        "requests": 300,
-                        "arrivals": {"process": "poisson", "rate": "60 req/s"},
-                        "output_tokens": lognormal(300),
-                    },
-                },
-            },
-            "slo": {"classes": {"chat": {"ttft": "2 s"}, "batch": {"ttft": "5 min"}}},
-            "gateway": {"router": {"policy": "round-robin"}},
-            "pools": [
-                {
-                    "name": "one",
-                    "llm": "llama-3.1-8b",
-                    "accelerator": "h100-sxm",
-                    "engine": {"order": order, "scheduler": {"policy": "vllm-v1", "max_seqs": 32}},
-                }
-            ],
-        }
-        result = fleetsim.run(Scenario.model_validate(scenario), out=tmp_path / str(len(str(order))), check=True)
-        rows = result.requests().to_pylist()
-        limits = {"chat": 2.0, "batch": 300.0}
+    def part(klass: str, requests: int, rate: str, output_tokens: int) -> dict[str, Any]:
         return {
-            name: sum(r["first_token_s"] - r["arrival_s"] <= limit for r in rows if r["class"] == name)
-            / sum(r["class"] == name for r in rows)
-            for name, limit in limits.items()
+            "kind": "synthetic",
+            "class": klass,
+            "requests": requests,
+            "arrivals": {"process": "poisson", "rate": rate},
+            "prompt_tokens": lognormal(300),
+            "output_tokens": lognormal(output_tokens),
         }
 
-    fcfs, qlm = attained("fcfs"), attained({"policy": "qlm", "output_mean_tokens": 250.0})
-    assert fcfs["chat"] < 0.4
+    engine = {"order": order, "scheduler": {"policy": "vllm-v1", "max_seqs": seats}}
+    parts = {
+        "chat": part("chat", chats, f"{chats / 30} req/s", 100),
+        "batch": part("batch", batches, f"{batches / 2} req/s", 300),
+    }
+    return {
+        "schema": 1,
+        "name": "burst",
+        "seed": seed,
+        "workload": {"kind": "mix", "parts": parts},
+        "slo": {"classes": {"chat": {"ttft": f"{limit_s} s"}, "batch": {"ttft": "5 min"}}},
+        "gateway": {"router": {"policy": "round-robin"}},
+        "pools": [{"name": "one", "llm": "llama-3.1-8b", "accelerator": "h100-sxm", "engine": engine}],
+    }
+
+
+def test_qlm_keeps_interactive_limits_under_a_burst_of_batch(tmp_path: Any) -> None:
+    """300 batch requests come within 2 s: first come, first served makes the chat wait behind them."""
+
+    def attained(name: str, order: Any) -> dict[str, float]:
+        scenario = Scenario.model_validate(bursts(order, 32, 0, 2.0, 120, 300))
+        rows = fleetsim.run(scenario, out=tmp_path / name, check=True).requests().to_pylist()
+        kept: dict[str, float] = {}
+        for klass, limit_s in (("chat", 2.0), ("batch", 300.0)):
+            waits_s = [row["first_token_s"] - row["arrival_s"] for row in rows if row["class"] == klass]
+            kept[klass] = sum(wait_s <= limit_s for wait_s in waits_s) / len(waits_s)
+        return kept
+
+    fcfs, qlm = attained("fcfs", "fcfs"), attained("qlm", {"policy": "qlm", "output_mean_tokens": 250.0})
+    assert fcfs["chat"] < 0.5
     assert qlm["chat"] > fcfs["chat"] + 0.4
     assert qlm["batch"] == 1.0
+
+
+@pytest.mark.parametrize(("seats", "mean", "limit_s"), [(2, 50.0, 1), (2, 300.0, 3), (8, 300.0, 1)])
+def test_qlm_notices_when_a_group_becomes_late(seats: int, mean: float, limit_s: int, tmp_path: Any) -> None:
+    """Who waits comes to be late in the middle of a leap."""
+    preemptions = 0
+    for seed in (1, 2):
+        order = {"policy": "qlm", "output_mean_tokens": mean, "output_std_tokens": 0.0}
+        fast, slow = run_both(bursts(order, seats, seed, limit_s, 12, 30), tmp_path / str(seed))
+        assert_same(fast, slow)
+        preemptions += sum(fast.requests()["preemptions"].to_pylist())
+    assert preemptions > 0
 
 
 @pytest.mark.parametrize("order", ORDERS)
