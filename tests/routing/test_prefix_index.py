@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,3 +126,42 @@ def test_removed_tails_are_gone_and_nothing_else(
     for node in nodes(index):
         assert node.holders
         assert node.parent is index._root or (node.parent and holders_of(node) <= holders_of(node.parent))
+
+
+@given(
+    st.lists(st.tuples(paths, st.integers(0, 5), st.integers(-1, 12)), max_size=40),
+    paths,
+    st.integers(1, 6),
+)
+def test_marked_hits_are_those_of_the_first_holders_of_each_run_however_often_they_were_marked(
+    events: list[tuple[list[tuple[int, int, bool]], int, int]], wanted: list[tuple[int, int, bool]], limit: int
+) -> None:
+    """Against all runs one after the other; arrays that are kept between marks must follow every change."""
+    index = PrefixIndex(6)
+    path = make(wanted)
+    for parts, replica, keep in events:
+        if keep < 0:
+            index.insert(make(parts), replica)
+        else:
+            index.trim(replica, keep)
+        hits, expected = np.zeros(6), np.zeros(6)
+        index.mark(path, limit, 16, hits)
+        blocks, at = index.longest(path)
+        runs: list[tuple[PrefixNode, int]] = []
+        node: PrefixNode | None = at
+        while node is not None and blocks:
+            runs.append((node, blocks))
+            node = node.parent
+            blocks = 0 if node is None else node.end
+        for run, blocks in reversed(runs):
+            expected[list(run.holders)[:limit]] = blocks * 16
+        assert hits.tolist() == expected.tolist()
+
+
+@given(st.lists(st.tuples(paths, st.integers(0, 3)), max_size=40))
+def test_an_insertion_says_what_was_sent_before(inserted: list[tuple[list[tuple[int, int, bool]], int]]) -> None:
+    index = PrefixIndex(4)
+    for parts, replica in inserted:
+        path = make(parts)
+        before = index.held(path, replica)
+        assert index.insert(path, replica) == before
