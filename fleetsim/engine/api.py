@@ -243,8 +243,8 @@ class Reuse(Protocol):
 class Compression(Protocol):
     """Bounds the keys and values of a request: a share of its context is dropped, and what attends to it is approximate.
 
-    The engine holds a prompt's keys and values until it is computed, then no more than `kept_tokens` of the request. A token that
-    is decoded attends to these and to itself, and takes the place of one of them.
+    The engine holds what `chunk_room` says of a prompt until it is computed, then no more than `kept_tokens` of the request. A
+    token that is decoded attends to these and to itself, and takes the place of one of them.
     """
 
     kept_tokens: int
@@ -254,6 +254,20 @@ class Compression(Protocol):
         """Tokens whose room a prompt of `tokens` takes while it is computed in one step (≥ min(tokens, kept_tokens))."""
         ...
 
-    def scoring(self, tokens: int) -> tuple[int, int]:
-        """(query, key) pairs and keys read again to choose what stays of a prompt of `tokens`."""
+    def chunk_room(self, tokens: int) -> int:
+        """Tokens whose room a prompt takes whose first `tokens` were computed in several steps.
+
+        At least min(tokens, kept_tokens), at most `tokens`; it does not fall as they grow.
+        """
+        ...
+
+    def chunk_work(self, computed: int, tokens: int, target: int) -> tuple[int, int, int]:
+        """Work on the `tokens` after the first `computed` ones of a prompt of `target`.
+
+        Tokens computed beside them, all (query, key) pairs, and all keys read; what choosing takes is part of it.
+        """
+        ...
+
+    def approximate(self, tokens: int) -> int:
+        """How many of a prompt's `tokens` are computed when some before them are dropped: the last ones."""
         ...

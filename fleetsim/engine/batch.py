@@ -124,6 +124,7 @@ class Batch:
         "compression",
         "ctx_tokens",
         "decoding",
+        "extra_tokens",
         "held",
         "interruptible",
         "keep_blocks",
@@ -243,6 +244,8 @@ class Batch:
         """Prompt chunks of the step being planned: (request, tokens)."""
         self.sampled = 0
         self.prefill_tokens = 0
+        self.extra_tokens = 0
+        """Tokens computed beside those of the planned chunks, to choose what stays of them."""
         self.prefill_pairs = 0
         self.prefill_ctx_tokens = 0
         self.suspended: list[Suspended] = []
@@ -308,14 +311,20 @@ class Batch:
         """KV blocks that a waiting request will take, cached ones included, and those kept for it not."""
         if request in self.reserved:
             return 0
-        return -(-(request.prompt_tokens + request.generated) // self.block_tokens)
+        room = request.prompt_tokens + request.generated
+        if self.compression is not None:
+            room = self.compression.chunk_room(room)
+        return -(-room // self.block_tokens)
 
     # --- verbs of a scheduler ----------------------------------------------------------------------------------------
 
     def extend(self, request: Request, tokens: int) -> bool:
         """Compute the next `tokens` prompt tokens of a running request in this step; False if blocks are lacking."""
         block_tokens = self.block_tokens
-        needed = -(-(request.computed + tokens) // block_tokens) - request.blocks
+        room = request.computed + tokens
+        if self.compression is not None:
+            room = self.compression.chunk_room(room)
+        needed = -(-room // block_tokens) - request.blocks
         if needed > 0:
             cache = self.cache
             if needed > cache.capacity - cache.used - (0 if self.held else self.phases[-self.step % block_tokens]):
@@ -366,8 +375,12 @@ class Batch:
         tokens = target - computed
         if tokens > max_tokens:
             tokens = max_tokens
-            planned = -(-(computed + tokens) // block_tokens)
-            needed = -(-target // block_tokens) if whole else planned
+            room = computed + tokens
+            most = target
+            if self.compression is not None:
+                room, most = self.compression.chunk_room(room), self.compression.chunk_room(most)
+            planned = -(-room // block_tokens)
+            needed = -(-most // block_tokens) if whole else planned
         else:
             room = target if self.compression is None else self.compression.prompt_room(target)
             planned = needed = -(-room // block_tokens)
@@ -655,6 +668,9 @@ class Batch:
         if request.computed < request.target:
             return False
         self.prefilling.remove(request)
+        if self.compression is not None:
+            seen = self.compression.approximate(request.target)
+            request.approximate_tokens += min(seen, 1) if request.generated else seen
         request.generated += 1
         self._tell_below(request, request.shared_blocks)
         if request.generated >= request.output_tokens:
@@ -670,7 +686,7 @@ class Batch:
         self.chunks = []
         self.held = False
         self.resumed = None
-        self.sampled = self.prefill_tokens = self.prefill_pairs = self.prefill_ctx_tokens = 0
+        self.sampled = self.prefill_tokens = self.extra_tokens = self.prefill_pairs = self.prefill_ctx_tokens = 0
 
     def used_blocks(self, steps_ahead: int) -> int:
         """Blocks in use after `steps_ahead` more decode steps (a pure question)."""
@@ -820,14 +836,16 @@ class Batch:
         upto = computed + tokens
         self.chunks.append((request, tokens))
         self.prefill_tokens += tokens
-        self.prefill_pairs += tokens * computed + tokens * (tokens + 1) // 2
-        self.prefill_ctx_tokens += upto
+        if self.compression is None:
+            self.prefill_pairs += tokens * computed + tokens * (tokens + 1) // 2
+            self.prefill_ctx_tokens += upto
+        else:
+            extra, pairs, keys = self.compression.chunk_work(computed, tokens, request.target)
+            self.extra_tokens += extra
+            self.prefill_pairs += pairs
+            self.prefill_ctx_tokens += keys
         if upto >= request.target:
             self.sampled += 1
-            if self.compression is not None:
-                pairs, keys = self.compression.scoring(request.target)
-                self.prefill_pairs += pairs
-                self.prefill_ctx_tokens += keys
         if self.interruptible:
             self._check_plan(request)
             return

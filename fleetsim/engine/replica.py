@@ -609,6 +609,8 @@ class Replica:
         """One step with prompt chunks: as long as its slowest rank's."""
         model = self.model
         slowest = dynamic_j = 0.0
+        for batch in self.batches:
+            group_tokens += batch.extra_tokens
         self.operators = None
         for batch in self.batches:
             if batch.resumed is not None:
@@ -616,7 +618,7 @@ class Replica:
                 slowest, dynamic_j = plan.operators.resume_s + plan.left_s, plan.dynamic_j
                 continue
             decoding = 0 if batch.held else batch.decoding
-            tokens = decoding + batch.prefill_tokens
+            tokens = decoding + batch.prefill_tokens + batch.extra_tokens
             if not tokens:
                 continue
             time_s, energy_j = model.mixed(
@@ -900,9 +902,8 @@ class Replica:
         ask: Callable[..., Operators] | None = getattr(self.model, "prefill_operators", None)
         if ask is None:
             return even_operators(self.layers)
-        return ask(
-            batch.prefill_tokens, batch.sampled, batch.prefill_pairs, batch.prefill_ctx_tokens, len(batch.chunks)
-        )
+        tokens = batch.prefill_tokens + batch.extra_tokens
+        return ask(tokens, batch.sampled, batch.prefill_pairs, batch.prefill_ctx_tokens, len(batch.chunks))
 
     def _suspend(self) -> None:
         """Charge what was done of the step under way, and lay it aside."""

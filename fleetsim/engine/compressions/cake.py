@@ -53,9 +53,18 @@ class Cake:
             return tokens
         return -(-(self.kept_tokens * (self.layers - 1) + tokens) // self.layers)
 
-    def scoring(self, tokens: int) -> tuple[int, int]:
-        """The window's attention over a prompt that is compressed."""
-        window = self.window_tokens
-        if tokens <= self.kept_tokens:
-            return 0, 0
-        return window * (tokens - window) + window * (window + 1) // 2, tokens
+    def chunk_room(self, tokens: int) -> int:
+        """All of it: later chunks attend to it."""
+        return tokens
+
+    def chunk_work(self, computed: int, tokens: int, target: int) -> tuple[int, int, int]:
+        """Attention to all before; with the last chunk the window's over the whole prompt once more, if it is compressed."""
+        upto, window = computed + tokens, self.window_tokens
+        pairs = tokens * computed + tokens * (tokens + 1) // 2
+        if upto < target or target <= self.kept_tokens:
+            return 0, pairs, upto
+        return 0, pairs + window * (target - window) + window * (window + 1) // 2, upto + target
+
+    def approximate(self, tokens: int) -> int:  # noqa: ARG002
+        """None: a prompt is computed before anything of it is dropped."""
+        return 0
