@@ -18,11 +18,12 @@ from fleetsim.workload.prefixes import Path, Segment
 class PrefixNode:
     """A run of blocks after the path of its parents."""
 
-    __slots__ = ("children", "end", "first", "holders", "keys", "parent", "size")
+    __slots__ = ("children", "end", "first", "holders", "keys", "parent", "run", "size")
 
     def __init__(self, parent: PrefixNode | None, keys: Segment, end: int, holders: dict[int, int]) -> None:
         self.parent = parent
         self.keys = keys
+        self.run = type(keys) is range
         self.size = len(keys)
         self.end = end
         """Blocks from the beginning of the prompt to the end of this run."""
@@ -55,12 +56,14 @@ class PrefixIndex:
         """Leading blocks of `path` that some replica holds, and the node that they end in (the root, if there are none)."""
         node, blocks = self._root, 0
         for segment in path:
-            position, end = 0, len(segment)
+            position, end, run = 0, len(segment), type(segment) is range
             while position < end:
                 child = node.children.get(segment[position])
                 if child is None:
                     return blocks, node
-                same = _same(child, segment, position, end)
+                same = child.size
+                if same > end - position or not (run and child.run):
+                    same = _same(child, segment, position, end)
                 blocks += same
                 node = child
                 if same < child.size:
@@ -73,7 +76,7 @@ class PrefixIndex:
         self._clock += 1
         node, added = self._root, 0
         for segment in path:
-            position, end = 0, len(segment)
+            position, end, run = 0, len(segment), type(segment) is range
             while position < end:
                 child = node.children.get(segment[position])
                 if child is None:
@@ -81,7 +84,9 @@ class PrefixIndex:
                     child = PrefixNode(node, keys, node.end + end - position, {})
                     node.children[keys[0]] = child
                 else:
-                    same = _same(child, segment, position, end)
+                    same = child.size
+                    if same > end - position or not (run and child.run):
+                        same = _same(child, segment, position, end)
                     if same < child.size:
                         child = self._split(child, same)
                 if replica not in child.holders:
@@ -104,12 +109,14 @@ class PrefixIndex:
         """Leading blocks of `path` that `replica` holds."""
         node, blocks = self._root, 0
         for segment in path:
-            position, end = 0, len(segment)
+            position, end, run = 0, len(segment), type(segment) is range
             while position < end:
                 child = node.children.get(segment[position])
                 if child is None or replica not in child.holders:
                     return blocks
-                same = _same(child, segment, position, end)
+                same = child.size
+                if same > end - position or not (run and child.run):
+                    same = _same(child, segment, position, end)
                 blocks += same
                 node = child
                 if same < child.size:
