@@ -482,7 +482,7 @@ class Gateway:
         """Note a first token (called by replicas in front of which somebody cares)."""
         seconds = self.clock.now_s - request.queued_s
         for view, position in self._views[request.replica]:
-            view.started(position, request.prompt_tokens, seconds)
+            view.started(position, request.prompt_tokens, seconds, request.id)
         self._calm(request)
         twin = self._twins.get(request)
         if twin is not None and request not in self._losers:
@@ -531,7 +531,7 @@ class Gateway:
             listener.left(request, False)
         for view, position in self._views[request.replica]:
             if request.first_token_s != request.first_token_s:
-                view.started(position, request.prompt_tokens)
+                view.started(position, request.prompt_tokens, request_id=request.id)
             view.ended(position, request.prompt_tokens)
         self._pay(request)
 

@@ -47,6 +47,10 @@ class RequestView:
     def __init__(self, request: Request) -> None:
         self._request = request
 
+    def kept(self) -> RequestView:
+        """A view of this request that stays what it is; the one that a router is asked with shows the next request later."""
+        return RequestView(self._request)
+
     @property
     def id(self) -> int:
         """Unique in the run."""
@@ -251,6 +255,7 @@ class FleetView:
 
     __slots__ = (
         "_answers",
+        "_begun",
         "_kv_scale",
         "_log",
         "_now_s",
@@ -330,6 +335,7 @@ class FleetView:
         self.board: Board | None = None
         self.caches: Caches | None = None
         self._answers: list[list[tuple[int, int, float]]] = []
+        self._begun: list[list[int]] = []
         self._watchers: list[list[int]] = []
         self._paths: dict[int, Path] = {}
         self._paths_of = -1
@@ -436,6 +442,15 @@ class FleetView:
         answers: list[tuple[int, int, float]] = []
         self._answers.append(answers)
         return answers
+
+    def watch_begun(self) -> list[int]:
+        """Ask, at construction, for a list of requests, by id, that got a first token or left; the router empties it.
+
+        The gateway sees first tokens pass, so this is never old.
+        """
+        begun: list[int] = []
+        self._begun.append(begun)
+        return begun
 
     def watch_outstanding(self) -> list[int]:
         """Ask, at construction, for a list of replicas whose `outstanding` changes (all, at first); the router empties it."""
@@ -578,11 +593,13 @@ class FleetView:
             share = prompt_tokens / self.capacity_tokens[position]
             self.board.sent(position, self.now_s, uncached, self._probes[position].prefill_s(uncached, hit), share)
 
-    def started(self, position: int, prompt_tokens: int, seconds: float = -1.0) -> None:
+    def started(self, position: int, prompt_tokens: int, seconds: float = -1.0, request_id: int = -1) -> None:
         """Count a first token, `seconds` after its request was sent (called by the gateway where a router wants to know).
 
         Without `seconds` there was none: the request leaves for another replica, and `ended` follows.
         """
+        for begun in self._begun:
+            begun.append(request_id)
         if self._log is not None:
             self._note(_STARTED, position, prompt_tokens, seconds)
         else:
@@ -608,7 +625,7 @@ class FleetView:
     @property
     def wants_first_tokens(self) -> bool:
         """Whether `started` has to be called."""
-        return self.by_work is not None or bool(self._answers)
+        return self.by_work is not None or bool(self._answers) or bool(self._begun)
 
     def _note(self, what: int, position: int, prompt_tokens: int, seconds: float) -> None:
         assert self._log is not None

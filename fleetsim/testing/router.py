@@ -157,6 +157,10 @@ class _SealedView:
         object.__setattr__(self, "prefix", RequestView(request).prefix)
         object.__setattr__(self, "reusable", RequestView(request).reusable)
 
+    def kept(self) -> _SealedView:
+        """Itself: it never shows another request."""
+        return self
+
     def __getattr__(self, name: str) -> Any:
         raise PolicyError(
             f"reads `{name}` of the request; a gateway knows {', '.join(sorted(_KNOWN))}, prefix, reusable"

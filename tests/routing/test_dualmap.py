@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fleetsim
-from fleetsim.routing.api import FleetView, Freshness, RequestView
+from fleetsim.routing.api import FleetView, Freshness, RequestView, Route
 from fleetsim.routing.dualmap import Dualmap, DualmapConfig
 from fleetsim.routing.hash_ring import HashRing
 from fleetsim.routing.hot_prefixes import HotPrefixes
@@ -179,7 +179,11 @@ def test_rule_by_hand() -> None:
     stations[second].sent(Request(4, 0.0, 10 * int(clears), 10))
     view.now_s = 0.5
     assert router.overloaded(second)
-    assert router.route(asked(1004, 3200, content)) == first  # both: the earlier first token
+    answer = router.route(asked(1004, 3200, content))
+    assert isinstance(answer, Route)
+    assert answer.replica == first  # both: the earlier first token
+    assert answer.prepare_s == 0.0022  # and a look through its queue, where nobody gains
+    assert not answer.moves
     assert router.benefit_s(request, second, first) > 0.0 > router.benefit_s(request, first, second)
     assert set(router.explain(request)) == {first, second}
 
