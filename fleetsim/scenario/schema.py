@@ -542,7 +542,7 @@ class Preemption(Block):
 
     mode: Literal["recompute", "swap"] = "recompute"
     """Computed again, or copied to the host and back; without room there, computed again."""
-    capacity: Bytes = 4 * 2**30
+    capacity: Bytes = 4.0 * 2**30
     """Room in host memory per accelerator (vLLM V0: swap_space, 4 GiB)."""
     group_blocks: Count = 1
     """Blocks that one call copies, of the keys or the values of one layer (vLLM 1; FastSwitch's groups are some tens)."""
