@@ -601,7 +601,8 @@ class Batch:
         limit = self._steps_within(self.cache.capacity - self.cache.used, limit)
         if self.leaving:
             limit = self._steps_within(self.cache.capacity - self.cache.used + self.unbacked - self.leaving, limit)
-        if self.tiers is not None and self.tiers.writes_back:
+        if self.cache.journal is not None or (self.tiers is not None and self.tiers.writes_back):
+            # somebody watches what the cache holds: the first block that goes is told when it goes
             limit = min(limit, self._steps_within(max(self.cache.free, 0), limit) + 1)
         return limit
 
