@@ -346,7 +346,7 @@ def test_tables_are_those_of_the_checkout(name: str, checkout: Installed, wheel:
     if base not in ("trace", "stopped"):
         assert summary["preemptions"] > 20
         assert summary["prefix_hit_ratio"] > 0.05
-    else:
+    elif base == "trace":
         assert summary["unfinished"] > 0
     for table in TABLES:
         one, two = ((out / f"{table}.parquet").read_bytes() for out in outs)
