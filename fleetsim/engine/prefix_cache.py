@@ -319,10 +319,12 @@ class PrefixCache:
         return run
 
     def _evict_chosen(self, blocks: int) -> None:
-        """Forget `blocks` cached blocks, chosen by the eviction policy."""
-        self._drop_expired()
-        blocks = min(blocks, self.used + self.cached - self.capacity)
+        """Make room for `blocks` blocks that are allocated already, from what the eviction policy chooses."""
         while blocks > 0:
+            self._drop_expired()  # each time: who went may have been all that kept an expired run
+            blocks = self.used + self.cached - self.capacity
+            if blocks <= 0:
+                return
             node, most = self.eviction.victim(blocks)
             if type(most) is not int or most < 1:
                 raise PolicyError(f"{self._named()}.victim answered {most!r} blocks to go; at least one must")
