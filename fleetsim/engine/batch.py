@@ -12,6 +12,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.api import Compression, LowerTiers, Reuse, SwapSpace
+from fleetsim.engine.loans import Loan, remote_wait_s
 from fleetsim.engine.prefix_cache import Node, PrefixCache
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.workload.prefixes import Content, Path, private_path
@@ -115,6 +116,7 @@ class Batch:
 
     __slots__ = (
         "block_tokens",
+        "borrowed",
         "by_cap",
         "by_finish",
         "cache",
@@ -126,6 +128,8 @@ class Batch:
         "decoding",
         "extra_tokens",
         "held",
+        "hosted",
+        "hosted_s",
         "interruptible",
         "keep_blocks",
         "kept_tokens",
@@ -142,6 +146,10 @@ class Batch:
         "prefill_tokens",
         "prefilling",
         "recheck",
+        "remote_bytes",
+        "remote_j",
+        "remote_s",
+        "remote_tokens",
         "reserved",
         "resumed",
         "retain_unmatched",
@@ -226,6 +234,20 @@ class Batch:
         """Blocks of requests that have left, until they are copied."""
         self.reserved: dict[Request, int] = {}
         """Blocks kept for requests that will come."""
+        self.borrowed: dict[Request, list[Loan]] = {}
+        """Decoding requests of which some blocks lie on other replicas."""
+        self.remote_tokens = 0
+        """Tokens in these blocks: part of `ctx_tokens`, not of what attention reads here."""
+        self.remote_s = 0.0
+        """How long a step waits for attention over them [s]."""
+        self.remote_j = 0.0
+        """What that takes, on the replicas where they lie, per step [J]."""
+        self.remote_bytes = 0.0
+        """Queries and partial results that a step sends to and fro for it [bytes]."""
+        self.hosted: dict[Loan, None] = {}
+        """Blocks here that belong to requests of other replicas."""
+        self.hosted_s = 0.0
+        """Time that attention over them adds to each step here [s]."""
         self.decoding = 0
         """Running requests that get one token per step."""
         self.ctx_tokens = 0
@@ -424,8 +446,9 @@ class Batch:
             )
         self._stop(request)
         used = self.cache.used
+        borrowed = request.remote_blocks > 0
         self._release(request, finished=False)
-        if self.swap is not None and request.carrier is None:
+        if self.swap is not None and request.carrier is None and not borrowed:
             self.swap.take(self, request, used - self.cache.used)
         request.preemptions += 1
         request.status = WAITING
@@ -514,6 +537,52 @@ class Batch:
         request.preemptions += 1
         self.preemptions += 1
         self.waiting.append(request)
+
+    def lendable_blocks(self, request: Request, covered: int) -> int:
+        """Whole blocks of a decoding request with `covered` tokens that lie here and that no other request can share."""
+        return covered // self.block_tokens - request.shared_blocks - request.remote_blocks
+
+    def host(self, loan: Loan) -> bool:
+        """Keep blocks for a request of another replica, between two steps; False if they are lacking."""
+        if loan.blocks > self.spare_blocks():
+            return False
+        self.cache.allocate(loan.blocks)
+        self.hosted[loan] = None
+        return True
+
+    def serve(self, loan: Loan) -> None:
+        """Compute attention over hosted blocks in each step from now on."""
+        if loan in self.hosted:
+            loan.serving = True
+            self._sum_hosted()
+
+    def unhost(self, loan: Loan) -> None:
+        """Give back hosted blocks."""
+        del self.hosted[loan]
+        self.cache.used -= loan.blocks
+        self._sum_hosted()
+
+    def borrow(self, loan: Loan) -> None:
+        """The oldest own blocks of a decoding request lie elsewhere from now on: their room here is free."""
+        request = loan.request
+        self.cache.used -= loan.blocks
+        request.remote_blocks += loan.blocks
+        self.borrowed.setdefault(request, []).append(loan)
+        self._sum_borrowed()
+
+    def take_back(self, loan: Loan) -> bool:
+        """Have borrowed blocks lie here again, between two steps; False if blocks are lacking."""
+        request = loan.request
+        if loan.blocks > self.spare_blocks():
+            return False
+        self.cache.allocate(loan.blocks)
+        request.remote_blocks -= loan.blocks
+        loans = self.borrowed[request]
+        loans.remove(loan)
+        if not loans:
+            del self.borrowed[request]
+        self._sum_borrowed()
+        return True
 
     def prefer_reserved(self) -> bool:
         """Put a waiting request for which blocks are kept before one that they leave no room for; False if nothing changed.
@@ -904,7 +973,7 @@ class Batch:
                 return
         self.ctx_tokens -= covered
         self.phases[(covered - self.step) % block_tokens] -= 1
-        request.blocks = -(-covered // block_tokens)
+        request.blocks = -(-covered // block_tokens) - request.remote_blocks
 
     def note_approximate(self, request: Request, covered: int) -> None:
         """Count the tokens that a request decoded since it joined and that attended to less than all before them."""
@@ -932,9 +1001,12 @@ class Batch:
             request.blocks = kept
 
     def _release(self, request: Request, finished: bool) -> None:
-        """Give back a request's blocks; whole ones stay cached where the cache is on."""
+        """Give back a request's blocks; whole ones stay cached where the cache is on, unless some lie elsewhere."""
         cache = self.cache
-        if cache.enabled:
+        if request.remote_blocks:
+            own = request.blocks - request.shared_blocks
+            self._end_loans(request)
+        elif cache.enabled:
             content = request.content
             if content is not None and content.open_ended:
                 self._publish(request, content, request.computed)
@@ -965,6 +1037,25 @@ class Batch:
             cache.release(request.node)
         request.blocks = request.shared_blocks = 0
 
+    def _end_loans(self, request: Request) -> None:
+        """Let those who keep blocks of a request know that it needs them no more."""
+        request.remote_blocks = 0
+        loans = self.borrowed.pop(request)
+        self._sum_borrowed()
+        for loan in loans:
+            loan.ended(loan)
+
+    def _sum_borrowed(self) -> None:
+        """Sum up anew what borrowed blocks cost each step: what is added and taken off again would leave a rest."""
+        loans = [loan for loans in self.borrowed.values() for loan in loans]
+        self.remote_tokens = sum([loan.blocks for loan in loans]) * self.block_tokens
+        self.remote_s = remote_wait_s(loans)
+        self.remote_bytes = sum([loan.terms.wire_bytes for loan in loans], 0.0)
+        self.remote_j = sum([loan.terms.energy_j for loan in loans], 0.0)
+
+    def _sum_hosted(self) -> None:
+        self.hosted_s = sum([loan.terms.work_s for loan in self.hosted if loan.serving], 0.0)
+
     # --- laws -------------------------------------------------------------------------------------------------------
 
     def verify(self) -> None:
@@ -985,10 +1076,12 @@ class Batch:
                 phases[(tokens - self.step) % self.block_tokens] += 1
         capped = {r for tokens, r in zip(covered, decoding, strict=True) if tokens >= self.kept_tokens}
         covered = [min(tokens, self.kept_tokens) for tokens in covered]
-        own = sum(-(-t // self.block_tokens) - r.shared_blocks for t, r in zip(covered, decoding, strict=True))
+        here = [r.shared_blocks + r.remote_blocks for r in decoding]
+        own = sum(-(-t // self.block_tokens) - n for t, n in zip(covered, here, strict=True))
         own += sum(r.blocks - r.shared_blocks for r in prefilling)
         own += sum(parked.own_blocks for parked in self.parked) + sum(self.reserved.values())
-        own += sum(plan.blocks for plan in self.suspended)
+        own += sum(plan.blocks for plan in self.suspended) + sum(loan.blocks for loan in self.hosted)
+        borrowed = {r: sum(loan.blocks for loan in loans) for r, loans in self.borrowed.items()}
         cache = self.cache
         nodes = list(cache.nodes())
         facts = {
@@ -996,6 +1089,7 @@ class Batch:
             "requests at their bound": ({*self.capped}, capped),
             "context tokens": (self.ctx_tokens, sum(covered)),
             "block phases": (self.phases, phases),
+            "borrowed blocks": (borrowed, {r: r.remote_blocks for r in self.running if r.remote_blocks}),
             "used KV blocks": (cache.used, own + sum(n.length for n in nodes if n.users)),
             "cached KV blocks": (cache.cached, sum(n.length for n in cache.idle)),
             "idle nodes": ({n for n in cache.idle if n.parent is not None}, {n for n in nodes if not n.users}),

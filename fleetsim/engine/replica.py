@@ -154,6 +154,10 @@ class Replica:
         self.slope_s = 0.0
         self.first_j = 0.0
         self.slope_j = 0.0
+        self.remote_j = 0.0
+        """What each step takes on replicas that hold blocks of this one's requests."""
+        self.remote_bytes = 0.0
+        """Queries and partial results that went to and fro so far [bytes]."""
         self.leap_s = 0.0
         """Duration of the whole leap."""
         self.ctx_first = 0
@@ -567,7 +571,7 @@ class Replica:
             raise PolicyError(f"scheduler {type(self.scheduler).__name__} left decoding requests without KV blocks")
         if batch.suspended and not batch.chunks and not batch.decoding:
             raise PolicyError(f"scheduler {type(self.scheduler).__name__} plans nothing although steps are suspended")
-        if batch.waiting and not (batch.running or batch.parked or batch.reserved):
+        if batch.waiting and not (batch.running or batch.parked or batch.reserved or batch.hosted):
             raise PolicyError(
                 f"scheduler {type(self.scheduler).__name__} admits nothing on an empty rank although request "
                 f"{batch.waiting[0].id} waits"
@@ -612,6 +616,7 @@ class Replica:
         for batch in self.batches:
             group_tokens += batch.extra_tokens
         self.operators = None
+        self.remote_j = 0.0
         for batch in self.batches:
             if batch.resumed is not None:
                 plan = batch.resumed
@@ -628,10 +633,15 @@ class Replica:
                 batch.prefill_ctx_tokens,
                 len(batch.chunks),
                 decoding,
-                batch.ctx_tokens + decoding if decoding else 0,
+                batch.ctx_tokens - batch.remote_tokens + decoding if decoding else 0,
                 group_tokens,
             )
             dynamic_j += energy_j
+            if decoding and batch.borrowed:
+                time_s = max(time_s, self._mixed_without_context_s(batch, tokens, group_tokens) + batch.remote_s)
+                self.remote_j += batch.remote_j
+            if batch.hosted:
+                time_s += batch.hosted_s
             if time_s > slowest:
                 slowest = time_s
         if not 0.0 < slowest < inf:
@@ -643,7 +653,7 @@ class Replica:
 
     def _plan_leap(self, group_tokens: int, steps: int) -> None:
         """As many decode steps, up to `steps`, as can be done before anything changes."""
-        first_s = slope_s = first_j = slope_j = 0.0
+        first_s = slope_s = first_j = slope_j = remote_j = 0.0
         ctx_first = ctx_per_step = 0
         lines = []
         for batch in self.batches:
@@ -651,14 +661,26 @@ class Replica:
             size = batch.decoding
             if size:
                 ctx = batch.ctx_tokens + size
-                time_s, time_per_ctx_s, energy_j, energy_per_ctx_j, ctx_end = self.model.decode(size, ctx, group_tokens)
+                read = ctx - batch.remote_tokens
+                time_s, time_per_ctx_s, energy_j, energy_per_ctx_j, ctx_end = self.model.decode(
+                    size, read, group_tokens
+                )
                 growing = batch.growing
                 if ctx_end != inf and growing:
-                    steps = min(steps, max(1, ceil((ctx_end - ctx) / growing)))
-                first, slope = time_s + time_per_ctx_s * ctx, time_per_ctx_s * growing
+                    steps = min(steps, max(1, ceil((ctx_end - read) / growing)))
+                first, slope = time_s + time_per_ctx_s * read, time_per_ctx_s * growing
+                if batch.borrowed:
+                    remote_j += batch.remote_j
+                    floor_s = self._without_context_s(size, group_tokens) + batch.remote_s
+                    if first < floor_s:  # it waits for attention elsewhere until its own takes as long
+                        if slope:
+                            steps = min(steps, int((floor_s - first) / slope) + 1)
+                        first, slope = floor_s, 0.0
+                if batch.hosted:
+                    first += batch.hosted_s
                 if first > first_s or (first == first_s and slope > slope_s):
                     first_s, slope_s = first, slope
-                first_j += energy_j + energy_per_ctx_j * ctx
+                first_j += energy_j + energy_per_ctx_j * read
                 slope_j += energy_per_ctx_j * growing
                 ctx_first += ctx
                 ctx_per_step += growing
@@ -679,6 +701,25 @@ class Replica:
         self.slope_s = slope_s
         self.first_j = first_j
         self.slope_j = slope_j
+        self.remote_j = remote_j
+
+    def _without_context_s(self, size: int, group_tokens: int) -> float:
+        """A decode step of `size` requests but for their attention over what came before [s]."""
+        line = self.model.decode(size, size, group_tokens)
+        return line.time_s + line.time_per_ctx_s * size
+
+    def _mixed_without_context_s(self, batch: Batch, tokens: int, group_tokens: int) -> float:
+        """The same of the step planned, with its prompt chunks [s]."""
+        return self.model.mixed(
+            tokens,
+            batch.sampled + batch.decoding,
+            batch.prefill_pairs,
+            batch.prefill_ctx_tokens,
+            len(batch.chunks),
+            batch.decoding,
+            batch.decoding,
+            group_tokens,
+        )[0]
 
     def _finish_leap(self) -> None:
         steps, size = self.leap_steps, self.tokens_per_step
@@ -697,6 +738,8 @@ class Replica:
         for batch in self.batches:
             if batch.stalled:
                 self._resume(batch, first_s)
+            if batch.borrowed:
+                self.remote_bytes += steps * batch.remote_bytes
             batch.decode(steps)
             heap = batch.by_finish
             while heap and heap[0][0] <= batch.step:
@@ -707,7 +750,7 @@ class Replica:
     def _finish_mixed(self) -> None:
         step_s, tokens = self.first_s, self.tokens_per_step
         model = self.model
-        energy_j = min(model.static_w * step_s + self.first_j, model.limit_w * step_s)
+        energy_j = min(model.static_w * step_s + self.first_j, model.limit_w * step_s) + self.remote_j
         self.busy_s += step_s
         self.energy_j += energy_j
         self.steps += 1
@@ -722,6 +765,8 @@ class Replica:
                 continue
             if batch.stalled:
                 self._resume(batch, step_s)
+            if batch.borrowed:
+                self.remote_bytes += batch.remote_bytes
             decoding = batch.decoding
             if decoding:
                 self.gaps.add(step_s, decoding)
@@ -1034,9 +1079,14 @@ class Replica:
         return steps * self.first_s + self.slope_s * (steps * (steps - 1) // 2)
 
     def _leap_j(self, steps: int) -> float:
-        """Energy of the first `steps` steps [J], each capped at the power limit."""
+        """Energy of the first `steps` steps [J], each capped at the power limit, and what they take elsewhere."""
         if not steps:
             return 0.0
+        if self.remote_j:
+            return steps * self.remote_j + self._own_leap_j(steps)
+        return self._own_leap_j(steps)
+
+    def _own_leap_j(self, steps: int) -> float:
         model = self.model
         first_s, slope_s = self.first_s, self.slope_s
         room_w = model.limit_w - model.static_w

@@ -216,6 +216,8 @@ def _simulate(
         fleet.network_bytes,
         fleet.gateway.migrations[0],
         sum(fleet.gateway.paused_in_s),
+        fleet.gateway.loan_counts(),
+        sum(replica.remote_bytes for replica in fleet.replicas),
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()

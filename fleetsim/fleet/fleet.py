@@ -282,6 +282,16 @@ class Fleet:
             self.ended += 1
             self.on_end(request)
 
+    def _verify_loans(self) -> None:
+        """Check that blocks which requests have elsewhere are kept there, once each, and that none are when all have ended."""
+        batches = [batch for replica in self.replicas for batch in replica.batches]
+        hosted = [id(loan) for batch in batches for loan in batch.hosted]
+        borrowed = [id(loan) for batch in batches for loans in batch.borrowed.values() for loan in loans]
+        if len(set(hosted)) < len(hosted) or len(set(borrowed)) < len(borrowed) or not set(borrowed) <= set(hosted):
+            raise LawError("law 3 (KV blocks): a request has blocks elsewhere that nobody keeps for it, or keeps twice")
+        if hosted and not any(batch.running for batch in batches) and self._workload is not None:
+            raise LawError("law 3 (KV blocks): blocks are kept for requests of other replicas that have ended")
+
     def verify_conservation(self) -> None:
         """Check that every request that arrived has ended: always, since a row would be missing without a word.
 
@@ -309,11 +319,12 @@ class Fleet:
                 place.tier.verify()
         for swap in (swap for pool in self.pools for swap in pool.swaps):
             swap.verify()
+        self._verify_loans()
         for replica in self.replicas:
             meter = replica.meter(end_s)
             if not -1e-9 <= meter.busy_s <= end_s * (1 + 1e-9) + 1e-9:
                 raise LawError(f"law 4 (busy time): replica {replica.index} busy {meter.busy_s} s of {end_s} s")
             for batch in replica.batches:
                 batch.verify()
-                if batch.cache.used and not (batch.running or batch.parked or batch.reserved):
+                if batch.cache.used and not (batch.running or batch.parked or batch.reserved or batch.hosted):
                     raise LawError(f"law 3 (KV blocks): replica {replica.index} leaks {batch.cache.used} blocks")

@@ -11,6 +11,7 @@ from typing import Any
 from fleetsim.engine.batch import Parked
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
+from fleetsim.fleet.borrowing import Borrowing, terms
 from fleetsim.fleet.handover import Fetch, Handover, gpu
 from fleetsim.fleet.migration import Migration
 from fleetsim.fleet.pool import Pool
@@ -18,7 +19,19 @@ from fleetsim.fleet.probe import ReplicaProbe
 from fleetsim.kernel.clock import Clock, Timer
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
-from fleetsim.routing.api import ADMIT, Defer, FleetView, Freshness, Migrate, MoveQueued, Reject, RequestView, Route
+from fleetsim.routing.api import (
+    ADMIT,
+    Borrow,
+    Defer,
+    FleetView,
+    Freshness,
+    Migrate,
+    MoveQueued,
+    Recall,
+    Reject,
+    RequestView,
+    Route,
+)
 from fleetsim.routing.decisions import DecisionLog
 from fleetsim.scenario.schema import Scenario, View
 from fleetsim.workload.request import (
@@ -124,6 +137,16 @@ class Gateway:
         self.paused_in_s = [0.0] * len(replicas)
         """Time from leaving their source to joining the queue of each replica, summed over the migrations completed."""
         self._migrating: dict[Request, None] = {}
+        self.loans: dict[Borrowing, None] = {}
+        """Loans of memory that have been asked for and are not over."""
+        self.loans_begun = [0] * len(replicas)
+        """Loans at each replica, as the one that lends, that began."""
+        self.loans_given_up = [0] * len(replicas)
+        """Those that did not."""
+        self.loans_recalled = [0] * len(replicas)
+        """Those that ended because the blocks were brought back."""
+        self.lent_bytes = 0.0
+        """Keys and values copied for loans and recalls."""
         self._network = network
         self._config = config = scenario.gateway
         self._streams = streams
@@ -675,7 +698,7 @@ class Gateway:
 
     # --- moves -------------------------------------------------------------------------------------------------------
 
-    def _movable(self, move: MoveQueued | Migrate, replicas: Sequence[Replica]) -> Request | None:
+    def _movable(self, move: MoveQueued | Migrate | Borrow | Recall, replicas: Sequence[Replica]) -> Request | None:
         """The request of a move, if it still is where the policy thinks."""
         count = len(replicas)
         if not (0 <= move.source < count and 0 <= move.target < count and move.source != move.target):
@@ -703,7 +726,7 @@ class Gateway:
     def migrate(self, move: Migrate, replicas: Sequence[Replica]) -> None:
         """Begin to move a decoding request; nothing, if it does not decode any more or is on the move."""
         request = self._movable(move, replicas)
-        if request is None or request in self._migrating or request in self._twins:
+        if request is None or request in self._migrating or request in self._twins or self._loans_of(request):
             return
         source, target = replicas[move.source], replicas[move.target]
         if not source.is_decoding(request, request.rank):
@@ -747,6 +770,55 @@ class Gateway:
             self.migrations[1] += 1
             self.given_up_in[index] += 1
         self.migrated_bytes += migration.bytes
+
+    def _loans_of(self, request: Request) -> list[Borrowing]:
+        """Loans of a request that have been asked for and are not over."""
+        return [loan for loan in self.loans if loan.loan.request is request] if self.loans else []
+
+    def borrow(self, move: Borrow, replicas: Sequence[Replica]) -> None:
+        """Begin to lend memory to a decoding request; nothing, if it does not decode any more, moves, or owes blocks already there."""
+        request = self._movable(move, replicas)
+        if type(move.blocks) is not int or move.blocks < 1:
+            raise PolicyError(f"cannot do {move!r}: blocks must be 1 or more")
+        if request is None or request in self._migrating or request in self._twins:
+            return
+        source, target = replicas[move.source], replicas[move.target]
+        if source.interrupts is not None or target.interrupts is not None or source.batches[0].compression is not None:
+            return
+        if any(loan.target is target or not loan.began for loan in self._loans_of(request)):
+            return
+        if not source.is_decoding(request, request.rank):
+            return
+        pool = self.pools[source.index]
+        tokens = move.blocks * source.batches[0].block_tokens
+        cost = terms(self._network(), pool.llm, source, target, tokens)
+        token_bytes = pool.kv_bytes_per_token
+        loan = Borrowing(self._network(), request, source, target, move.blocks, token_bytes, cost, self._loan_over)
+        self.loans[loan] = None
+
+    def loan_counts(self) -> tuple[int, int]:
+        """Loans that began, and those of them whose blocks were brought back before their request was over."""
+        return sum(self.loans_begun) + sum(loan.began for loan in self.loans), sum(self.loans_recalled)
+
+    def recall(self, move: Recall, replicas: Sequence[Replica]) -> None:
+        """Begin to bring lent blocks back; nothing, if there are none."""
+        request = self._movable(move, replicas)
+        if request is None:
+            return
+        target = replicas[move.target]
+        for loan in self._loans_of(request):
+            if loan.target is target:
+                loan.recall()
+
+    def _loan_over(self, loan: Borrowing) -> None:
+        del self.loans[loan]
+        index = loan.target.index
+        self.lent_bytes += loan.bytes
+        if not loan.began:
+            self.loans_given_up[index] += 1
+            return
+        self.loans_begun[index] += 1
+        self.loans_recalled[index] += loan.recalled
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

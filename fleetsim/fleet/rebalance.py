@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
+from fleetsim.fleet.borrowing import terms
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.kernel.streams import Streams
-from fleetsim.rebalancing.api import Migrate, MoveQueued, ReplicaState
+from fleetsim.rebalancing.api import Borrow, LoanState, Migrate, MoveQueued, Recall, ReplicaState
 from fleetsim.scenario.schema import Scenario
 
 if TYPE_CHECKING:
@@ -31,6 +32,28 @@ class Rebalancing:
         """Migrations under way from or to a replica."""
         return self._gateway.migrating[self.replicas[position].index]
 
+    def step_s(self, position: int, batch: int, tokens: int) -> float:
+        """Predicted duration of a decode step of a replica [s]."""
+        time = self._fleet.pool_of[self.replicas[position].index].decode_time()
+        return time.per_step_s + time.per_request_s * batch + time.per_token_s * tokens
+
+    def loan_s(self, source: int, target: int, tokens: int) -> tuple[float, float]:
+        """What a loan costs each step of its debtor on the way, and each of its creditor [s]."""
+        debtor, creditor = self.replicas[source], self.replicas[target]
+        cost = terms(self._fleet.network(), self._fleet.pool_of[debtor.index].llm, debtor, creditor, tokens)
+        return cost.wire_s, cost.work_s
+
+    def loans(self) -> list[LoanState]:
+        """Loans of memory between these replicas."""
+        places = {replica.index: position for position, replica in enumerate(self.replicas)}
+        return [
+            LoanState(
+                loan.loan.request.id, places[loan.source.index], places[loan.target.index], loan.loan.blocks, loan.began
+            )
+            for loan in self._gateway.loans
+            if loan.source.index in places
+        ]
+
     def begin(self) -> None:
         """Ask for the first time one period from now."""
         self._fleet.clock.at(self._fleet.clock.now_s + self.policy.period_s, self._tick)
@@ -45,6 +68,10 @@ class Rebalancing:
                 gateway.move_queued(move, self.replicas)
             elif isinstance(move, Migrate):
                 gateway.migrate(move, self.replicas)
+            elif isinstance(move, Borrow):
+                gateway.borrow(move, self.replicas)
+            elif isinstance(move, Recall):
+                gateway.recall(move, self.replicas)
             else:
                 raise PolicyError(f"rebalancer answered {move!r}")
         self.begin()

@@ -57,7 +57,10 @@ METRICS = (
     Metric("migrations", "count", "times a waiting or running request moved to another replica"),
     Metric("migration_pause_mean_s", "s",
            "mean over running requests that moved of the time from leaving the old replica to waiting at the new one"),
-    Metric("network_bytes", "B", "keys and values that arrived from another place: transfers, migrations"),
+    Metric("network_bytes", "B", "keys and values that arrived from another place: transfers, migrations, loans"),
+    Metric("loans", "count", "times blocks of a running request came to lie on another replica"),
+    Metric("loans_recalled", "count", "loans whose blocks were brought back before their request was over"),
+    Metric("remote_attention_bytes", "B", "queries to blocks on other replicas, and partial results back"),
     Metric("mfu_ratio", "",
            "2 x active parameters x (prompt tokens computed + output tokens) / (peak FLOP/s x busy time), "
            "dense peak of the arithmetic used; attention not counted"),

@@ -51,6 +51,10 @@ class Totals:
     """Running requests that moved to another replica."""
     migration_pause_s: float = 0.0
     """Time from leaving the one to waiting at the other, summed [s]."""
+    loans: tuple[int, int] = (0, 0)
+    """Loans of memory that began, and those that were recalled."""
+    remote_bytes: float = 0.0
+    """Queries and partial results of attention over what was lent."""
 
 
 def summarise(
@@ -97,6 +101,8 @@ def summarise(
     summary |= {"gateway_energy_j": totals.gateway_energy_j, "network_bytes": totals.network_bytes}
     paused = totals.migration_pause_s / totals.migrations if totals.migrations else None
     summary["migration_pause_mean_s"] = paused
+    summary["loans"], summary["loans_recalled"] = totals.loans
+    summary["remote_attention_bytes"] = totals.remote_bytes
     summary |= _site(summary, pools, totals.end_s, scenario.energy)
     summary |= _site_of_requests(read, status, scenario.energy)
     summary["power_peak_w"] = totals.peak_power_w

@@ -247,6 +247,12 @@ class Network:
                 rate = min(rate, _level(link, weight))
         return latency_s if rate == inf else latency_s + size_bytes / rate
 
+    def idle_s(self, source: str, target: str, size_bytes: float) -> float:
+        """Time that a transfer takes when nothing else moves [s]."""
+        links = self.path(source, target)
+        rate = min([link.capacity for link in links], default=inf)
+        return sum([link.latency_s for link in links]) + size_bytes / rate
+
     # --- what links have done --------------------------------------------------------------------------------------------
 
     def link_rate(self, source: str, target: str) -> float:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from fleetsim.engine.gaps import BUCKETS, edge_s
 from fleetsim.engine.replica import Meter
 from fleetsim.fleet.fleet import Fleet
+from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.pool import Pool
 from fleetsim.kernel.clock import SAMPLE
 from fleetsim.metrics.columns import array_of, column
@@ -279,6 +280,14 @@ def write_gaps(sink: Sink, pools: Sequence[Pool]) -> None:
     write_rows(sink, "gaps", rows)
 
 
+_LOANS: dict[str, Callable[[Gateway], list[int]]] = {
+    "loans": lambda gateway: gateway.loans_begun,
+    "loans_recalled": lambda gateway: gateway.loans_recalled,
+    "loans_given_up": lambda gateway: gateway.loans_given_up,
+}
+"""Loans of memory by the replica that lends it; those that last until the end of the run are not counted here."""
+
+
 def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
     """Write what happened to replicas: when each was ready, what it evicted, how often it was stopped, who migrated there."""
     rows: list[tuple[Any, ...]] = [(0.0, "replica_ready", p.name, r.index, 1) for p in fleet.pools for r in p.replicas]
@@ -297,6 +306,9 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
                 rows.append((end_s, "migration_pause_us", pool.name, index, round(gateway.paused_in_s[index] * 1e6)))
             if gateway.given_up_in[index]:
                 rows.append((end_s, "migrations_given_up", pool.name, index, gateway.given_up_in[index]))
+            for kind, counts in _LOANS.items():
+                if counts(gateway)[index]:
+                    rows.append((end_s, kind, pool.name, index, counts(gateway)[index]))
     rows += fleet.gateway.events()
     rows.append((end_s, "run_end", None, None, 1))
     write_rows(sink, "events", rows)

@@ -166,7 +166,8 @@ EVENTS = (
         "replica_ready; flip_to_prefill, flip_to_decode (a router gives a replica another role); totals at the end of the "
         "run: kv_evictions, interruptions (steps stopped for a request), "
         "interruption_wait_us (from these requests to the ends of the operators under way), migrations (to the replica), "
-        "migration_pause_us (from leaving the old replica to waiting at this one), migrations_given_up; run_end",
+        "migration_pause_us (from leaving the old replica to waiting at this one), migrations_given_up, "
+        "loans (of this replica's memory, that began and are over), loans_recalled, loans_given_up; run_end",
     ),
     Column("pool", _N, "", "Pool"),
     Column("replica", "int32", "", "Replica, numbered over the fleet"),

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fleetsim.engine.replica import Replica
-from fleetsim.routing.api import Migrate, MoveQueued
+from fleetsim.routing.api import Borrow, Migrate, MoveQueued, Recall
 from fleetsim.workload.request import Request
 
-__all__ = ["Migrate", "Move", "MoveQueued", "Moving", "Rebalancer", "ReplicaState", "RequestState"]
+__all__ = [
+    "Borrow",
+    "LoanState",
+    "Migrate",
+    "Move",
+    "MoveQueued",
+    "Moving",
+    "Rebalancer",
+    "Recall",
+    "ReplicaState",
+    "RequestState",
+]
 
-Move = MoveQueued | Migrate
+Move = MoveQueued | Migrate | Borrow | Recall
 """What a rebalancer may ask for."""
 
 
@@ -61,8 +72,20 @@ class RequestState:
 
     @property
     def decoding(self) -> bool:
-        """Whether its prompt is computed and it gets tokens: only then can it migrate."""
+        """Whether its prompt is computed and it gets tokens: only then can it migrate, or borrow memory."""
         return self._request.finish_step >= 0
+
+    @property
+    def remote_blocks(self) -> int:
+        """KV blocks of it that lie on other replicas."""
+        return self._request.remote_blocks
+
+    @property
+    def lendable_blocks(self) -> int:
+        """KV blocks of it that another replica may hold: whole ones that lie here and that no other request can share."""
+        if self._request.finish_step < 0:
+            return 0
+        return self._replica.batches[self._request.rank].lendable_blocks(self._request, self.context_tokens - 1)
 
 
 class ReplicaState:
@@ -84,6 +107,33 @@ class ReplicaState:
     def used_blocks(self) -> int:
         """KV blocks in use, those reserved for requests on their way here included."""
         return self._replica.kv_used_blocks(self._replica.clock.now_s)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that are not in use."""
+        return self.capacity_blocks - self.used_blocks
+
+    @property
+    def hosted_blocks(self) -> int:
+        """Of those in use, what it keeps for requests that decode on other replicas."""
+        return sum(loan.blocks for batch in self._replica.batches for loan in batch.hosted)
+
+    @property
+    def borrows(self) -> bool:
+        """Whether requests that decode here have blocks elsewhere."""
+        return any(batch.borrowed for batch in self._replica.batches)
+
+    @property
+    def decoding_count(self) -> int:
+        """Requests that get a token in each step."""
+        return sum(batch.decoding for batch in self._replica.batches)
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of context that the next decode step reads here."""
+        replica = self._replica
+        done = 0 if replica.has_chunks else replica.steps_done(replica.clock.now_s)
+        return sum(b.ctx_tokens - b.remote_tokens + b.growing * done for b in replica.batches)
 
     @property
     def preemptions(self) -> int:
@@ -128,6 +178,20 @@ class ReplicaState:
         return -(-tokens // self.block_tokens)
 
 
+class LoanState(NamedTuple):
+    """Blocks of a request that lie on another replica."""
+
+    request: int
+    """Its id."""
+    source: int
+    """Where it decodes."""
+    target: int
+    """Where they lie."""
+    blocks: int
+    began: bool
+    """Whether they have got there."""
+
+
 class Moving(Protocol):
     """What a rebalancer knows beside the replicas."""
 
@@ -136,6 +200,18 @@ class Moving(Protocol):
 
     def migrating(self, position: int) -> int:
         """Migrations under way from or to a replica."""
+        ...
+
+    def step_s(self, position: int, batch: int, tokens: int) -> float:
+        """Predicted duration of a decode step of `batch` requests that reads `tokens` of context [s]."""
+        ...
+
+    def loan_s(self, source: int, target: int, tokens: int) -> tuple[float, float]:
+        """Time that each step of `source` spends on the way, and each of `target` on attention, if it holds `tokens` for it [s]."""
+        ...
+
+    def loans(self) -> Sequence[LoanState]:
+        """Loans of memory between the replicas, in the order in which they were asked for."""
         ...
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "ADMIT",
     "KV_FULL",
     "Admit",
+    "Borrow",
     "Defer",
     "FleetView",
     "Freshness",
@@ -28,6 +29,7 @@ __all__ = [
     "MinIndex",
     "MoveQueued",
     "Probe",
+    "Recall",
     "Reject",
     "RequestView",
     "Route",
@@ -177,6 +179,32 @@ class Migrate:
     """Its id."""
     source: int
     target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Borrow:
+    """Decision that the oldest blocks of a decoding request come to lie on another replica, which computes attention over them."""
+
+    request: int
+    """Its id."""
+    source: int
+    """Where it decodes."""
+    target: int
+    """Whose memory it is."""
+    blocks: int
+    """≥ 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Decision that all blocks of a request that lie on a replica come back to where it decodes."""
+
+    request: int
+    """Its id."""
+    source: int
+    """Where it decodes."""
+    target: int
+    """Where they lie."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ class Request:
         "rank",
         "ready_s",
         "reason",
+        "remote_blocks",
         "replica",
         "segment_mark",
         "session",
@@ -169,6 +170,8 @@ class Request:
         """Who brings them; None if they are here already, in reserved blocks."""
         self.decode_at = LOCAL
         """Replica that computes its tokens after the first; `LOCAL`, or `UNDECIDED` until its prompt is computed."""
+        self.remote_blocks = 0
+        """Blocks of its keys and values that lie on other replicas."""
         self.attempt = 0
         """Times it was sent to a replica before, and taken back without an answer."""
         self.ready_s = _NEVER

@@ -8,7 +8,7 @@ from typing import ClassVar
 from numpy.random import Generator
 
 from fleetsim.plugins import PolicyConfig
-from fleetsim.rebalancing.api import Migrate, Move, MoveQueued, Moving, ReplicaState
+from fleetsim.rebalancing.api import Borrow, Migrate, Move, MoveQueued, Moving, Recall, ReplicaState
 from fleetsim.routing.api import FleetView, RequestView, Route
 
 
@@ -45,6 +45,45 @@ class Restless:
                 moves.append(Migrate(int(self._rng.choice(running)), source, target))
             if waiting:
                 moves.append(MoveQueued(int(self._rng.choice(waiting)), source, target))
+        return moves
+
+
+class LavishConfig(PolicyConfig):
+    """How lavish."""
+
+    period_s: float = 0.05
+    moves: int = 2
+    last_s: float = 6.0
+    """Then it rests."""
+    also_moves: bool = False
+    """Whether requests migrate meanwhile."""
+
+
+class Lavish:
+    """Lends random blocks of random requests to random replicas, and recalls some."""
+
+    Config: ClassVar = LavishConfig
+
+    def __init__(self, config: LavishConfig, rng: Generator, replicas: Sequence[ReplicaState], moving: Moving) -> None:
+        self.period_s = config.period_s
+        self._config, self._rng, self._replicas, self._moving = config, rng, replicas, moving
+
+    def tick(self) -> list[Move]:
+        if self._moving.now_s > self._config.last_s:
+            return []
+        moves: list[Move] = []
+        for _ in range(self._config.moves):
+            source, target = (int(i) for i in self._rng.permutation(len(self._replicas))[:2])
+            running = [r for r in self._replicas[source].running() if r.decoding]
+            if not running:
+                continue
+            request = running[int(self._rng.integers(len(running)))]
+            if request.lendable_blocks:
+                blocks = int(self._rng.integers(1, request.lendable_blocks + 1))
+                moves.append(Borrow(request.id, source, target, blocks))
+            if self._config.also_moves:
+                moves.append(Migrate(running[0].id, source, target))
+        moves += [Recall(r, s, t) for r, s, t, _, began in self._moving.loans() if began and self._rng.random() < 0.2]
         return moves
 
 
