@@ -669,15 +669,9 @@ class Replica:
                 if ctx_end != inf and growing:
                     steps = min(steps, max(1, ceil((ctx_end - read) / growing)))
                 first, slope = time_s + time_per_ctx_s * read, time_per_ctx_s * growing
-                if batch.borrowed:
+                if batch.borrowed or batch.hosted:
                     remote_j += batch.remote_j
-                    floor_s = self._without_context_s(size, group_tokens) + batch.remote_s
-                    if first < floor_s:  # it waits for attention elsewhere until its own takes as long
-                        if slope:
-                            steps = min(steps, int((floor_s - first) / slope) + 1)
-                        first, slope = floor_s, 0.0
-                if batch.hosted:
-                    first += batch.hosted_s
+                    first, slope, steps = self._with_loans(batch, first, slope, steps, group_tokens)
                 if first > first_s or (first == first_s and slope > slope_s):
                     first_s, slope_s = first, slope
                 first_j += energy_j + energy_per_ctx_j * read
@@ -702,6 +696,18 @@ class Replica:
         self.first_j = first_j
         self.slope_j = slope_j
         self.remote_j = remote_j
+
+    def _with_loans(
+        self, batch: Batch, first_s: float, slope_s: float, steps: int, group_tokens: int
+    ) -> tuple[float, float, int]:
+        """A rank's line and for how many steps it holds, with attention over blocks elsewhere and over other replicas' blocks."""
+        if batch.borrowed:
+            floor_s = self._without_context_s(batch.decoding, group_tokens) + batch.remote_s
+            if first_s < floor_s:  # it waits for attention elsewhere until its own takes as long
+                if slope_s:
+                    steps = min(steps, int((floor_s - first_s) / slope_s) + 1)
+                first_s, slope_s = floor_s, 0.0
+        return first_s + batch.hosted_s, slope_s, steps
 
     def _without_context_s(self, size: int, group_tokens: int) -> float:
         """A decode step of `size` requests but for their attention over what came before [s]."""

@@ -776,7 +776,7 @@ class Gateway:
         return [loan for loan in self.loans if loan.loan.request is request] if self.loans else []
 
     def borrow(self, move: Borrow, replicas: Sequence[Replica]) -> None:
-        """Begin to lend memory to a decoding request; nothing, if it does not decode any more, moves, or owes blocks already there."""
+        """Begin to lend memory to a decoding request; nothing, if it does not decode any more, moves, or has blocks there."""
         request = self._movable(move, replicas)
         if type(move.blocks) is not int or move.blocks < 1:
             raise PolicyError(f"cannot do {move!r}: blocks must be 1 or more")

@@ -14,7 +14,7 @@ from fleetsim.fleet.fleet import Fleet
 from fleetsim.fleet.rebalance import Rebalancing, state_of
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
-from fleetsim.rebalancing.api import Migrate, Move, MoveQueued, ReplicaState
+from fleetsim.rebalancing.api import Move, ReplicaState
 from fleetsim.scenario.schema import Scenario
 from fleetsim.testing.report import Config, Policy, Report
 from fleetsim.workload.request import FINISHED, Request
@@ -144,8 +144,8 @@ class _Trial:
         if before is not None and before != _facts(self._states):
             self._checked.fail("`tick` changes replicas or requests; a rebalancer only answers")
         for move in moves:
-            if not isinstance(move, MoveQueued | Migrate):
-                self._checked.fail(f"`tick` answered {move!r}: expected `MoveQueued` or `Migrate`")
+            if not isinstance(move, Move):
+                self._checked.fail(f"`tick` answered {move!r}: expected `MoveQueued`, `Migrate`, `Borrow` or `Recall`")
             ends = (move.source, move.target)
             if not all(type(each) is int and 0 <= each < self._replicas for each in ends) or len(set(ends)) == 1:
                 self._checked.fail(f"`tick` answered {move}: there are replicas 0 to {self._replicas - 1}")
@@ -217,7 +217,7 @@ def _facts(states: Sequence[ReplicaState]) -> list[Any]:
         (
             state.used_blocks,
             state.preemptions,
-            [(r.id, r.context_tokens, r.decoding, r.priority, r.deadline_s) for r in state.running()],
+            [(r.id, r.context_tokens, r.decoding, r.remote_blocks, r.priority, r.deadline_s) for r in state.running()],
             [(r.id, r.context_tokens, r.priority, r.deadline_s) for r in state.waiting()],
         )
         for state in states
