@@ -12,7 +12,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.api import Compression, LowerTiers, Reuse, SwapSpace
-from fleetsim.engine.loans import Loan, remote_wait_s
+from fleetsim.engine.loans import Loan, RemoteChunk, remote_wait_s
 from fleetsim.engine.prefix_cache import Node, PrefixCache
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.workload.prefixes import Content, Path, private_path
@@ -147,6 +147,7 @@ class Batch:
         "prefilling",
         "recheck",
         "remote_bytes",
+        "remote_chunks",
         "remote_j",
         "remote_s",
         "remote_tokens",
@@ -244,6 +245,8 @@ class Batch:
         """What that takes, on the replicas where they lie, per step [J]."""
         self.remote_bytes = 0.0
         """Queries and partial results that a step sends to and fro for it [bytes]."""
+        self.remote_chunks: list[RemoteChunk] = []
+        """Of the prompt chunks planned, those that follow on keys and values elsewhere."""
         self.hosted: dict[Loan, None] = {}
         """Blocks here that belong to requests of other replicas."""
         self.hosted_s = 0.0
@@ -346,7 +349,7 @@ class Batch:
         room = request.computed + tokens
         if self.compression is not None:
             room = self.compression.chunk_room(room)
-        needed = -(-room // block_tokens) - request.blocks
+        needed = -(-room // block_tokens) - request.blocks - request.remote_blocks
         if needed > 0:
             cache = self.cache
             if needed > cache.capacity - cache.used - (0 if self.held else self.phases[-self.step % block_tokens]):
@@ -384,7 +387,8 @@ class Batch:
         target = request.prompt_tokens + request.generated if preempted else request.prompt_tokens
         computed = hits = idle = reused = 0
         content = request.content
-        if cache.enabled and (content is not None or preempted):
+        remote = request.remote_blocks
+        if cache.enabled and not remote and (content is not None or preempted):
             if self.user is not None:
                 self.user._request = request
             path = self._path(request) if preempted or content is None else content.path(block_tokens)
@@ -406,6 +410,8 @@ class Batch:
         else:
             room = target if self.compression is None else self.compression.prompt_room(target)
             planned = needed = -(-room // block_tokens)
+        # with its beginning where room is kept for it elsewhere
+        planned, needed = (max(planned - remote, 0), max(needed - remote, 0)) if remote else (planned, needed)
         kept = keep_free if self.held else keep_free + self.phases[-self.step % block_tokens]
         if needed - hits + idle + kept > cache.capacity - cache.used:
             # a first chunk needs fewer blocks once cached ones before it are evicted; a whole prompt never does
@@ -446,9 +452,9 @@ class Batch:
             )
         self._stop(request)
         used = self.cache.used
-        borrowed = request.remote_blocks > 0
+        borrows = request.remote_blocks > 0
         self._release(request, finished=False)
-        if self.swap is not None and request.carrier is None and not borrowed:
+        if self.swap is not None and request.carrier is None and not borrows:
             self.swap.take(self, request, used - self.cache.used)
         request.preemptions += 1
         request.status = WAITING
@@ -491,6 +497,7 @@ class Batch:
             self._release(request, finished=True)
         else:
             self.waiting.remove(request)
+            self.forget_loans(request, True)
         self.unreserve(request)
         self._unswap(request)
         request.status = WAITING
@@ -550,10 +557,10 @@ class Batch:
         self.hosted[loan] = None
         return True
 
-    def serve(self, loan: Loan) -> None:
-        """Compute attention over hosted blocks in each step from now on."""
+    def serve(self, loan: Loan, on: bool) -> None:
+        """Compute attention over hosted blocks in each step from now on, or no more."""
         if loan in self.hosted:
-            loan.serving = True
+            loan.serving = on
             self._sum_hosted()
 
     def unhost(self, loan: Loan) -> None:
@@ -645,6 +652,11 @@ class Batch:
             heappush(self.by_cap, (self.step + self.kept_tokens - covered, _order(request), request))
         self.ctx_tokens += covered
         self.phases[(covered - self.step) % self.block_tokens] += 1
+        if request.lenders:
+            self.borrowed[request] = list(request.lenders)
+            self._sum_borrowed()
+            for loan in request.lenders:
+                loan.lender.serve(True)
 
     def finish_prefill(self, request: Request, tokens: int) -> Parked:
         """Like `finish_chunk`, for the last chunk of a request whose tokens after the first are computed elsewhere."""
@@ -754,6 +766,7 @@ class Batch:
     def clear_plan(self) -> None:
         """Forget the planned chunks after their step."""
         self.chunks = []
+        self.remote_chunks = []
         self.held = False
         self.resumed = None
         self.sampled = self.prefill_tokens = self.extra_tokens = self.prefill_pairs = self.prefill_ctx_tokens = 0
@@ -907,8 +920,12 @@ class Batch:
         self.chunks.append((request, tokens))
         self.prefill_tokens += tokens
         if self.compression is None:
-            self.prefill_pairs += tokens * computed + tokens * (tokens + 1) // 2
-            self.prefill_ctx_tokens += upto
+            here = computed
+            if request.remote_blocks:
+                here = max(computed - request.remote_blocks * self.block_tokens, 0)
+                self.remote_chunks.append(RemoteChunk(request, computed, tokens))
+            self.prefill_pairs += tokens * here + tokens * (tokens + 1) // 2
+            self.prefill_ctx_tokens += here + tokens
         else:
             extra, pairs, keys = self.compression.chunk_work(computed, tokens, request.target)
             self.extra_tokens += extra
@@ -1005,7 +1022,7 @@ class Batch:
         cache = self.cache
         if request.remote_blocks:
             own = request.blocks - request.shared_blocks
-            self._end_loans(request)
+            self.forget_loans(request, finished)
         elif cache.enabled:
             content = request.content
             if content is not None and content.open_ended:
@@ -1037,19 +1054,29 @@ class Batch:
             cache.release(request.node)
         request.blocks = request.shared_blocks = 0
 
-    def _end_loans(self, request: Request) -> None:
-        """Let those who keep blocks of a request know that it needs them no more."""
-        request.remote_blocks = 0
-        loans = self.borrowed.pop(request)
-        self._sum_borrowed()
+    def forget_loans(self, request: Request, finished: bool) -> None:
+        """Let those who keep blocks of a request know that it does not decode any more, and will not come back if `finished`."""
+        loans = self.borrowed.pop(request, [])
+        if loans:
+            self._sum_borrowed()
+        kept = request.lenders
+        if finished:
+            request.lenders = ()
+        request.remote_blocks = sum([loan.blocks for loan in request.lenders])
         for loan in loans:
-            loan.ended(loan)
+            if finished or loan not in kept:
+                loan.lender.end()
+            else:
+                loan.lender.serve(False)
+        if finished and not loans:
+            for loan in kept:
+                loan.lender.end()
 
     def _sum_borrowed(self) -> None:
         """Sum up anew what borrowed blocks cost each step: what is added and taken off again would leave a rest."""
         loans = [loan for loans in self.borrowed.values() for loan in loans]
         self.remote_tokens = sum([loan.blocks for loan in loans]) * self.block_tokens
-        self.remote_s = remote_wait_s(loans)
+        self.remote_s = remote_wait_s([(loan.creditor, loan.terms) for loan in loans])
         self.remote_bytes = sum([loan.terms.wire_bytes for loan in loans], 0.0)
         self.remote_j = sum([loan.terms.energy_j for loan in loans], 0.0)
 
@@ -1089,7 +1116,7 @@ class Batch:
             "requests at their bound": ({*self.capped}, capped),
             "context tokens": (self.ctx_tokens, sum(covered)),
             "block phases": (self.phases, phases),
-            "borrowed blocks": (borrowed, {r: r.remote_blocks for r in self.running if r.remote_blocks}),
+            "borrowed blocks": (borrowed, {r: r.remote_blocks for r in decoding if r.remote_blocks}),
             "used KV blocks": (cache.used, own + sum(n.length for n in nodes if n.users)),
             "cached KV blocks": (cache.cached, sum(n.length for n in cache.idle)),
             "idle nodes": ({n for n in cache.idle if n.parent is not None}, {n for n in nodes if not n.users}),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fleetsim.engine.api import OPERATORS, LowerTiers, Operators, Scheduler, StepTimeModel, SwapSpace, even_operators
 from fleetsim.engine.batch import Batch, Parked, Suspended
 from fleetsim.engine.gaps import GapHistogram, RunningMaximum
+from fleetsim.engine.loans import chunk_costs, remote_wait_s
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.kernel.clock import BOUNDARY, Clock, Timer
 from fleetsim.workload.request import FINISHED, LOCAL, Request
@@ -156,6 +157,8 @@ class Replica:
         self.slope_j = 0.0
         self.remote_j = 0.0
         """What each step takes on replicas that hold blocks of this one's requests."""
+        self.owed_s = 0.0
+        """Attention over other replicas' blocks for their prompts, that the next step must do besides [s]."""
         self.remote_bytes = 0.0
         """Queries and partial results that went to and fro so far [bytes]."""
         self.leap_s = 0.0
@@ -498,11 +501,14 @@ class Replica:
         self.has_chunks = has_chunks
         self.tokens_per_step = tokens
         self.leap_start_s = now_s
+        if self.owed_s:
+            step_limit = 1
         if has_chunks:
             self._plan_mixed(tokens)
             self.timer = self.clock.at(now_s + self.first_s, self._boundary, BOUNDARY)
         elif tokens:
             self._plan_leap(tokens, step_limit)
+            self.first_s += self.owed_s
             if self.leap_steps > 1:
                 self._shorten_leap(now_s)
             self.leap_s = self._leap_s(self.leap_steps)
@@ -510,6 +516,11 @@ class Replica:
         else:
             self.leap_steps = 0
             self.timer = self.clock.at(inbox[0].ready_s, self._boundary, BOUNDARY) if inbox else None
+        self.owed_s = 0.0  # without a step there was nobody to wait for it
+
+    def owe(self, work_s: float) -> None:
+        """Let the next step last longer by work for another replica."""
+        self.owed_s += work_s
 
     def _shorten_leap(self, now_s: float) -> None:
         """End the leap where a request that is on its way could run, or where the order of a queue may change by itself."""
@@ -637,9 +648,8 @@ class Replica:
                 group_tokens,
             )
             dynamic_j += energy_j
-            if decoding and batch.borrowed:
-                time_s = max(time_s, self._mixed_without_context_s(batch, tokens, group_tokens) + batch.remote_s)
-                self.remote_j += batch.remote_j
+            if batch.remote_chunks or (decoding and batch.borrowed):
+                time_s = max(time_s, self._remote_mixed_s(batch, decoding, tokens, group_tokens))
             if batch.hosted:
                 time_s += batch.hosted_s
             if time_s > slowest:
@@ -647,7 +657,7 @@ class Replica:
         if not 0.0 < slowest < inf:
             raise PolicyError(f"step-time model {type(model).__name__} gave a step of {slowest} s")
         self.leap_steps = 1
-        self.first_s = slowest
+        self.first_s = slowest + self.owed_s
         self.slope_s = self.slope_j = 0.0
         self.first_j = dynamic_j
 
@@ -714,18 +724,25 @@ class Replica:
         line = self.model.decode(size, size, group_tokens)
         return line.time_s + line.time_per_ctx_s * size
 
-    def _mixed_without_context_s(self, batch: Batch, tokens: int, group_tokens: int) -> float:
-        """The same of the step planned, with its prompt chunks [s]."""
-        return self.model.mixed(
-            tokens,
-            batch.sampled + batch.decoding,
-            batch.prefill_pairs,
-            batch.prefill_ctx_tokens,
-            len(batch.chunks),
-            batch.decoding,
-            batch.decoding,
-            group_tokens,
+    def _remote_mixed_s(self, batch: Batch, decoding: int, tokens: int, group_tokens: int) -> float:
+        """How long the step planned takes at least because of what lies on other replicas; charges for that.
+
+        All but attention over what lies here, and beside that the way there and back and the attention there.
+        """
+        costs = [(loan.creditor, loan.terms) for loans in batch.borrowed.values() for loan in loans] if decoding else []
+        pairs, ctx_tokens, write_s = batch.prefill_pairs, batch.prefill_ctx_tokens, 0.0
+        if batch.remote_chunks:
+            pairs = sum([n * (n + 1) // 2 for _, n in batch.chunks])
+            ctx_tokens = batch.prefill_tokens
+            chunk_terms, write_s = chunk_costs(batch.remote_chunks, batch.block_tokens)
+            costs += chunk_terms
+            self.remote_bytes += sum([terms.wire_bytes for _, terms in chunk_terms])
+        self.remote_j += sum([terms.energy_j for _, terms in costs])
+        sampled = batch.sampled + decoding
+        base_s = self.model.mixed(
+            tokens, sampled, pairs, ctx_tokens, len(batch.chunks), decoding, decoding, group_tokens
         )[0]
+        return max(base_s + remote_wait_s(costs), write_s)
 
     def _finish_leap(self) -> None:
         steps, size = self.leap_steps, self.tokens_per_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from heapq import heapreplace
 from math import inf
@@ -11,7 +12,7 @@ from typing import Any
 from fleetsim.engine.batch import Parked
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
-from fleetsim.fleet.borrowing import Borrowing, terms
+from fleetsim.fleet.borrowing import Ahead, Borrowing, Place
 from fleetsim.fleet.handover import Fetch, Handover, gpu
 from fleetsim.fleet.migration import Migration
 from fleetsim.fleet.pool import Pool
@@ -137,7 +138,7 @@ class Gateway:
         self.paused_in_s = [0.0] * len(replicas)
         """Time from leaving their source to joining the queue of each replica, summed over the migrations completed."""
         self._migrating: dict[Request, None] = {}
-        self.loans: dict[Borrowing, None] = {}
+        self.loans: dict[Place, None] = {}
         """Loans of memory that have been asked for and are not over."""
         self.loans_begun = [0] * len(replicas)
         """Loans at each replica, as the one that lends, that began."""
@@ -235,6 +236,7 @@ class Gateway:
             self._time_s,
             chosen,
             self._transfer_s,
+            lambda position: self._lending(self.replicas[chosen[position]]),
         )
         for position, i in enumerate(chosen):
             if self._views[i]:
@@ -378,10 +380,17 @@ class Gateway:
         """Send a request to the replica chosen, if that can hold it."""
         side = group.entry
         needed = request.prompt_tokens + (0 if side.prefills_only[position] else request.output_tokens)
+        replica = side.replicas[position]
+        if route.borrow:
+            blocks = sum([blocks for _, blocks in route.borrow])
+            block_tokens = replica.batches[0].block_tokens
+            if not self._can_borrow(side, position, route) or blocks * block_tokens >= request.prompt_tokens:
+                route = replace(route, borrow=())
+            else:
+                needed -= blocks * block_tokens
         if needed > side.capacity_tokens[position]:
             self._reject(request, "longer than the KV cache")
             return
-        replica = side.replicas[position]
         if self._twins and replica.index == self._twin_at(request):
             self._reject(request, "")
             return
@@ -391,7 +400,11 @@ class Gateway:
             self._fetch(request, side, route, replica)
         if (route.hedge_after_s != inf or route.retry_after_s != inf) and request not in self._twins:
             self._watch(group, request, route.hedge_after_s, route.retry_after_s)
-        self._send(request, replica, ready_s + replica.model.frontend_s)
+        ready_s += replica.model.frontend_s
+        if route.borrow and request not in self._twins:
+            self._borrow_ahead(group, request, replica, route, ready_s)
+            return
+        self._send(request, replica, ready_s)
 
     def _prepare(self, side: Side, request: Request, route: Route) -> float:
         """Do what a route asks for besides sending the request; time until that may leave [s]."""
@@ -590,6 +603,8 @@ class Gateway:
             request.carrier.release()
         request.carrier = None
         request.carried_tokens = 0
+        if request.lenders:
+            self.replicas[request.replica].batches[request.rank].forget_loans(request, True)
         if request.decode_at >= 0:
             self._promise(request, -1)
         self._leave(request)
@@ -771,7 +786,7 @@ class Gateway:
             self.given_up_in[index] += 1
         self.migrated_bytes += migration.bytes
 
-    def _loans_of(self, request: Request) -> list[Borrowing]:
+    def _loans_of(self, request: Request) -> list[Place]:
         """Loans of a request that have been asked for and are not over."""
         return [loan for loan in self.loans if loan.loan.request is request] if self.loans else []
 
@@ -783,6 +798,8 @@ class Gateway:
         if request is None or request in self._migrating or request in self._twins:
             return
         source, target = replicas[move.source], replicas[move.target]
+        if self._lends_on(source, [target]):
+            return
         if source.interrupts is not None or target.interrupts is not None or source.batches[0].compression is not None:
             return
         if any(loan.target is target or not loan.began for loan in self._loans_of(request)):
@@ -790,11 +807,18 @@ class Gateway:
         if not source.is_decoding(request, request.rank):
             return
         pool = self.pools[source.index]
-        tokens = move.blocks * source.batches[0].block_tokens
-        cost = terms(self._network(), pool.llm, source, target, tokens)
-        token_bytes = pool.kv_bytes_per_token
-        loan = Borrowing(self._network(), request, source, target, move.blocks, token_bytes, cost, self._loan_over)
+        loan = Borrowing(
+            self._network(),
+            pool.llm,
+            request,
+            source,
+            target,
+            move.blocks,
+            pool.kv_bytes_per_token,
+            self._loan_over,
+        )
         self.loans[loan] = None
+        loan.begin()
 
     def loan_counts(self) -> tuple[int, int]:
         """Loans that began, and those of them whose blocks were brought back before their request was over."""
@@ -810,7 +834,91 @@ class Gateway:
             if loan.target is target:
                 loan.recall()
 
-    def _loan_over(self, loan: Borrowing) -> None:
+    def _borrow_ahead(self, group: Group, request: Request, replica: Replica, route: Route, ready_s: float) -> None:
+        """Ask for room on other replicas, and send a request once all of them have it; ask the router again if one has not."""
+        pool, network = self.pools[replica.index], self._network()
+        targets = [group.entry.replicas[position] for position, _ in route.borrow]
+        self.outside[request] = None
+        if self._lends_on(replica, targets):
+            self.clock.at(self.clock.now_s + route.borrow_again_s, partial(self._route_later, group, request))
+            return
+        places = [
+            Ahead(network, pool.llm, request, replica, target, blocks, pool.kv_bytes_per_token, self._loan_over)
+            for target, (_, blocks) in zip(targets, route.borrow, strict=True)
+        ]
+        request.content = None
+        answers: list[bool] = []
+
+        def answered(yes: bool) -> None:
+            answers.append(yes)
+            if len(answers) == len(places):
+                self._lent_ahead(group, request, replica, route, ready_s, places)
+
+        for place in places:
+            self.loans[place] = None
+        for place in places:
+            place.reserve(answered)
+
+    def _lent_ahead(
+        self,
+        group: Group,
+        request: Request,
+        replica: Replica,
+        route: Route,
+        ready_s: float,
+        places: Sequence[Ahead],
+    ) -> None:
+        """All creditors have answered."""
+        now_s = self.clock.now_s
+        if all(place.began for place in places) and self.outside.pop(request, _GONE) is not _GONE:
+            request.lenders = tuple(place.loan for place in places)
+            request.remote_blocks = sum([place.loan.blocks for place in places])
+            self._send(request, replica, max(now_s, ready_s))
+            return
+        for place in places:
+            if place.began:
+                place.end()
+            else:
+                self._loan_over(place)
+        if request in self.outside:
+            self.clock.at(now_s + route.borrow_again_s, partial(self._route_later, group, request))
+
+    def _lending(self, replica: Replica) -> int:
+        """1 for a creditor, -1 for a debtor, else 0."""
+        for loan in self.loans:
+            if loan.target is replica:
+                return 1
+            if loan.source is replica:
+                return -1
+        return 0
+
+    def _lends_on(self, source: Replica, targets: Sequence[Replica]) -> bool:
+        """Whether a loan would make a replica debtor and creditor at once: they could wait for each other's room for ever."""
+        return any(loan.target is source or loan.source in targets for loan in self.loans)
+
+    def _route_later(self, group: Group, request: Request) -> None:
+        if self.outside.pop(request, _GONE) is not _GONE:
+            self._route(group, request)
+
+    def _can_borrow(self, side: Side, position: int, route: Route) -> bool:
+        """Whether the engines of a debtor and its creditors can work over each other's memory.
+
+        Raises
+        ------
+        PolicyError
+            If the route names replicas that there are not.
+        """
+        for creditor, blocks in route.borrow:
+            if not 0 <= creditor < len(side.replicas) or creditor == position or type(blocks) is not int or blocks < 1:
+                raise PolicyError(f"router borrows {blocks!r} blocks of replica {creditor!r} for replica {position}")
+        if not inf > route.borrow_again_s > 0.0 or len({creditor for creditor, _ in route.borrow}) < len(route.borrow):
+            raise PolicyError(f"router answered {route!r}")
+        engines = [side.replicas[place] for place in (position, *(creditor for creditor, _ in route.borrow))]
+        compressed = engines[0].batches[0].compression is not None
+        sizes = {replica.batches[0].block_tokens for replica in engines}
+        return not compressed and len(sizes) == 1 and all(replica.interrupts is None for replica in engines)
+
+    def _loan_over(self, loan: Place) -> None:
         del self.loans[loan]
         index = loan.target.index
         self.lent_bytes += loan.bytes

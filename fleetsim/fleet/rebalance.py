@@ -51,7 +51,7 @@ class Rebalancing:
                 loan.loan.request.id, places[loan.source.index], places[loan.target.index], loan.loan.blocks, loan.began
             )
             for loan in self._gateway.loans
-            if loan.source.index in places
+            if loan.source.index in places and loan.target.index in places
         ]
 
     def begin(self) -> None:

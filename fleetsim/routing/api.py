@@ -226,6 +226,11 @@ class Route:
     """Time that this takes [s]."""
     moves: tuple[MoveQueued, ...] = ()
     """Waiting requests to move between replicas of the view; only from a router whose class says ``moves = True``."""
+    borrow: tuple[tuple[int, int], ...] = ()
+    """Replicas of the view whose memory holds the beginning of its keys and values, and how many blocks each; it is sent once all
+    have room for them, and what it brings matches no prefix."""
+    borrow_again_s: float = 1.0
+    """Time after which the router is asked again if one has not [s]. > 0."""
     fetch_from: int = -1
     """Number of another replica whose cache sends keys and values of the prompt's beginning over the network; -1: none does."""
     fetch_tokens: int = 0
@@ -285,6 +290,7 @@ class FleetView:
         "_answers",
         "_begun",
         "_kv_scale",
+        "_lending",
         "_log",
         "_now_s",
         "_paths",
@@ -323,6 +329,7 @@ class FleetView:
         time_s: Callable[[], float] | None = None,
         numbers: Sequence[int] = (),
         transfer_s: Callable[[int, int, int], float] | None = None,
+        lending: Callable[[int], int] | None = None,
     ) -> None:
         self.pools = tuple(pools)
         """Pool name of each replica."""
@@ -337,6 +344,7 @@ class FleetView:
         self._probes = tuple(probes)
         self._time_s = time_s
         self._transfer_s = transfer_s
+        self._lending = lending
         self._log: deque[tuple[float, int, int, int, float]] | None = None
         """Where the own counts are old: what they do not show yet (time, what, replica, prompt tokens, seconds)."""
         if self.freshness.kind != "exact" and not self.freshness.own_counts:
@@ -438,6 +446,13 @@ class FleetView:
         elif self.decode_weight_tokens != decode_weight_tokens:
             raise PolicyError("two routers of one gateway count work with different decode_weight_tokens")
         return self.by_work
+
+    def lending(self, position: int) -> int:
+        """1 where a replica holds blocks for requests of others, -1 where others do for its own, else 0.
+
+        The gateway arranges loans of memory, so this is never old.
+        """
+        return 0 if self._lending is None else self._lending(position)
 
     def watch_load(self, scan: bool = True, demand: bool = False) -> Board:
         """Ask, at construction, for what the replicas publish of their load.

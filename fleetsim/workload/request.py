@@ -67,6 +67,7 @@ class Request:
         "itl_max_s",
         "klass",
         "last_token_s",
+        "lenders",
         "load_s",
         "loaded_tokens",
         "migrations",
@@ -170,6 +171,8 @@ class Request:
         """Who brings them; None if they are here already, in reserved blocks."""
         self.decode_at = LOCAL
         """Replica that computes its tokens after the first; `LOCAL`, or `UNDECIDED` until its prompt is computed."""
+        self.lenders: tuple[Any, ...] = ()
+        """Loans that were taken before it was sent, in the order of the tokens that they hold."""
         self.remote_blocks = 0
         """Blocks of its keys and values that lie on other replicas."""
         self.attempt = 0
