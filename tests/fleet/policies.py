@@ -87,6 +87,22 @@ class Lavish:
         return moves
 
 
+class SkewedConfig(PolicyConfig):
+    """No parameters."""
+
+
+class Skewed:
+    """Two of three requests to the first replica."""
+
+    Config: ClassVar = SkewedConfig
+
+    def __init__(self, config: SkewedConfig, rng: Generator, fleet: FleetView) -> None:
+        self._rng, self._count = rng, fleet.count
+
+    def route(self, request: RequestView) -> int:
+        return 0 if self._rng.random() < 0.67 else int(self._rng.integers(1, self._count))
+
+
 class ImpatientConfig(PolicyConfig):
     """When to lose patience."""
 
