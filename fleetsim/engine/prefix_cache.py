@@ -242,6 +242,13 @@ class PrefixCache:
             else:
                 self._evict_chosen(over)
 
+    def forget_all(self) -> None:
+        """Evict all that nobody uses."""
+        if self.cached:
+            room = self.capacity - self.used
+            self.allocate(room)
+            self.used -= room
+
     def nodes(self) -> Iterator[Node]:
         """All findable nodes, parents first (for checks)."""
         stack = list((self.root.children or {}).values())

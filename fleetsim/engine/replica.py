@@ -104,6 +104,10 @@ class Replica:
         """Where keys and values are kept below its memory."""
         self.swap: SwapSpace | None = None
         """Where those of preempted requests go."""
+        self.present = True
+        """Whether the gateway sends requests here."""
+        self.dead = False
+        """Whether it has failed and nobody has noticed."""
         self.paused = False
         """Whether a step is planned that waits for copies."""
         self.paused_s = 0.0
@@ -413,6 +417,61 @@ class Replica:
 
     def stop(self, now_s: float) -> list[Request]:
         """End the run here: whole steps count, a step under way is charged by its share. Returns what waits or runs."""
+        self._break_off(now_s)
+        left = [r for batch in self.batches for r in (*batch.running, *batch.waiting)] + [*self.inbox, *self.held]
+        self.errands.clear()
+        for batch in self.batches:
+            for request in batch.running:
+                if request.segment_mark >= 0:
+                    self._settle(request)
+                    request.generated = request.output_tokens - (request.finish_step - batch.step)
+                    batch.note_approximate(request, request.prompt_tokens + request.generated - 1)
+        return left
+
+    def crash(self) -> list[Request]:
+        """Lose everything: what was computed, what waits, and the cache. Returns the requests, which hold nothing here any more.
+
+        Whole steps count, a step under way is charged by its share and lost. Blocks that others look after (of requests that have
+        left, that are to come, or of other replicas' requests) stay until they give them back.
+        """
+        now_s = self.clock.now_s
+        if self.listener is not None:
+            self.listener.changing(now_s)
+        self._break_off(now_s)
+        self.paused = False
+        self.stop_at = -1
+        self.owed_s = 0.0
+        self.has_chunks = False
+        self.leap_steps = 0
+        for batch in self.batches:
+            batch.clear_plan()
+        self._run_errands()
+        lost = [*self.inbox, *self.held]
+        for request in self.held:
+            if self.tiers is not None:
+                self.tiers.forget(request)
+        for request in self.inbox:
+            self.batches[request.rank].coming -= 1
+            self.batches[request.rank].unreserve(request)
+        self.inbox.clear()
+        self.held.clear()
+        for batch in self.batches:
+            for request in (*batch.running, *batch.waiting):
+                lost.append(request)
+                if self.tiers is not None:
+                    self.tiers.forget(request)
+                batch.withdraw(request)
+                if request.segment_mark >= 0:
+                    self._settle(request)
+                    self._note_last_token(request)
+            batch.stalled.clear()
+            batch.to_load = []
+            batch.preempted = []
+            batch.cache.forget_all()
+        return lost
+
+    def _break_off(self, now_s: float) -> None:
+        """Count the whole steps of the leap under way, charge the step under way by its share, and go no further."""
         total_j, total_s = self.meter(now_s).energy_j, self.meter(now_s).busy_s
         done = self.steps_done(now_s)
         if done:
@@ -433,15 +492,13 @@ class Replica:
             self.energy_j, self.busy_s = total_j, total_s
             self.timer.cancel()
         self.timer = None
-        left = [r for batch in self.batches for r in (*batch.running, *batch.waiting)] + [*self.inbox, *self.held]
-        self.errands.clear()
-        for batch in self.batches:
-            for request in batch.running:
-                if request.segment_mark >= 0:
-                    self._settle(request)
-                    request.generated = request.output_tokens - (request.finish_step - batch.step)
-                    batch.note_approximate(request, request.prompt_tokens + request.generated - 1)
-        return left
+
+    @property
+    def empty(self) -> bool:
+        """Whether no request is here or on its way into its queue, and nobody wants anything of its blocks."""
+        if self.inbox or self.held or self.errands:
+            return False
+        return not any(b.running or b.waiting or b.parked or b.reserved or b.hosted for b in self.batches)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 

@@ -164,7 +164,7 @@ class Ahead(Place):
         self.target.at_boundary(lambda: answered(self._reserve()))
 
     def _reserve(self) -> bool:
-        self.began = not self._there.borrowed and self._there.host(self.loan)
+        self.began = self.target.present and not self._there.borrowed and self._there.host(self.loan)
         return self.began
 
 
@@ -202,13 +202,13 @@ class Borrowing(Place):
         return self._here.lendable_blocks(request, covered) >= self.loan.blocks
 
     def _reserve(self) -> None:
-        if self._lendable and not self._there.borrowed and self._there.host(self.loan):
+        if self.target.present and self._lendable and not self._there.borrowed and self._there.host(self.loan):
             self._copy(self.source, self.target, self._begin)
         else:
             self._over(self)
 
     def _begin(self) -> None:
-        if not self._lendable:
+        if not self._lendable or not self.target.present:
             self.end()
             return
         self.began = True

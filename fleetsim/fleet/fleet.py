@@ -17,12 +17,14 @@ from fleetsim.engine.replica import Replica
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
 from fleetsim.fleet.gateway import Gateway
+from fleetsim.fleet.life import Life
+from fleetsim.fleet.lifecycle import Lifecycle
 from fleetsim.fleet.pool import Pool, describe_pool
 from fleetsim.fleet.rebalance import Rebalancing, rebalancings
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
-from fleetsim.scenario.schema import KvTiers, Scenario
+from fleetsim.scenario.schema import KvTiers, Scenario, Slo
 from fleetsim.workload.request import FINISHED, UNFINISHED, Request, Workload, each_released
 
 
@@ -61,6 +63,8 @@ class Fleet:
         self.pools = [describe_pool(config, index, base_dir) for index, config in enumerate(scenario.pools)]
         self.replicas: list[Replica] = []
         self.pool_of: list[Pool] = []
+        self.lives: list[Life] = []
+        """State of each replica."""
         self.arrived = 0
         self.ended = 0
         self.last_end_s = 0.0
@@ -79,6 +83,10 @@ class Fleet:
         self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
+        self.lifecycle: Lifecycle | None = None
+        """Starts and stops replicas, where their number changes."""
+        if any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools):
+            self.lifecycle = Lifecycle(self, streams)
         self._rebalancings: list[Rebalancing] = []
         for rebalancing in rebalancings(scenario, streams, self):
             self.rebalance(rebalancing)
@@ -92,7 +100,7 @@ class Fleet:
         config, engine = pool.config, pool.config.engine
         scheduler = engine.scheduler.create()
         outlook = Outlook(pool.model, getattr(scheduler, "max_batched_tokens", 0))
-        for _ in range(config.replicas):
+        for number in range(config.most_replicas):
             batches = [self._batch(pool, len(self.replicas), rank, outlook) for rank in range(config.parallelism.dp)]
             replica = Replica(
                 len(self.replicas),
@@ -107,9 +115,12 @@ class Fleet:
                 pool.llm.layers,
                 pool.suspended_tokens,
             )
+            life = Life("ready" if number < config.replicas else "off")
             self.replicas.append(replica)
+            self.lives.append(life)
             self.pool_of.append(pool)
             pool.replicas.append(replica)
+            pool.lives.append(life)
             if engine.kv.tiers is not None:
                 pool.tiers.append(self._with_tiers(pool, replica, engine.kv.tiers))
             if engine.kv.preemption.mode == "swap":
@@ -194,6 +205,22 @@ class Fleet:
         self._pull()
         for rebalancing in self._rebalancings:
             rebalancing.begin()
+        if self.lifecycle is not None:
+            self.lifecycle.begin()
+
+    @property
+    def detect_s(self) -> float:
+        """Time until the gateway notices that a replica is gone [s]."""
+        return self._scenario.gateway.on_failure.detect
+
+    @property
+    def slo(self) -> Slo | None:
+        """The service-level objective."""
+        return self._scenario.slo
+
+    def wanted(self, pool: Pool) -> int:
+        """Replicas that a pool should have."""
+        return pool.config.replicas if self.lifecycle is None else self.lifecycle.wanted[pool.index]
 
     @property
     def active(self) -> bool:
@@ -224,6 +251,8 @@ class Fleet:
         self.ended += 1
         self.last_end_s = self.clock.now_s
         self.on_end(request)
+        if self.lifecycle is not None and self.lifecycle.draining:
+            self.lifecycle.look()
         if self._workload is not None:
             released = self._workload.released_by(request, self.clock.now_s)
             if released is not None:
@@ -322,8 +351,9 @@ class Fleet:
         self._verify_loans()
         for replica in self.replicas:
             meter = replica.meter(end_s)
-            if not -1e-9 <= meter.busy_s <= end_s * (1 + 1e-9) + 1e-9:
-                raise LawError(f"law 4 (busy time): replica {replica.index} busy {meter.busy_s} s of {end_s} s")
+            on_s = self.lives[replica.index].on_s(end_s)
+            if not -1e-9 <= meter.busy_s <= on_s * (1 + 1e-9) + 1e-9:
+                raise LawError(f"law 4 (busy time): replica {replica.index} busy {meter.busy_s} s of {on_s} s")
             for batch in replica.batches:
                 batch.verify()
                 if batch.cache.used and not (batch.running or batch.parked or batch.reserved or batch.hosted):

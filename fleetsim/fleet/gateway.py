@@ -36,6 +36,7 @@ from fleetsim.routing.api import (
 from fleetsim.routing.decisions import DecisionLog
 from fleetsim.scenario.schema import Scenario, View
 from fleetsim.workload.request import (
+    FAILED,
     FINISHED,
     LOCAL,
     REJECTED,
@@ -115,6 +116,8 @@ class Gateway:
         """Energy of decisions so far."""
         self.sent = [0] * (1 + max((pool.index for pool in pools), default=0))
         """Requests sent to each pool."""
+        self.sent_tokens = [0] * len(self.sent)
+        """Prompt tokens of these."""
         self.finished = [0] * len(self.sent)
         """Requests of each pool that finished."""
         self.decisions: DecisionLog | None = None
@@ -175,6 +178,24 @@ class Gateway:
         self._tells_ends = False
         """Whether some admission policy counts who ends."""
         self._careful = bool(config.admission or config.timeout or config.first_token_timeout or workers)
+        self.present = [True] * len(replicas)
+        """Whether each replica takes requests."""
+        self.gone = 0
+        """Replicas that do not."""
+        self.waiting_room: dict[Request, Group] = {}
+        """Requests that wait for a replica to come, in the order in which they began to."""
+        self.on_first_token: Callable[[Request], None] | None = None
+        """Told first tokens, where somebody counts them (`fleet/lifecycle.py`)."""
+        self.on_done: Callable[[Request], None] | None = None
+        """Told each request that ended or left its replica."""
+        self.stand_ins = 0
+        """Requests that went elsewhere because the replica that the router named was gone."""
+        self.lost_tokens = 0
+        """Tokens whose keys and values were lost with their replica."""
+        self.recoveries = 0
+        """Requests that were sent again because their replica was gone."""
+        self._lost: dict[int, list[Request]] = {}
+        """What was at each replica that is gone without anybody having noticed."""
         self._losers: dict[Request, None] = {}
         """Copies that are being taken back because their twin answered first."""
         self._heirs: dict[Request, Request] = {}
@@ -218,13 +239,17 @@ class Gateway:
         group.energy_j = sum(getattr(p, "decision_j", 0.0) for p in policies) if energy_j is None else energy_j
         self._groups[model] = group
         for side in (entry, decode):
-            if side is None:
-                continue
-            for position, replica in enumerate(side.replicas):
-                self._views[replica.index].append((side.view, position))
-                if side.view.wants_first_tokens:
-                    replica.on_first_token = self.started
+            if side is not None:
+                self._attach(side)
         return group
+
+    def _attach(self, side: Side) -> None:
+        """Keep a view up to date from now on."""
+        for position, replica in enumerate(side.replicas):
+            self._views[replica.index].append((side.view, position))
+            if side.view.wants_first_tokens or self.on_first_token is not None:
+                replica.on_first_token = self.started
+            side.view.set_present(position, replica.present)
 
     def _side(self, chosen: Sequence[int]) -> Side:
         pools = [self.pools[i] for i in chosen]
@@ -340,6 +365,10 @@ class Gateway:
         """Let the router choose a replica and send the request there."""
         side = group.entry
         view = side.view
+        if self.gone and not self._open(group):
+            self.outside[request] = None
+            self.waiting_room[request] = group
+            return
         self._view._request = request
         now_s = view.now_s = self.clock.now_s
         ready_s = now_s + group.delay_s
@@ -361,6 +390,8 @@ class Gateway:
             raise PolicyError(
                 f"router answered {decision!r} for request {request.id}; there are {len(side.replicas)} replicas"
             )
+        if self.gone:
+            decision, route = self._standing_in(group, decision, route)
         if self.steered and not request.attempt and request.id in self.steered:
             decision = _position(side, self.steered[request.id], decision)
         self._dispatch(group, request, decision, route, ready_s)
@@ -441,13 +472,14 @@ class Gateway:
     def _send(self, request: Request, replica: Replica, ready_s: float) -> None:
         index = replica.index
         request.replica = index
-        self.sent[self._pool_index[index]] += 1
         prompt_tokens = request.prompt_tokens
+        self.sent[self._pool_index[index]] += 1
+        self.sent_tokens[self._pool_index[index]] += prompt_tokens
         for seen, position in self._views[index]:
             seen.sent(position, prompt_tokens, request)
         if request.decode_at >= 0:
             self._promise(request, 1)
-        replica.enqueue(request, ready_s)
+        self._deliver(replica, request, ready_s)
 
     def _promise(self, request: Request, requests: int) -> None:
         """Count that a request will come to where its answer is computed, or with -1 that it will no more."""
@@ -476,6 +508,12 @@ class Gateway:
         else:
             target = self.replicas[request.decode_at]
             self._promise(request, -1)
+        if self.gone and not self.present[target.index]:
+            found = self._present_decoder(request)
+            if found is None:
+                self._strand(request, source, parked)
+                return
+            target = found
         request.decode_at = LOCAL
         request.prefill_replica = source.index
         self._leave(request)
@@ -498,10 +536,11 @@ class Gateway:
             return
         index = request.replica = target.index
         self.sent[self._pool_index[index]] += 1
+        self.sent_tokens[self._pool_index[index]] += request.prompt_tokens
         for seen, position in self._views[index]:
             seen.sent(position, request.prompt_tokens)
             seen.started(position, request.prompt_tokens)
-        target.enqueue(request, self.clock.now_s)
+        self._deliver(target, request, self.clock.now_s)
 
     def _hidden_bytes(self, request: Request, source: Replica, target: Replica, size_bytes: float) -> float:
         """What was sent while the prompt was computed: of all layers but the last, as much as the way allows."""
@@ -516,6 +555,8 @@ class Gateway:
 
     def started(self, request: Request) -> None:
         """Note a first token (called by replicas in front of which somebody cares)."""
+        if self.on_first_token is not None:
+            self.on_first_token(request)
         seconds = self.clock.now_s - request.queued_s
         for view, position in self._views[request.replica]:
             view.started(position, request.prompt_tokens, seconds, request.id)
@@ -551,6 +592,8 @@ class Gateway:
         self._over(request)
 
     def _over(self, request: Request) -> None:
+        if self.on_done is not None:
+            self.on_done(request)
         if self.by_id is not None:
             del self.by_id[request.id]
         if self._tells_ends:
@@ -610,6 +653,156 @@ class Gateway:
         self._leave(request)
         then(request)
 
+    # --- replicas that come and go -----------------------------------------------------------------------------------
+
+    def set_present(self, replica: Replica, present: bool) -> None:
+        """Let a replica take requests, or no more; those that wait for one to come are sent."""
+        index = replica.index
+        if self.present[index] == present:
+            return
+        self.present[index] = replica.present = present
+        if present:
+            replica.dead = False
+        self.gone += -1 if present else 1
+        for view, position in self._views[index]:
+            view.set_present(position, present)
+        if present and self.waiting_room:
+            for request, group in list(self.waiting_room.items()):
+                if self._open(group):
+                    del self.waiting_room[request]
+                    if self.outside.pop(request, _GONE) is not _GONE:
+                        self._route(group, request)
+
+    def kill(self, replica: Replica) -> None:
+        """Take everything from a replica now; what is sent to it until `notice` is lost too.
+
+        Requests whose last blocks are on their way from it in a migration are taken to have got them.
+        """
+        self._lost[replica.index] = replica.crash()
+        replica.dead = True
+
+    def notice(self, replica: Replica) -> None:
+        """See that a replica is gone: its requests begin again elsewhere, or have failed."""
+        self.set_present(replica, False)
+        lost = self._lost.pop(replica.index, [])
+        for loan in [loan for batch in replica.batches for loan in batch.hosted]:
+            self._withdraw_if_here(loan.request)
+        for request in self._fed_by(replica):
+            self._withdraw_if_here(request)
+        for request in lost:
+            self.lost_tokens += request.computed
+            self._withdrawn(self._recover, request)
+
+    def _deliver(self, replica: Replica, request: Request, ready_s: float) -> None:
+        """Hand a request to a replica, or to nobody where that is gone and nobody has noticed."""
+        if replica.dead:
+            self._lost[replica.index].append(request)
+        else:
+            replica.enqueue(request, ready_s)
+
+    def send_elsewhere(self, replica: Replica) -> None:
+        """Let requests that wait at a replica wait elsewhere, and those that decode there migrate to where there is room."""
+        waiting = [r for batch in replica.batches for r in batch.waiting] + [*replica.inbox, *replica.held]
+        for request in waiting:
+            if not request.generated and request.carrier is None and request not in self._twins:
+                self._withdraw(request, self._moved_on)
+        decoding = [r for batch in replica.batches for r in batch.running if r.finish_step >= 0]
+        for request in decoding:
+            target = self._roomiest(replica, request)
+            if target is not None and self.by_id is not None:
+                self.migrate(Migrate(request.id, 0, 1), [replica, target])
+
+    def _moved_on(self, request: Request) -> None:
+        request.migrations += 1
+        self._route(self._groups[request.model], request)
+
+    def _roomiest(self, source: Replica, request: Request) -> Replica | None:
+        """The replica of the same LLM with most free blocks that has room for a request; None if none has."""
+        pool = self.pools[source.index]
+        best, room = None, source.context_tokens(request) // source.batches[0].block_tokens + 2
+        for replica, other in zip(self.replicas, self.pools, strict=True):
+            if not replica.present or other.llm.name != pool.llm.name or other.config.role == "prefill":
+                continue
+            if other.config.engine.kv.dtype == pool.config.engine.kv.dtype:
+                free = max(replica.free_blocks())
+                if free > room:
+                    best, room = replica, free
+        return best
+
+    def _fed_by(self, replica: Replica) -> list[Request]:
+        """Requests of other replicas whose keys and values are still at this one."""
+        found = []
+        for other in self.replicas:
+            here = [r for batch in other.batches for r in (*batch.loading, *batch.waiting)]
+            found += [request for request in (*here, *other.inbox) if _comes_from(request, replica)]
+        return found
+
+    def _withdraw_if_here(self, request: Request) -> None:
+        if request not in self.outside and request.status <= RUNNING and request not in self._losers:
+            self._withdraw(request, self._recover)
+
+    def _recover(self, request: Request) -> None:
+        """Send a request again whose replica is gone, if its turn is not over."""
+        twin = self._twins.get(request)
+        if twin is not None and twin not in self._losers:  # the other copy goes on
+            self._losers[request] = None
+            self._settle_twin(request)
+            return
+        config = self._config.on_failure
+        if request.reason is not None:
+            self._timed_out(request)
+            return
+        if not config.retry or request.attempt >= config.max_retries:
+            request.reason = "its replica failed"
+            self._end(request, FAILED)
+            return
+        request.attempt += 1
+        self.recoveries += 1
+        request.decode_at = LOCAL
+        if not request.generated:
+            request.cached_tokens = 0
+        self._route(self._groups[request.model], request)
+
+    def _strand(self, request: Request, source: Replica, parked: Parked) -> None:
+        """A prompt is computed and nobody is there who could go on: what was computed is given up."""
+        source.unpark(request.rank, parked)
+        request.decode_at = LOCAL
+        self.lost_tokens += request.computed
+        self._leave(request)
+        self._recover(request)
+
+    def _open(self, group: Group) -> bool:
+        """Whether replicas are there that can take a request to its end."""
+        if not group.entry.view.members:
+            return not group.entry.replicas  # nobody serves this model at all: the router says so
+        if group.decode is None or not all(group.entry.prefills_only[i] for i in group.entry.view.members):
+            return True
+        return bool(group.decode.view.members)
+
+    def _standing_in(self, group: Group, decision: int, route: Route) -> tuple[int, Route]:
+        """What a router decided, with replicas that are there in place of those that are not."""
+        view = group.entry.view
+        if not view.present[decision]:
+            self.stand_ins += 1
+            decision = _least(view)
+            if route is not _PLAIN:
+                route = replace(route, replica=decision, fetch_from=-1, fetch_tokens=0, borrow=())
+        if group.decode is not None and route.decode >= 0 and not group.decode.view.present[route.decode]:
+            self.stand_ins += 1
+            members = group.decode.view.members
+            route = replace(route, replica=decision, decode=_least(group.decode.view) if members else -1)
+        if route.borrow and not all(view.present[i] for i, _ in route.borrow):
+            route = replace(route, replica=decision, borrow=())
+        return decision, route
+
+    def _present_decoder(self, request: Request) -> Replica | None:
+        """A replica that can compute an answer in place of one that is gone; None if none is there."""
+        decode = self._groups[request.model].decode
+        if decode is None or not decode.view.members:
+            return None
+        self.stand_ins += 1
+        return decode.replicas[_least(decode.view)]
+
     # --- time-outs ---------------------------------------------------------------------------------------------------
 
     def _expire(self, request: Request, first_token: bool) -> None:
@@ -625,6 +818,7 @@ class Gateway:
             return  # being taken back already
         request.reason = "no first token in time" if first_token else "not finished in time"
         if self.outside.pop(request, _GONE) is not _GONE:
+            self.waiting_room.pop(request, None)
             self._end(request, TIMED_OUT)
         elif request in self._twins:
             twin = self._twins[request]
@@ -730,11 +924,17 @@ class Gateway:
         if request is None or request.status != WAITING or request.generated or request.carrier is not None:
             return
         target = replicas[move.target]
-        if request.prompt_tokens + request.output_tokens > self.pools[target.index].capacity_tokens:
+        if (
+            request.prompt_tokens + request.output_tokens > self.pools[target.index].capacity_tokens
+            or not target.present
+        ):
             return
         self._withdraw(request, partial(self._resend, target))
 
     def _resend(self, target: Replica, request: Request) -> None:
+        if not self.present[target.index]:
+            self._route(self._groups[request.model], request)
+            return
         request.migrations += 1
         self._send(request, target, max(self.clock.now_s, request.ready_s))
 
@@ -744,7 +944,7 @@ class Gateway:
         if request is None or request in self._migrating or request in self._twins or self._loans_of(request):
             return
         source, target = replicas[move.source], replicas[move.target]
-        if not source.is_decoding(request, request.rank):
+        if not source.is_decoding(request, request.rank) or not target.present:
             return
         if request.prompt_tokens + request.output_tokens > self.pools[target.index].capacity_tokens:
             return
@@ -763,6 +963,10 @@ class Gateway:
     def _join(self, target: Replica, request: Request, rank: int) -> bool:
         """A request that has been copied joins its new replica, unless it was given up meanwhile."""
         if self.outside.pop(request, _GONE) is _GONE:
+            return False
+        if not self.present[target.index]:
+            request.carried_tokens = 0
+            self._recover(request)
             return False
         request.migrations += 1
         request.replica = target.index
@@ -798,7 +1002,7 @@ class Gateway:
         if request is None or request in self._migrating or request in self._twins:
             return
         source, target = replicas[move.source], replicas[move.target]
-        if self._lends_on(source, [target]):
+        if self._lends_on(source, [target]) or not target.present:
             return
         if source.interrupts is not None or target.interrupts is not None or source.batches[0].compression is not None:
             return
@@ -870,7 +1074,8 @@ class Gateway:
     ) -> None:
         """All creditors have answered."""
         now_s = self.clock.now_s
-        if all(place.began for place in places) and self.outside.pop(request, _GONE) is not _GONE:
+        there = replica.present and all(place.target.present for place in places)
+        if there and all(place.began for place in places) and self.outside.pop(request, _GONE) is not _GONE:
             request.lenders = tuple(place.loan for place in places)
             request.remote_blocks = sum([place.loan.blocks for place in places])
             self._send(request, replica, max(now_s, ready_s))
@@ -962,6 +1167,16 @@ def _compress(request: Request, tokens: int) -> None:
 def _freshness(config: View) -> Freshness:
     age_s = config.period if config.freshness == "sampled" else config.delay
     return Freshness(config.freshness, age_s, config.own_counts)
+
+
+def _comes_from(request: Request, replica: Replica) -> bool:
+    """Whether keys and values of a request are still at a replica where it is not."""
+    return isinstance(request.carrier, Handover | Fetch) and request.carrier.source is replica
+
+
+def _least(view: FleetView) -> int:
+    """Of the replicas that are there, the one with the fewest outstanding requests."""
+    return min(view.members, key=view.outstanding.__getitem__)
 
 
 def _position(side: Side, index: int, otherwise: int) -> int:

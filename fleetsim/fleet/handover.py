@@ -33,10 +33,10 @@ class Handover:
         "_network",
         "_parked",
         "_rank",
-        "_source",
         "_target",
         "_token_bytes",
         "bytes",
+        "source",
     )
 
     def __init__(
@@ -50,7 +50,7 @@ class Handover:
         hidden_bytes: float = 0.0,
     ) -> None:
         self._network = network
-        self._source = source
+        self.source = source
         self._rank = rank
         self._parked: Parked | None = parked
         self._target = target
@@ -68,7 +68,7 @@ class Handover:
         size_bytes = max(tokens * self._token_bytes - self._hidden_bytes, 0.0)
         self.bytes += size_bytes
         done: Callable[[], None] = lambda: self._arrived(request)  # noqa: E731
-        self._flow = self._network.transfer(gpu(self._source), gpu(self._target), size_bytes, done)
+        self._flow = self._network.transfer(gpu(self.source), gpu(self._target), size_bytes, done)
 
     def drop(self, request: Request) -> None:
         """Stop copying; the source keeps the blocks for another try."""
@@ -82,7 +82,7 @@ class Handover:
             self._network.cancel(self._flow)
             self._flow = None
         if self._parked is not None:
-            self._source.unpark(self._rank, self._parked)
+            self.source.unpark(self._rank, self._parked)
             self._parked = None
 
     def _arrived(self, request: Request) -> None:
@@ -108,11 +108,11 @@ class Fetch:
         Keys and values of a token [bytes].
     """
 
-    __slots__ = ("_flow", "_network", "_source", "_target", "_token_bytes")
+    __slots__ = ("_flow", "_network", "_target", "_token_bytes", "source")
 
     def __init__(self, network: Network, source: Replica, target: Replica, token_bytes: float) -> None:
         self._network = network
-        self._source = source
+        self.source = source
         self._target = target
         self._token_bytes = token_bytes
         self._flow: Flow | None = None
@@ -123,7 +123,7 @@ class Fetch:
             request.carrier = None
             return
         done: Callable[[], None] = lambda: self._arrived(request)  # noqa: E731
-        self._flow = self._network.transfer(gpu(self._source), gpu(self._target), tokens * self._token_bytes, done)
+        self._flow = self._network.transfer(gpu(self.source), gpu(self._target), tokens * self._token_bytes, done)
 
     def drop(self, request: Request) -> None:
         """Stop copying, for another try."""

@@ -17,6 +17,7 @@ from fleetsim.engine.replica import Replica
 from fleetsim.engine.steptime.governor import governed
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import DataError, Finding
+from fleetsim.fleet.life import Life
 from fleetsim.fleet.probe import DecodeTime, PrefillTime
 from fleetsim.scenario import schema
 
@@ -43,6 +44,9 @@ class Pool:
     """Of one replica: all its accelerators."""
     gaps: GapHistogram = field(default_factory=GapHistogram)
     replicas: list[Replica] = field(default_factory=list)
+    """All that there may be, whatever state they are in."""
+    lives: list[Life] = field(default_factory=list)
+    """State of each."""
     tiers: list[ReplicaTiers] = field(default_factory=list)
     """What lies below the memory of each replica, if anything does."""
     swaps: list[Swap] = field(default_factory=list)
@@ -52,8 +56,12 @@ class Pool:
 
     @property
     def accelerators(self) -> int:
-        """Accelerators of the whole pool."""
-        return len(self.replicas) * self.config.parallelism.accelerators
+        """Accelerators of the whole pool at the start."""
+        return self.config.replicas * self.config.parallelism.accelerators
+
+    def on_s(self, now_s: float) -> float:
+        """Time for which its replicas have been paid for, added up [s]."""
+        return sum([life.on_s(now_s) for life in self.lives])
 
     def prefill_time(self) -> PrefillTime:
         """How long prompts take one replica; fitted when somebody first asks."""

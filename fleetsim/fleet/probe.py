@@ -72,6 +72,10 @@ class DecodeTime:
         self.error = float(np.abs(terms @ np.array(fitted) - 1.0).max())
         """Largest relative error over the fitted points."""
 
+    def seconds(self, batch: float, tokens: float) -> float:
+        """Duration of a step of `batch` requests with `tokens` of context altogether [s]."""
+        return self.per_step_s + self.per_request_s * batch + self.per_token_s * tokens
+
 
 def _fitted(terms: np.ndarray) -> list[float]:
     """Coefficients of three terms, none below zero, that make their sums nearest to 1."""

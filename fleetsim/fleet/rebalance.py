@@ -34,8 +34,7 @@ class Rebalancing:
 
     def step_s(self, position: int, batch: int, tokens: int) -> float:
         """Predicted duration of a decode step of a replica [s]."""
-        time = self._fleet.pool_of[self.replicas[position].index].decode_time()
-        return time.per_step_s + time.per_request_s * batch + time.per_token_s * tokens
+        return self._fleet.pool_of[self.replicas[position].index].decode_time().seconds(batch, tokens)
 
     def loan_s(self, source: int, target: int, tokens: int) -> tuple[float, float]:
         """What a loan costs each step of its debtor on the way, and each of its creditor [s]."""

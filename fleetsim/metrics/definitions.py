@@ -74,6 +74,7 @@ METRICS = (
     Metric("busy_ratio", "", "time in which a step runs / time, mean over replicas"),
     Metric("kv_used_mean_ratio", "", "mean over samples and replicas of KV blocks in use / capacity",
            {"vllm": "vllm:kv_cache_usage_perc"}),
+    Metric("accelerator_hours", "h", "time for which accelerators were paid for, added up"),
     Metric("energy_j", "J", "all accelerators, idle time included"),
     Metric("energy_idle_j", "J", "idle power of the accelerators x the time in which no step runs: charged to no request"),
     Metric("energy_requests_j", "J", "sum over requests of their share of the steps' energy: energy_j - energy_idle_j"),

@@ -227,24 +227,28 @@ def _rates(summary: Mapping[str, Any], makespan_s: float, accelerators: int) -> 
 def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figures:
     """Energy, cost and use of the machines, from their meters."""
     energy_j = idle_j = cost_usd = busy_s = flops = flop_room = read_bytes = byte_room = 0.0
-    tokens = steps = replicas = 0
+    tokens = steps = 0
+    paid_s = accelerator_s = 0.0
     bound = bound_measured = 0.0
     for pool in pools:
         chips = pool.config.parallelism.accelerators
         accelerator, engine, llm = pool.accelerator, pool.config.engine, pool.llm
-        bound += pool.accelerators * _bound(pool)
-        bound_measured += pool.accelerators * _bound(pool, measured=True)
+        mean = pool.on_s(end_s) / end_s * chips if end_s else float(pool.accelerators)
+        accelerator_s += pool.on_s(end_s) * chips
+        bound += mean * _bound(pool)
+        bound_measured += mean * _bound(pool, measured=True)
         weights = llm.weights_dtype(engine.weights)
         peak = accelerator.peak_flop_per_s[accelerator.arithmetic(weights)]
         kv_bytes = llm.kv_values_per_token * llm.attention_layers * BYTES_PER_VALUE[llm.kv_dtype(engine.kv.dtype)]
-        for replica in pool.replicas:
+        for replica, life in zip(pool.replicas, pool.lives, strict=True):
             meter = replica.meter(end_s)
-            idle_s = end_s - meter.busy_s
+            on_s = life.on_s(end_s)
+            idle_s = on_s - meter.busy_s
             idle_j += replica.model.idle_w * idle_s
             energy_j += meter.energy_j + replica.model.idle_w * idle_s
-            cost_usd += pool.price_usd_per_h * end_s / 3600.0
+            cost_usd += pool.price_usd_per_h * on_s / 3600.0
             busy_s += meter.busy_s
-            replicas += 1
+            paid_s += on_s
             steps += meter.steps
             computed = meter.prompt_tokens + meter.output_tokens
             tokens += computed
@@ -260,7 +264,7 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
         "power_mean_w": energy_j / end_s if end_s else 0.0,
         "cost_usd": cost_usd,
         "cost_per_million_output_tokens_usd": per_million,
-        "busy_ratio": busy_s / (end_s * replicas) if end_s else 0.0,
+        "busy_ratio": busy_s / paid_s if paid_s else 0.0,
         "steps": steps,
         "batch_mean": tokens / steps if steps else 0.0,
         "mfu_ratio": flops / flop_room if flop_room else 0.0,
@@ -270,6 +274,7 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
         "compute_bound_ratio": tokens / end_s / bound if end_s else 0.0,
         "simulated_s": end_s,
         "accelerators": sum(pool.accelerators for pool in pools),
+        "accelerator_hours": accelerator_s / 3600.0,
     }
 
 
@@ -291,9 +296,9 @@ def _site(summary: Mapping[str, Any], pools: Sequence[Pool], end_s: float, energ
     """Energy of accelerators and servers with cooling, its carbon and its price."""
     host_j, host_idle_j = summary["gateway_energy_j"], 0.0
     for pool in pools:
-        for replica in pool.replicas:
+        for replica, life in zip(pool.replicas, pool.lives, strict=True):
             busy_s = replica.meter(end_s).busy_s
-            idle_j = pool.host_idle_w * (end_s - busy_s)
+            idle_j = pool.host_idle_w * (life.on_s(end_s) - busy_s)
             host_idle_j += idle_j
             host_j += idle_j + pool.host_busy_w * busy_s
     site_j = energy.pue * (summary["energy_j"] + host_j)

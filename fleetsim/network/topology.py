@@ -110,17 +110,19 @@ def build_graph(scenario: schema.Scenario) -> nx.DiGraph:
     """
     network = scenario.network
     layouts = [layout_of(pool) for pool in scenario.pools]
-    machines = sum(layout.machines * ceil(pool.replicas / layout.replicas) for layout, pool in _zip(layouts, scenario))
+    machines = sum(
+        layout.machines * ceil(pool.most_replicas / layout.replicas) for layout, pool in _zip(layouts, scenario)
+    )
     graph = nx.DiGraph()
     core = "spine" if machines > network.servers_per_leaf else "leaf:0"
     graph.add_node(core, gates=())
     leaves: dict[str, float] = {}
     machine = server = replica = 0
     for layout, pool in _zip(layouts, scenario):
-        for first in range(0, pool.replicas, layout.replicas):
+        for first in range(0, pool.most_replicas, layout.replicas):
             leaf = f"leaf:{machine // network.servers_per_leaf}"
             gates = (leaf,) if leaf == core else (leaf, core)
-            count = min(layout.replicas, pool.replicas - first)
+            count = min(layout.replicas, pool.most_replicas - first)
             _add_server(graph, layout, server, range(replica, replica + count), gates)
             leaves[leaf] = leaves.get(leaf, 0.0) + layout.network_bytes_per_s
             machine += layout.machines

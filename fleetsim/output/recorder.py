@@ -166,6 +166,7 @@ class Sampler:
         self._start_s = 0.0
         self._ticks = 0
         self._meters = [Meter(0.0, 0.0, 0, 0, 0, 0)] * len(fleet.replicas)
+        self._on_s = [0.0] * len(fleet.replicas)
         self._rows: dict[str, list[tuple[Any, ...]]] = {"replicas": [], "fleet": []}
         self._sent = [0] * len(fleet.pools)
         self._ended = [0] * len(fleet.pools)
@@ -197,7 +198,11 @@ class Sampler:
             before, meter = self._meters[i], replica.meter(now_s)
             self._meters[i] = meter
             busy_s = meter.busy_s - before.busy_s
-            watts = (meter.energy_j - before.energy_j + replica.model.idle_w * (length_s - busy_s)) / length_s
+            life = self._fleet.lives[i]
+            on_s = life.on_s(now_s)
+            idle_s = on_s - self._on_s[i] - busy_s
+            self._on_s[i] = on_s
+            watts = (meter.energy_j - before.energy_j + replica.model.idle_w * idle_s) / length_s
             running = sum(len(batch.running) for batch in replica.batches)
             # what came during a leap is in the queue already, although the replica looks at it at the next boundary only
             waiting = sum(len(batch.waiting) for batch in replica.batches)
@@ -208,11 +213,11 @@ class Sampler:
             used = replica.kv_used_blocks(now_s)
             cached = min(sum(batch.cache.cached for batch in replica.batches), capacity - used)
             rows.append((
-                start_s, now_s, pool.name, i, "ready", running, waiting, used / capacity, cached / capacity,
+                start_s, now_s, pool.name, i, life.state, running, waiting, used / capacity, cached / capacity,
                 min(max(busy_s / length_s, 0.0), 1.0), steps, (prompt + output) / steps if steps else 0.0, prompt, output, watts,
             ))  # fmt: skip
             power_w[pool.index] += watts
-            host_w[pool.index] += (pool.host_busy_w * busy_s + pool.host_idle_w * (length_s - busy_s)) / length_s
+            host_w[pool.index] += (pool.host_busy_w * busy_s + pool.host_idle_w * idle_s) / length_s
             for k, value in enumerate((prompt, output, running, waiting)):
                 totals[pool.index][k] += value
         self._pool_rows(start_s, now_s, power_w, host_w, totals)
@@ -232,10 +237,13 @@ class Sampler:
             grid = energy.carbon_intensity
             carbon_g = None if grid is None else site_w * (now_s - start_s) / KWH_J * grid
             sent, ended = fleet.gateway.sent[pool.index], fleet.gateway.finished[pool.index]
-            count = len(pool.replicas)
+            states = [life.state for life in pool.lives]
+            paid = sum(life.on for life in pool.lives)
+            wanted = fleet.wanted(pool)
             self._rows["fleet"].append((
                 start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,
-                running, waiting, count, 0, count, pool.price_usd_per_h * count, watts, site_w, carbon_g,
+                running, waiting, wanted, states.count("starting"), states.count("ready"), pool.price_usd_per_h * paid, watts,
+                site_w, carbon_g,
                 _fragmented(pool, now_s),
             ))  # fmt: skip
             self._sent[pool.index], self._ended[pool.index] = sent, ended
@@ -255,6 +263,8 @@ def _fragmented(pool: Pool, now_s: float) -> float:
     """
     free, lacking = 0, []
     for replica in pool.replicas:
+        if not replica.present:
+            continue
         for rank, (batch, room) in enumerate(zip(replica.batches, replica.free_blocks(), strict=True)):
             free += room
             first = replica.first_waiting(rank, now_s)
@@ -290,7 +300,9 @@ _LOANS: dict[str, Callable[[Gateway], list[int]]] = {
 
 def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
     """Write what happened to replicas: when each was ready, what it evicted, how often it was stopped, who migrated there."""
-    rows: list[tuple[Any, ...]] = [(0.0, "replica_ready", p.name, r.index, 1) for p in fleet.pools for r in p.replicas]
+    rows: list[tuple[Any, ...]] = [
+        (0.0, "replica_ready", p.name, r.index, 1) for p in fleet.pools for r in p.replicas[: p.config.replicas]
+    ]
     for pool in fleet.pools:
         for replica in pool.replicas:
             evicted = sum(batch.cache.evicted for batch in replica.batches)
@@ -310,6 +322,8 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
                 if counts(gateway)[index]:
                     rows.append((end_s, kind, pool.name, index, counts(gateway)[index]))
     rows += fleet.gateway.events()
+    if fleet.lifecycle is not None:
+        rows += fleet.lifecycle.events
     rows.append((end_s, "run_end", None, None, 1))
     write_rows(sink, "events", rows)
 

@@ -104,6 +104,11 @@ class ReplicaState:
         """KV blocks, over all ranks."""
 
     @property
+    def present(self) -> bool:
+        """Whether it takes requests: not while it starts, leaves, is off or down."""
+        return self._replica.present
+
+    @property
     def used_blocks(self) -> int:
         """KV blocks in use, those reserved for requests on their way here included."""
         return self._replica.kv_used_blocks(self._replica.clock.now_s)

@@ -160,7 +160,7 @@ class InfiniteLlm:
         lender = self._replicas[replica]
         if not self._config.across_pools and lender.pool != self._replicas[debtor].pool:
             return False
-        return replica != debtor and not short[replica] and not lender.borrows
+        return replica != debtor and lender.present and not short[replica] and not lender.borrows
 
     def _room(self, position: int, ledger: _Ledger) -> int:
         """Blocks that a replica may still lend."""

@@ -73,6 +73,10 @@ class Llumnix:
             preempted = self._preemptions[position] > before
             if self._moving.migrating(position) >= config.concurrent:
                 continue
+            if not replica.present:  # it is to be emptied, or has nothing
+                if replica.running_count or replica.waiting_count:
+                    sources.append((-inf, position))
+                continue
             freeness = self.freeness(replica)
             if freeness < config.out_below or preempted:
                 sources.append((freeness, position))

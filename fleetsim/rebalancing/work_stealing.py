@@ -51,7 +51,7 @@ class WorkStealing:
         moves: list[MoveQueued] = []
         queues: dict[int, list[int]] = {}
         for thief, count in enumerate(waiting):
-            if count:
+            if count or not self._replicas[thief].present:
                 continue
             victim = waiting.index(max(waiting))
             if waiting[victim] < self._min_waiting:

@@ -39,6 +39,8 @@ __all__ = [
 KV_FULL = 1 << 40
 """A full KV cache in the whole numbers of `FleetView.index_kv`: sums of shares that cancel exactly."""
 _CAPACITY_TOKENS = 1 << 18
+_AWAY = 1 << 40
+"""Requests, and tokens of work, that a replica seems to have which takes none."""
 
 
 class RequestView:
@@ -314,10 +316,12 @@ class FleetView:
         "expected_output_tokens",
         "freshness",
         "in_flight",
+        "members",
         "numbers",
         "outstanding",
         "pending_tokens",
         "pools",
+        "present",
     )
 
     def __init__(
@@ -349,6 +353,10 @@ class FleetView:
         """Where the own counts are old: what they do not show yet (time, what, replica, prompt tokens, seconds)."""
         if self.freshness.kind != "exact" and not self.freshness.own_counts:
             self._log = deque()
+        self.present = [True] * len(self.pools)
+        """Whether each replica takes requests: not while it starts, leaves, is off or down."""
+        self.members = list(range(len(self.pools)))
+        """Those that do."""
         self.in_flight = 0
         """Requests sent and not ended yet, on all replicas."""
         self._now_s = 0.0
@@ -408,7 +416,7 @@ class FleetView:
     def index_most_outstanding(self) -> MinIndex:
         """Ask, at construction, for an index whose `smallest` has the most outstanding requests (its values are negative)."""
         if self.by_most_outstanding is None:
-            self.by_most_outstanding = MinIndex([-value for value in self.outstanding])
+            self.by_most_outstanding = MinIndex([-(value % _AWAY) for value in self.outstanding])
         return self.by_most_outstanding
 
     def index_kv(self, expected_output_tokens: int) -> MinIndex:
@@ -425,7 +433,7 @@ class FleetView:
         """
         if self.by_kv is None:
             self.expected_output_tokens = expected_output_tokens
-            self.by_kv = MinIndex([0] * len(self.pools))
+            self.by_kv = MinIndex([0 if here else _AWAY * KV_FULL for here in self.present])
         elif self.expected_output_tokens != expected_output_tokens:
             raise PolicyError("two routers of one gateway estimate KV use with different expected_output_tokens")
         return self.by_kv
@@ -442,10 +450,31 @@ class FleetView:
         """
         if self.by_work is None:
             weight = self.decode_weight_tokens = decode_weight_tokens
-            self.by_work = MinIndex([p + weight * d for p, d in zip(self.pending_tokens, self.decoding, strict=True)])
+            work = [p + weight * d for p, d in zip(self.pending_tokens, self.decoding, strict=True)]
+            self.by_work = MinIndex([w if here else w + _AWAY for w, here in zip(work, self.present, strict=True)])
         elif self.decode_weight_tokens != decode_weight_tokens:
             raise PolicyError("two routers of one gateway count work with different decode_weight_tokens")
         return self.by_work
+
+    def set_present(self, position: int, present: bool) -> None:
+        """Let a replica take requests, or no more (called by the gateway).
+
+        One that does not looks infinitely loaded to all who look for the least.
+        """
+        if self.present[position] == present:
+            return
+        self.present[position] = present
+        self.members = [i for i in range(len(self.pools)) if self.present[i]]
+        away = -_AWAY if present else _AWAY
+        self.outstanding[position] += away
+        if self.by_outstanding is not None:
+            self.by_outstanding.add(position, away)
+        if self.by_work is not None:
+            self.by_work.add(position, away)
+        if self.by_kv is not None:
+            self.by_kv.add(position, away * KV_FULL)
+        for watcher in self._watchers:
+            watcher.append(position)
 
     def lending(self, position: int) -> int:
         """1 where a replica holds blocks for requests of others, -1 where others do for its own, else 0.
@@ -524,7 +553,9 @@ class FleetView:
     # --- what a router asks at a decision -------------------------------------------------------------------------------
 
     def kv_used(self, position: int) -> float:
-        """Part of a replica's KV cache in use (after `watch_load`) [ratio]."""
+        """Part of a replica's KV cache in use (after `watch_load`); infinite where it takes no requests [ratio]."""
+        if not self.present[position]:
+            return inf
         board = self.board
         assert board is not None, "a router asks for watch_load at construction"
         known_s = board.known_until_s(position, self.now_s)
@@ -569,6 +600,8 @@ class FleetView:
 
     def ttft_s(self, position: int, prompt_tokens: int, hit_tokens: int) -> float:
         """Time to the first token that is to be expected of a replica (after `watch_load`): prompts before it, and its own [s]."""
+        if not self.present[position]:
+            return inf
         board = self.board
         assert board is not None, "a router asks for watch_load at construction"
         board.look(position)
@@ -614,6 +647,7 @@ class FleetView:
 
     def begin_like(self, position: int, other: FleetView, other_position: int) -> None:
         """Take over the counts that another view has of the same replica."""
+        self.set_present(position, other.present[other_position])
         self.in_flight += other.outstanding[other_position] - self.outstanding[position]
         self.outstanding[position] = other.outstanding[other_position]
         self.decoding[position] = other.decoding[other_position]

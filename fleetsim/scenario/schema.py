@@ -693,6 +693,20 @@ class Server(Block):
     """Its drives."""
 
 
+class Startup(Block):
+    """What it takes to have one more replica, in this order; it is paid for from the beginning."""
+
+    provision: SecondsOrZero = 0.0
+    """Until there is a machine: minutes in most clouds, nothing where machines stand by."""
+    image: SecondsOrZero = 0.0
+    """Until the container image is there."""
+    weights: Literal["ssd", "host", "store", "peer", "none"] = "ssd"
+    """Where the weights come from, over the network and shared with whatever else moves there: the drives of its server, the host's
+    memory, the remote store, or a ready replica of the pool (drives if none is); or they are there."""
+    init: SecondsOrZero = 20.0
+    """From then on until it can serve: engine start, graph capture, warm-up. An assumption: vLLM takes 10 to 60 s."""
+
+
 class Pool(Block):
     """Replicas of one LLM on one kind of accelerator."""
 
@@ -705,7 +719,18 @@ class Pool(Block):
     parallelism: Parallelism = Parallelism()
     """Spread of one replica over accelerators."""
     replicas: Annotated[Count, Field(le=100_000)] = 1
-    """How many."""
+    """How many, at the start."""
+    min_replicas: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 1
+    """Fewest that an autoscaler leaves; with 0, requests wait at the gateway until one has started."""
+    max_replicas: Annotated[Count, Field(le=100_000)] | None = None
+    """Most that an autoscaler asks for; default: as many as at the start."""
+    autoscaler: Annotated[Choice, PolicyField("autoscalers")] | None = None
+    """How many replicas are wanted; by default always as many as at the start."""
+    startup: Startup = Startup()
+    """What another replica costs in time."""
+    drain: Literal["wait", "migrate", "kill"] = "wait"
+    """What becomes of the requests of a replica that is to go: they end there; they move to other replicas, running ones with their
+    keys and values; or they are taken away and begin again elsewhere (`gateway.on_failure`)."""
     role: Literal["mixed", "prefill", "decode"] = "mixed"
     """Part of a request that these replicas compute: all of it, its prompt and first token, or the tokens after that."""
     kv_transfer: Literal["serial", "layerwise"] = "serial"
@@ -722,6 +747,19 @@ class Pool(Block):
     """Clocks, caps and servers."""
     server: Server = Server()
     """Servers and their adapters, over which keys and values move."""
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that there may be at a time."""
+        return max(self.replicas, self.max_replicas or 0)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")
+        if self.autoscaler is not None and self.min_replicas > self.replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above replicas {self.replicas}")
+        return self
 
     @model_validator(mode="after")
     def _approximate_stays(self) -> Self:
@@ -754,6 +792,17 @@ class Decision(Block):
     """Decisions that are taken at a time; more wait. 0: as many as come."""
 
 
+class OnFailure(Block):
+    """What becomes of requests whose replica is gone."""
+
+    retry: Flag = True
+    """Send them to another replica, where the prompt and what was answered so far are computed again; if not, they have failed."""
+    max_retries: Annotated[int, Field(ge=0, le=1000, strict=True)] = 3
+    """Then they have failed."""
+    detect: SecondsOrZero = 0.0
+    """Time until the gateway notices: until then it sends more requests there, which are lost too."""
+
+
 class View(Block):
     """How old is what the gateway knows of the replicas."""
 
@@ -783,6 +832,8 @@ class Gateway(Block):
     """Moves waiting or running requests between replicas; by default nobody does."""
     decision: Decision = Decision()
     """What deciding costs."""
+    on_failure: OnFailure = OnFailure()
+    """What becomes of requests whose replica fails or is killed."""
     timeout: Seconds | None = None
     """A request that has not ended this long after its arrival is given up."""
     first_token_timeout: Seconds | None = None

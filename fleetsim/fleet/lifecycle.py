@@ -1,0 +1,339 @@
+"""Replicas that start, drain and stop, and the autoscalers that ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Any
+
+from fleetsim.engine.replica import Replica
+from fleetsim.errors import PolicyError
+from fleetsim.fleet.handover import gpu
+from fleetsim.kernel.streams import Streams
+from fleetsim.scaling.api import PoolState, Window
+from fleetsim.workload.request import FINISHED, Request
+
+if TYPE_CHECKING:
+    from fleetsim.fleet.fleet import Fleet
+    from fleetsim.fleet.pool import Pool
+
+_DRAIN_PERIOD_S = 0.5
+"""Time between two looks at a replica whose running requests are to migrate away."""
+
+
+class Lifecycle:
+    """States of all replicas of a fleet whose number changes.
+
+    A replica is ``off``, then ``starting`` (a machine, the image, the weights over the network, the engine), ``ready``,
+    ``draining`` and ``off`` again; or ``down`` after a failure. Only ready ones take requests.
+
+    Parameters
+    ----------
+    fleet : Fleet
+        Built completely.
+    streams : Streams
+        Autoscalers draw from ``autoscaler.<pool>``.
+    """
+
+    def __init__(self, fleet: Fleet, streams: Streams) -> None:
+        self._fleet = fleet
+        self._gateway = fleet.gateway
+        self.wanted = [pool.config.replicas for pool in fleet.pools]
+        """Replicas that each pool should have."""
+        self.events: list[tuple[float, str, str, int, int]] = []
+        """Time, kind, pool, replica over the fleet, count."""
+        self.draining: dict[Replica, None] = {}
+        """Replicas that take no more requests and still have some."""
+        self._starts: dict[Replica, int] = {}
+        """Number of the start under way, so that steps of one that was called off do nothing."""
+        self._start_count = 0
+        for replica, life in zip(fleet.replicas, fleet.lives, strict=True):
+            if life.state == "off":
+                self._gateway.set_present(replica, False)
+        self._scalings = [_Scaling(self, pool, fleet, streams) for pool in fleet.pools if pool.config.autoscaler]
+        if self._scalings:
+            self._gateway.on_first_token = self._first_token
+            self._gateway.on_done = self._done
+            self._by_pool = {scaling.pool.index: scaling for scaling in self._scalings}
+
+    def begin(self) -> None:
+        """Ask autoscalers for the first time one period from now."""
+        for scaling in self._scalings:
+            scaling.begin()
+
+    # --- from outside ------------------------------------------------------------------------------------------------
+
+    def want(self, pool: Pool, replicas: int) -> None:
+        """Have so many replicas of a pool, those that are starting included."""
+        self.wanted[pool.index] = replicas
+        have = [r for r, life in zip(pool.replicas, pool.lives, strict=True) if life.state in ("ready", "starting")]
+        for _ in range(replicas - len(have)):
+            replica = self._next_to_start(pool)
+            if replica is None:
+                return
+            self.start(replica)
+        for replica in self._first_to_go(have)[: max(len(have) - replicas, 0)]:
+            self.leave(replica)
+
+    def start(self, replica: Replica) -> None:
+        """Begin to start a replica; one that was leaving stays."""
+        life, now_s = self._fleet.lives[replica.index], self._fleet.clock.now_s
+        if life.state == "draining":
+            del self.draining[replica]
+            self._enter(replica, "ready", "drain_cancelled")
+            return
+        self._start_count += 1
+        self._starts[replica] = self._start_count
+        self._enter(replica, "starting", "replica_starting")
+        startup = self._fleet.pool_of[replica.index].config.startup
+        self._fleet.clock.at(
+            now_s + startup.provision + startup.image, partial(self._load_weights, replica, self._start_count)
+        )
+
+    def leave(self, replica: Replica) -> None:
+        """Let a replica go: at once if it is only starting, else as its pool's `drain` says."""
+        life = self._fleet.lives[replica.index]
+        if life.state == "starting":
+            self._starts.pop(replica, None)
+            self._enter(replica, "off", "start_cancelled")
+            return
+        drain = self._fleet.pool_of[replica.index].config.drain
+        self._enter(replica, "draining", "replica_draining")
+        self.draining[replica] = None
+        if drain == "kill":
+            self._gateway.kill(replica)
+            self._gateway.notice(replica)
+        elif drain == "migrate":
+            self._send_away(replica)
+        self.look()
+
+    def fail(self, replica: Replica, kind: str = "replica_failed") -> None:
+        """A replica is gone with everything that is in its memory; the gateway notices after a while."""
+        life = self._fleet.lives[replica.index]
+        if not life.on:
+            return
+        self.draining.pop(replica, None)
+        self._starts.pop(replica, None)
+        serving = life.state in ("ready", "draining")
+        life.enter("down", self._fleet.clock.now_s)
+        self._note(kind, replica)
+        if serving:
+            self._gateway.kill(replica)
+            now_s = self._fleet.clock.now_s
+            self._fleet.clock.at(now_s + self._fleet.detect_s, partial(self._notice, replica))
+
+    def repair(self, replica: Replica) -> None:
+        """A replica that was down may be started again: it is, if it is wanted."""
+        if self._fleet.lives[replica.index].state == "down":
+            self._enter(replica, "off", "replica_repaired")
+            pool = self._fleet.pool_of[replica.index]
+            self.want(pool, self.wanted[pool.index])
+
+    def look(self) -> None:
+        """Switch off those that have emptied."""
+        for replica in [replica for replica in self.draining if replica.empty]:
+            del self.draining[replica]
+            self._enter(replica, "off", "replica_off")
+
+    # --- states ------------------------------------------------------------------------------------------------------
+
+    def _enter(self, replica: Replica, state: Any, kind: str) -> None:
+        self._fleet.lives[replica.index].enter(state, self._fleet.clock.now_s)
+        self._note(kind, replica)
+        self._gateway.set_present(replica, state == "ready")
+
+    def _note(self, kind: str, replica: Replica) -> None:
+        pool = self._fleet.pool_of[replica.index]
+        self.events.append((self._fleet.clock.now_s, kind, pool.name, replica.index, 1))
+
+    def _notice(self, replica: Replica) -> None:
+        self._gateway.notice(replica)
+
+    def _next_to_start(self, pool: Pool) -> Replica | None:
+        """A replica that is leaving, else the first that is off."""
+        pairs = list(zip(pool.replicas, pool.lives, strict=True))
+        leaving = [r for r, life in pairs if life.state == "draining" and not r.dead]
+        if leaving:
+            return leaving[0]
+        return next((r for r, life in pairs if life.state == "off"), None)
+
+    def _first_to_go(self, replicas: Sequence[Replica]) -> list[Replica]:
+        """Those that start first, then those with the least to do."""
+        lives = self._fleet.lives
+
+        def load(replica: Replica) -> tuple[bool, int, int]:
+            busy = sum(len(batch.running) + len(batch.waiting) for batch in replica.batches) + len(replica.inbox)
+            return lives[replica.index].state != "starting", busy, -replica.index
+
+        return sorted(replicas, key=load)
+
+    # --- starting ----------------------------------------------------------------------------------------------------
+
+    def _load_weights(self, replica: Replica, number: int) -> None:
+        if self._starts.get(replica) != number:
+            return
+        pool = self._fleet.pool_of[replica.index]
+        source = self._weights_at(replica)
+        if source is None:
+            self._init(replica, number)
+            return
+        size_bytes = pool.llm.weight_bytes(pool.config.engine.weights)
+        self._fleet.network().transfer(source, gpu(replica), size_bytes, partial(self._init, replica, number))
+
+    def _weights_at(self, replica: Replica) -> str | None:
+        """Endpoint in the network from which a replica's weights come; None if they are there."""
+        pool, network = self._fleet.pool_of[replica.index], self._fleet.network
+        kind = pool.config.startup.weights
+        if kind == "none":
+            return None
+        if kind == "store":
+            return "store"
+        if kind == "peer":
+            for other, life in zip(pool.replicas, pool.lives, strict=True):
+                if life.state == "ready":
+                    return gpu(other)
+        host = str(network().graph.nodes[gpu(replica)]["host"])
+        return host if kind == "host" else host.replace("host", "ssd")
+
+    def _init(self, replica: Replica, number: int) -> None:
+        if self._starts.get(replica) != number:
+            return
+        now_s = self._fleet.clock.now_s
+        self._fleet.clock.at(
+            now_s + self._fleet.pool_of[replica.index].config.startup.init, partial(self._ready, replica, number)
+        )
+
+    def _ready(self, replica: Replica, number: int) -> None:
+        if self._starts.get(replica) != number:
+            return
+        del self._starts[replica]
+        for batch in replica.batches:
+            batch.cache.forget_all()
+        self._enter(replica, "ready", "replica_ready")
+
+    # --- leaving -----------------------------------------------------------------------------------------------------
+
+    def _send_away(self, replica: Replica) -> None:
+        """Have waiting requests wait elsewhere, and running ones migrate, as far as others have room; again later for the rest."""
+        if replica not in self.draining or not self._fleet.active:
+            return
+        self._gateway.send_elsewhere(replica)
+        if not replica.empty:
+            now_s = self._fleet.clock.now_s
+            self._fleet.clock.at(now_s + _DRAIN_PERIOD_S, partial(self._send_away, replica))
+
+    # --- what autoscalers are told -----------------------------------------------------------------------------------
+
+    def _first_token(self, request: Request) -> None:
+        scaling = self._by_pool.get(self._fleet.pool_of[request.replica].index)
+        if scaling is not None and request.first_token_s == request.first_token_s:
+            scaling.window.ttfts += 1
+            scaling.window.ttft_sum_s += request.first_token_s - request.arrival_s
+
+    def _done(self, request: Request) -> None:
+        if request.status != FINISHED:
+            return
+        scaling = self._by_pool.get(self._fleet.pool_of[request.replica].index)
+        if scaling is None:
+            return
+        window = scaling.window
+        window.finished += 1
+        window.output_tokens += request.generated
+        if request.generated > 1:
+            window.tpots += 1
+            window.tpot_sum_s += (request.end_s - request.first_token_s) / (request.generated - 1)
+
+
+class _Scaling:
+    """One pool's autoscaler at work."""
+
+    def __init__(self, lifecycle: Lifecycle, pool: Pool, fleet: Fleet, streams: Streams) -> None:
+        self.pool = pool
+        self.window = Window()
+        self._lifecycle = lifecycle
+        self._fleet = fleet
+        config = pool.config
+        assert config.autoscaler is not None
+        self.state = PoolState(
+            pool.name,
+            config.role,
+            config.min_replicas,
+            config.most_replicas,
+            config.parallelism.accelerators,
+            int(getattr(config.engine.scheduler.config, "max_seqs", 256)) * config.parallelism.dp,
+            pool.capacity_tokens * config.parallelism.dp,
+            lifecycle_startup_s(fleet, pool),
+            lambda tokens: pool.prefill_time().seconds(tokens, 0.0),
+            lambda batch, tokens: pool.decode_time().seconds(batch, tokens),
+        )
+        slo = fleet.slo
+        if slo is not None:
+            self.state.ttft_limit_s = inf if slo.ttft is None else slo.ttft
+            self.state.tpot_limit_s = inf if slo.tpot is None else slo.tpot
+        self._policy: Any = config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state)
+        period_s = self._policy.period_s
+        if not (isinstance(period_s, float | int) and 0.0 < period_s < inf):
+            raise PolicyError(f"autoscaler {config.autoscaler.name} wants to be asked every {period_s!r} s")
+        self._period_s = float(period_s)
+        self._busy_s = self._on_s = self._last_s = 0.0
+        self._sent = self._sent_tokens = 0
+
+    def begin(self) -> None:
+        """Ask for the first time one period from now."""
+        self._fleet.clock.at(self._fleet.clock.now_s + self._period_s, self._tick)
+
+    def _tick(self) -> None:
+        fleet = self._fleet
+        if not fleet.active or (fleet.at_rest and not fleet.gateway.waiting_room):
+            return
+        self._observe()
+        answer = self._policy.tick()
+        if not (isinstance(answer, int | float) and isfinite(answer)):
+            raise PolicyError(f"the autoscaler of {self.pool.name} wants {answer!r} replicas")
+        wanted = self.state.clip(int(answer))
+        if wanted != self.state.wanted:
+            note = (fleet.clock.now_s, "replicas_wanted", self.pool.name, -1, wanted)
+            self._lifecycle.events.append(note)
+        self._lifecycle.want(self.pool, wanted)
+        self.begin()
+
+    def _observe(self) -> None:
+        """Bring the state up to date, and begin a new window."""
+        state, pool, now_s, gateway = self.state, self.pool, self._fleet.clock.now_s, self._fleet.gateway
+        states = [life.state for life in pool.lives]
+        state.elapsed_s, self._last_s = now_s - self._last_s, now_s
+        state.now_s = now_s
+        state.wanted = self._lifecycle.wanted[pool.index]
+        state.ready, state.starting = states.count("ready"), states.count("starting")
+        state.draining = states.count("draining")
+        state.running = sum(len(batch.running) for r in pool.replicas for batch in r.batches)
+        state.waiting = sum(len(batch.waiting) for r in pool.replicas for batch in r.batches)
+        state.waiting += sum(len(r.inbox) + len(r.held) for r in pool.replicas)
+        outside = [r for r in gateway.waiting_room if r.model is None or r.model == pool.llm.name]
+        state.waiting_outside = len(outside) if pool.config.role != "decode" else 0
+        here = [r for r, life in zip(pool.replicas, pool.lives, strict=True) if life.state == "ready"]
+        used = [r.kv_used_blocks(now_s) for r in here]
+        room = pool.capacity_blocks * pool.config.parallelism.dp
+        state.kv_used_ratio = sum(used) / (len(used) * room) if used else 0.0
+        busy_s = sum([r.meter(now_s).busy_s for r in pool.replicas])
+        on_s = pool.on_s(now_s)
+        state.busy_ratio = (busy_s - self._busy_s) / (on_s - self._on_s) if on_s > self._on_s else 0.0
+        self._busy_s, self._on_s = busy_s, on_s
+        window, self.window = self.window, Window()
+        sent, tokens = gateway.sent[pool.index], gateway.sent_tokens[pool.index]
+        window.arrivals, self._sent = sent - self._sent, sent
+        window.prompt_tokens, self._sent_tokens = tokens - self._sent_tokens, tokens
+        state.window = window
+
+
+def lifecycle_startup_s(fleet: Fleet, pool: Pool) -> float:
+    """Time to start one replica of a pool when nothing else moves [s]."""
+    startup = pool.config.startup
+    seconds = startup.provision + startup.image + startup.init
+    if startup.weights == "none":
+        return seconds
+    network, replica = fleet.network(), pool.replicas[0]
+    host = str(network.graph.nodes[gpu(replica)]["host"])
+    source = {"host": host, "store": "store"}.get(startup.weights, host.replace("host", "ssd"))
+    return seconds + network.idle_s(source, gpu(replica), pool.llm.weight_bytes(pool.config.engine.weights))

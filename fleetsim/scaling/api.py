@@ -1,0 +1,134 @@
+"""What an autoscaler sees of a pool and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf, nan
+from typing import Protocol
+
+
+class Window:
+    """What happened in a pool since the autoscaler was asked last."""
+
+    __slots__ = (
+        "arrivals",
+        "finished",
+        "output_tokens",
+        "prompt_tokens",
+        "tpot_sum_s",
+        "tpots",
+        "ttft_sum_s",
+        "ttfts",
+    )
+
+    def __init__(self) -> None:
+        self.arrivals = 0
+        """Requests sent to the pool, or waiting at the gateway for it to have a replica."""
+        self.prompt_tokens = 0
+        """Of these."""
+        self.finished = 0
+        """Requests that ended."""
+        self.output_tokens = 0
+        """Of these: the answer's length is known when it is over."""
+        self.ttfts = 0
+        self.ttft_sum_s = 0.0
+        """Times to first token seen, and their sum."""
+        self.tpots = 0
+        self.tpot_sum_s = 0.0
+        """Times per output token of requests that finished, and their sum."""
+
+    @property
+    def ttft_s(self) -> float:
+        """Mean time to first token; NaN if none came [s]."""
+        return self.ttft_sum_s / self.ttfts if self.ttfts else nan
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean time per output token; NaN if nothing finished [s]."""
+        return self.tpot_sum_s / self.tpots if self.tpots else nan
+
+
+class PoolState:
+    """A pool as its metrics show it at a tick; nothing of the future, and no output length before it has happened."""
+
+    def __init__(
+        self,
+        name: str,
+        role: str,
+        minimum: int,
+        maximum: int,
+        accelerators: int,
+        slots: int,
+        capacity_tokens: int,
+        startup_s: float,
+        prefill_s: Callable[[float], float],
+        step_s: Callable[[float, float], float],
+    ) -> None:
+        self.name = name
+        self.role = role
+        """``mixed``, ``prefill`` or ``decode``."""
+        self.minimum = minimum
+        """Fewest replicas."""
+        self.maximum = maximum
+        """Most replicas."""
+        self.accelerators = accelerators
+        """Of one replica."""
+        self.slots = slots
+        """Requests that one replica runs at a time at most."""
+        self.capacity_tokens = capacity_tokens
+        """Tokens of keys and values that one replica holds."""
+        self.startup_s = startup_s
+        """Time from asking for a replica to its first request, if nothing else moves [s]."""
+        self.prefill_s = prefill_s
+        """Predicted time to compute a prompt of so many tokens alone [s]."""
+        self.step_s = step_s
+        """Predicted duration of a decode step of so many requests with so many tokens of context altogether [s]."""
+        self.now_s = 0.0
+        """Time of this tick [s]."""
+        self.elapsed_s = 0.0
+        """Time since the last one [s]."""
+        self.wanted = 0
+        """Replicas asked for last."""
+        self.ready = 0
+        """Replicas that take requests."""
+        self.starting = 0
+        self.draining = 0
+        self.running = 0
+        """Requests running."""
+        self.waiting = 0
+        """Requests in queues of replicas."""
+        self.waiting_outside = 0
+        """Requests that wait at the gateway because no replica is there."""
+        self.kv_used_ratio = 0.0
+        """KV blocks in use over capacity, mean over replicas that are ready."""
+        self.busy_ratio = 0.0
+        """Share of the time since the last tick in which steps ran, mean over replicas that were on."""
+        self.ttft_limit_s = inf
+        """Objective of the scenario [s]; infinite without one."""
+        self.tpot_limit_s = inf
+        self.window = Window()
+        """What happened since the last tick."""
+
+    @property
+    def concurrency(self) -> int:
+        """Requests that are in the pool or wait for it."""
+        return self.running + self.waiting + self.waiting_outside
+
+    def clip(self, replicas: int) -> int:
+        """The nearest number of replicas that is allowed."""
+        return min(max(replicas, self.minimum), self.maximum)
+
+
+class Autoscaler(Protocol):
+    """Says how many replicas a pool should have.
+
+    Built as ``Policy(config, rng, pool)``: its parameters, its own random stream, and the state of the pool, which is brought up
+    to date before each tick. Its attribute `period_s` says how often it is asked. What it answers is brought into the bounds of
+    the pool.
+    """
+
+    period_s: float
+
+    def tick(self) -> int:
+        """Replicas wanted from now on, those that are starting included and those that are leaving not."""
+        ...
