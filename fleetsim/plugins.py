@@ -25,6 +25,7 @@ from fleetsim.errors import nearest
 GROUPS = {
     "admissions": "who is let in, put off or turned away",
     "predictors": "output length that the gateway expects",
+    "faults": "what breaks, and when",
     "autoscalers": "how many replicas are wanted",
     "rebalancers": "who moves to which other replica",
     "reuses": "which keys and values are reused that stand behind another start",

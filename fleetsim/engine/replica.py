@@ -106,6 +106,8 @@ class Replica:
         """Where those of preempted requests go."""
         self.present = True
         """Whether the gateway sends requests here."""
+        self.lost_tokens = 0
+        """Tokens whose keys and values were lost when it failed."""
         self.dead = False
         """Whether it has failed and nobody has noticed."""
         self.paused = False
@@ -161,6 +163,8 @@ class Replica:
         self.slope_j = 0.0
         self.remote_j = 0.0
         """What each step takes on replicas that hold blocks of this one's requests."""
+        self.factor = 1.0
+        """How many times as long as usual steps last."""
         self.owed_s = 0.0
         """Attention over other replicas' blocks for their prompts, that the next step must do besides [s]."""
         self.remote_bytes = 0.0
@@ -460,7 +464,10 @@ class Replica:
                 lost.append(request)
                 if self.tiers is not None:
                     self.tiers.forget(request)
+                runs = request in batch.running
                 batch.withdraw(request)
+                if runs:
+                    self.lost_tokens += request.computed
                 if request.segment_mark >= 0:
                     self._settle(request)
                     self._note_last_token(request)
@@ -468,6 +475,7 @@ class Replica:
             batch.to_load = []
             batch.preempted = []
             batch.cache.forget_all()
+        lost.sort(key=_by_arrival)  # who came during a leap has not joined the queue in the books
         return lost
 
     def _break_off(self, now_s: float) -> None:
@@ -574,6 +582,10 @@ class Replica:
             self.leap_steps = 0
             self.timer = self.clock.at(inbox[0].ready_s, self._boundary, BOUNDARY) if inbox else None
         self.owed_s = 0.0  # without a step there was nobody to wait for it
+
+    def slow_down(self, factor: float) -> None:
+        """Have steps last `factor` times as long from now on, between two steps."""
+        self.factor = factor
 
     def owe(self, work_s: float) -> None:
         """Let the next step last longer by work for another replica."""
@@ -714,7 +726,7 @@ class Replica:
         if not 0.0 < slowest < inf:
             raise PolicyError(f"step-time model {type(model).__name__} gave a step of {slowest} s")
         self.leap_steps = 1
-        self.first_s = slowest + self.owed_s
+        self.first_s = slowest * self.factor + self.owed_s
         self.slope_s = self.slope_j = 0.0
         self.first_j = dynamic_j
 
@@ -758,8 +770,8 @@ class Replica:
         self.leap_steps = steps
         self.ctx_first = ctx_first
         self.ctx_per_step = ctx_per_step
-        self.first_s = first_s
-        self.slope_s = slope_s
+        self.first_s = first_s * self.factor
+        self.slope_s = slope_s * self.factor
         self.first_j = first_j
         self.slope_j = slope_j
         self.remote_j = remote_j
@@ -1244,6 +1256,10 @@ def _operators_behind(operators: Operators, whole_s: float, done_s: float, by_la
         if position > last:
             return last + 1
     return position
+
+
+def _by_arrival(request: Request) -> tuple[float, int, int]:
+    return request.arrival_s, request.id, request.attempt
 
 
 def _nothing() -> None:

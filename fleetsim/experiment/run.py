@@ -218,6 +218,8 @@ def _simulate(
         sum(fleet.gateway.paused_in_s),
         fleet.gateway.loan_counts(),
         sum(replica.remote_bytes for replica in fleet.replicas),
+        fleet.gateway.recoveries,
+        fleet.gateway.lost_tokens + sum(replica.lost_tokens for replica in fleet.replicas),
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()

@@ -85,7 +85,8 @@ class Fleet:
             replica.on_finish = self.gateway.done
         self.lifecycle: Lifecycle | None = None
         """Starts and stops replicas, where their number changes."""
-        if any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools):
+        grows = any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools)
+        if grows or scenario.faults:
             self.lifecycle = Lifecycle(self, streams)
         self._rebalancings: list[Rebalancing] = []
         for rebalancing in rebalancings(scenario, streams, self):
@@ -206,7 +207,7 @@ class Fleet:
         for rebalancing in self._rebalancings:
             rebalancing.begin()
         if self.lifecycle is not None:
-            self.lifecycle.begin()
+            self.lifecycle.begin(self._scenario)
 
     @property
     def detect_s(self) -> float:

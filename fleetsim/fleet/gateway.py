@@ -191,7 +191,7 @@ class Gateway:
         self.stand_ins = 0
         """Requests that went elsewhere because the replica that the router named was gone."""
         self.lost_tokens = 0
-        """Tokens whose keys and values were lost with their replica."""
+        """Tokens whose keys and values were given up because nobody was there to go on with them."""
         self.recoveries = 0
         """Requests that were sent again because their replica was gone."""
         self._lost: dict[int, list[Request]] = {}
@@ -639,6 +639,15 @@ class Gateway:
 
     def _withdraw(self, request: Request, then: Callable[[Request], None]) -> None:
         """Take a request back from its replica; `then` is not called if it ends before."""
+        if self.outside.pop(request, _GONE) is not _GONE:  # a copy that waits for a replica to come
+            self.waiting_room.pop(request, None)
+            then(request)
+            return
+        lost = self._lost.get(request.replica)
+        if lost is not None and request in lost:
+            lost.remove(request)
+            self._withdrawn(then, request)
+            return
         self.replicas[request.replica].withdraw(request, partial(self._withdrawn, then))
 
     def _withdrawn(self, then: Callable[[Request], None], request: Request) -> None:
@@ -690,7 +699,6 @@ class Gateway:
         for request in self._fed_by(replica):
             self._withdraw_if_here(request)
         for request in lost:
-            self.lost_tokens += request.computed
             self._withdrawn(self._recover, request)
 
     def _deliver(self, replica: Replica, request: Request, ready_s: float) -> None:
@@ -703,7 +711,7 @@ class Gateway:
     def send_elsewhere(self, replica: Replica) -> None:
         """Let requests that wait at a replica wait elsewhere, and those that decode there migrate to where there is room."""
         waiting = [r for batch in replica.batches for r in batch.waiting] + [*replica.inbox, *replica.held]
-        for request in waiting:
+        for request in sorted(waiting, key=lambda r: (r.arrival_s, r.id, r.attempt)):
             if not request.generated and request.carrier is None and request not in self._twins:
                 self._withdraw(request, self._moved_on)
         decoding = [r for batch in replica.batches for r in batch.running if r.finish_step >= 0]
@@ -817,15 +825,15 @@ class Gateway:
         if request.reason is not None:
             return  # being taken back already
         request.reason = "no first token in time" if first_token else "not finished in time"
-        if self.outside.pop(request, _GONE) is not _GONE:
-            self.waiting_room.pop(request, None)
-            self._end(request, TIMED_OUT)
-        elif request in self._twins:
+        if request in self._twins:
             twin = self._twins[request]
             if twin not in self._losers:
                 self._losers[twin] = None
                 self._withdraw(twin, self._settle_twin)
             self._withdraw(request, self._won_by_nobody)
+        elif self.outside.pop(request, _GONE) is not _GONE:
+            self.waiting_room.pop(request, None)
+            self._end(request, TIMED_OUT)
         else:
             self._withdraw(request, self._timed_out)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
+from fleetsim.faults.api import Fault, Site
 from fleetsim.fleet.handover import gpu
 from fleetsim.kernel.streams import Streams
 from fleetsim.scaling.api import PoolState, Window
+from fleetsim.scenario.schema import Scenario
 from fleetsim.workload.request import FINISHED, Request
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Lifecycle:
     def __init__(self, fleet: Fleet, streams: Streams) -> None:
         self._fleet = fleet
         self._gateway = fleet.gateway
+        self._streams = streams
         self.wanted = [pool.config.replicas for pool in fleet.pools]
         """Replicas that each pool should have."""
         self.events: list[tuple[float, str, str, int, int]] = []
@@ -57,10 +60,54 @@ class Lifecycle:
             self._gateway.on_done = self._done
             self._by_pool = {scaling.pool.index: scaling for scaling in self._scalings}
 
-    def begin(self) -> None:
-        """Ask autoscalers for the first time one period from now."""
+    def begin(self, scenario: Scenario) -> None:
+        """Ask autoscalers for the first time one period from now, and let faults strike."""
         for scaling in self._scalings:
             scaling.begin()
+        site = self._site() if scenario.faults else None
+        for number, choice in enumerate(scenario.faults):
+            model = choice.create(self._streams.get(f"faults.{number}"), site)
+            self._strike_next(model.faults(), -inf)
+
+    def _site(self) -> Site:
+        """Where the replicas stand."""
+        graph = self._fleet.network().graph
+        servers: dict[str, list[int]] = {}
+        racks: dict[str, list[int]] = {}
+        for replica in self._fleet.replicas:
+            node = graph.nodes[gpu(replica)]
+            servers.setdefault(str(node["host"]), []).append(replica.index)
+            racks.setdefault(str(node["gates"][1]), []).append(replica.index)
+        pools = {pool.name: tuple(replica.index for replica in pool.replicas) for pool in self._fleet.pools}
+        return Site(pools, tuple(map(tuple, servers.values())), tuple(map(tuple, racks.values())))
+
+    # --- faults ------------------------------------------------------------------------------------------------------
+
+    def _strike_next(self, faults: Iterator[Fault], after_s: float) -> None:
+        """Wait for the next fault of a model."""
+        fault = next(faults, None)
+        if fault is None:
+            return
+        if not max(after_s, 0.0) <= fault.time_s < inf:
+            raise PolicyError(f"a fault model names {fault.time_s} s after {after_s} s")
+        self._fleet.clock.at(fault.time_s, partial(self._strike, faults, fault))
+
+    def _strike(self, faults: Iterator[Fault], fault: Fault) -> None:
+        if not self._fleet.active:
+            return
+        for index in fault.replicas:
+            replica = self._fleet.replicas[index]
+            if fault.kind == "fail":
+                self.fail(replica, fault.name)
+            elif fault.kind == "repair":
+                self.repair(replica)
+            elif fault.kind == "slow":
+                self._note("replica_slow" if fault.factor != 1.0 else "replica_as_usual", replica)
+                replica.at_boundary(partial(replica.slow_down, fault.factor))
+            elif self._fleet.lives[index].state == "ready":
+                self._note("interruption_notice", replica)
+                self.leave(replica)
+        self._strike_next(faults, fault.time_s)
 
     # --- from outside ------------------------------------------------------------------------------------------------
 
@@ -109,9 +156,12 @@ class Lifecycle:
         self.look()
 
     def fail(self, replica: Replica, kind: str = "replica_failed") -> None:
-        """A replica is gone with everything that is in its memory; the gateway notices after a while."""
+        """A replica is gone with everything that is in its memory; the gateway notices after a while.
+
+        One that is off is not there to be asked for until it is repaired.
+        """
         life = self._fleet.lives[replica.index]
-        if not life.on:
+        if life.state == "down":
             return
         self.draining.pop(replica, None)
         self._starts.pop(replica, None)
@@ -122,6 +172,8 @@ class Lifecycle:
             self._gateway.kill(replica)
             now_s = self._fleet.clock.now_s
             self._fleet.clock.at(now_s + self._fleet.detect_s, partial(self._notice, replica))
+        else:
+            self._replace(replica)
 
     def repair(self, replica: Replica) -> None:
         """A replica that was down may be started again: it is, if it is wanted."""
@@ -149,6 +201,12 @@ class Lifecycle:
 
     def _notice(self, replica: Replica) -> None:
         self._gateway.notice(replica)
+        self._replace(replica)
+
+    def _replace(self, replica: Replica) -> None:
+        """Start another one in place of one that is down, if there is any."""
+        pool = self._fleet.pool_of[replica.index]
+        self.want(pool, self.wanted[pool.index])
 
     def _next_to_start(self, pool: Pool) -> Replica | None:
         """A replica that is leaving, else the first that is off."""

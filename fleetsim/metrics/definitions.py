@@ -58,6 +58,8 @@ METRICS = (
     Metric("migration_pause_mean_s", "s",
            "mean over running requests that moved of the time from leaving the old replica to waiting at the new one"),
     Metric("network_bytes", "B", "keys and values that arrived from another place: transfers, migrations, loans"),
+    Metric("recoveries", "count", "times a request was sent again because its replica failed or was killed"),
+    Metric("lost_tokens", "tokens", "tokens whose keys and values were lost with their replica"),
     Metric("loans", "count", "times blocks of a running request came to lie on another replica"),
     Metric("loans_recalled", "count", "loans whose blocks were brought back before their request was over"),
     Metric("remote_attention_bytes", "B", "queries to blocks on other replicas, and partial results back"),

@@ -55,6 +55,10 @@ class Totals:
     """Loans of memory that began, and those that were recalled."""
     remote_bytes: float = 0.0
     """Queries and partial results of attention over what was lent."""
+    recoveries: int = 0
+    """Requests that were sent again because their replica was gone."""
+    lost_tokens: int = 0
+    """Tokens whose keys and values were lost with their replica."""
 
 
 def summarise(
@@ -103,6 +107,7 @@ def summarise(
     summary["migration_pause_mean_s"] = paused
     summary["loans"], summary["loans_recalled"] = totals.loans
     summary["remote_attention_bytes"] = totals.remote_bytes
+    summary |= {"recoveries": totals.recoveries, "lost_tokens": totals.lost_tokens}
     summary |= _site(summary, pools, totals.end_s, scenario.energy)
     summary |= _site_of_requests(read, status, scenario.energy)
     summary["power_peak_w"] = totals.peak_power_w

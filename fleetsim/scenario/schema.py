@@ -904,6 +904,8 @@ class Scenario(Block):
     """The fleet."""
     network: Network = Network()
     """What joins the servers."""
+    faults: tuple[Annotated[Choice, PolicyField("faults")], ...] = ()
+    """What breaks; each model by itself."""
     energy: Energy = Energy()
     """What energy costs besides being drawn."""
     run: Run = Run()

@@ -10,6 +10,7 @@ from numpy.random import Generator
 from fleetsim.plugins import PolicyConfig
 from fleetsim.rebalancing.api import Borrow, Migrate, Move, MoveQueued, Moving, Recall, ReplicaState
 from fleetsim.routing.api import FleetView, RequestView, Route
+from fleetsim.scaling.api import PoolState
 
 
 class RestlessConfig(PolicyConfig):
@@ -101,6 +102,29 @@ class Skewed:
 
     def route(self, request: RequestView) -> int:
         return 0 if self._rng.random() < 0.67 else int(self._rng.integers(1, self._count))
+
+
+class FidgetyConfig(PolicyConfig):
+    """How fidgety."""
+
+    period_s: float = 0.2
+    last_s: float = 6.0
+    """Then it rests."""
+
+
+class Fidgety:
+    """Wants a random number of replicas all the time."""
+
+    Config: ClassVar = FidgetyConfig
+
+    def __init__(self, config: FidgetyConfig, rng: Generator, pool: PoolState) -> None:
+        self.period_s = config.period_s
+        self._config, self._rng, self._pool = config, rng, pool
+
+    def tick(self) -> int:
+        if self._pool.now_s > self._config.last_s:
+            return self._pool.maximum
+        return int(self._rng.integers(self._pool.minimum, self._pool.maximum + 1))
 
 
 class ImpatientConfig(PolicyConfig):

@@ -1,0 +1,1 @@
+"""What breaks, and when it is mended: one file a model."""
