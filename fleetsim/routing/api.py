@@ -484,8 +484,7 @@ class FleetView:
         """Part of a replica's KV cache in use (after `watch_load`) [ratio]."""
         board = self.board
         assert board is not None, "a router asks for watch_load at construction"
-        known_s = board.known_until_s(position, self.now_s)
-        return self._probes[position].kv_used(known_s) if known_s >= 0 else board.kv_used[position]
+        return board.kv_used_at(position, self._now_s)
 
     def hit_tokens(self, position: int, request: Prompt) -> int:
         """Leading tokens of the prompt that a replica's cache holds (after `watch_caches`) [tokens]."""
