@@ -35,7 +35,7 @@ class DynamoKv:
     random), or at a `temperature` T above 0 one drawn with weight ``exp(-cost / ((most - least) T))``. Blocks in use are those at
     the view's stated time, also of caches that fill while their replicas report nothing.
 
-    What is charged: nothing; the scan grows with the fleet, in vector operations.
+    What is charged: nothing; the scan grows with the fleet, in vector operations; a `temperature` above 0 asks each replica.
 
     References
     ----------
