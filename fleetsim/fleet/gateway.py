@@ -656,6 +656,7 @@ class Gateway:
             del self._twins[twin]
             request.status = UNFINISHED
             twin.energy_j += request.energy_j
+            twin.host_energy_j += request.host_energy_j
             return
         request.reason = reason
         self._end(request, REJECTED)
@@ -723,6 +724,8 @@ class Gateway:
         """Wait for the first token of a request no longer than its router wants to."""
         if hedge_after_s == inf and retry_after_s == inf:
             return
+        if request.first_token_s == request.first_token_s:
+            return  # it came while the request was being taken back
         for side in (group.entry, group.decode):
             for replica in side.replicas if side is not None else ():
                 replica.on_first_token = self.started
