@@ -164,6 +164,7 @@ class ReplicaProbe(Probe):
         self._seconds = 0.0
         self._last_prefill_s = 0.0
         self._shows_demand = False
+        self._shows_kv = False
 
     # --- what it is asked ---------------------------------------------------------------------------------------------
 
@@ -178,6 +179,10 @@ class ReplicaProbe(Probe):
             ):
                 self.arrived(request)
         self._boards.append((board, position))
+
+    def show_kv(self) -> None:
+        """Show how full the KV cache is too."""
+        self._shows_kv = True
 
     def show_demand(self) -> None:
         """Show what waiting requests will need too."""
@@ -209,7 +214,7 @@ class ReplicaProbe(Probe):
             wanted = self._replica.wanted_blocks() / self._capacity_blocks
             first = self._replica.first_wanted_blocks() / self._capacity_blocks
             urgent = self._replica.urgent_count()
-        used = self.kv_used(at_s)
+        used = self.kv_used(at_s) if self._shows_kv else 0.0
         return Load(waiting, running, used, tokens, max(seconds, 0.0), self._last_prefill_s, wanted, first, urgent)
 
     def kv_used(self, at_s: float) -> float:

@@ -54,7 +54,7 @@ class DynamoKv:
         self._temperature = config.temperature
         self._capacity: Any = np.array(fleet.capacity_tokens, dtype=np.float64) / config.block_tokens
         self._pending: Any = np.frombuffer(board.pending_tokens)
-        self._used: Any = np.frombuffer(board.kv_used)
+        self._used: Any = np.frombuffer(board.watch_kv(fleet.now_s))
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
@@ -81,13 +81,18 @@ class DynamoKv:
         bounds = costs + used * capacity
         exact: set[int] = set()
         while True:
-            places: list[int] = (bounds == bounds.min()).nonzero()[0].tolist()
-            open_places = [place for place in places if place not in exact]
-            if not open_places:
-                return places
-            for place in open_places:
+            place = int(bounds.argmin())
+            if place not in exact:
                 exact.add(place)
                 bounds[place] = costs[place] + fleet.kv_used(place) * capacity[place]
+                continue
+            places: list[int] = (bounds == bounds[place]).nonzero()[0].tolist()
+            seeming = [other for other in places if other not in exact]
+            if not seeming:
+                return places
+            for other in seeming:
+                exact.add(other)
+                bounds[other] = costs[other] + fleet.kv_used(other) * capacity[other]
 
     def _used_now(self) -> Any:
         return np.array([self._fleet.kv_used(place) for place in range(self._fleet.count)])

@@ -46,7 +46,7 @@ class Load(NamedTuple):
     running: int
     """Requests that hold KV blocks."""
     kv_used: float
-    """Part of the KV cache in use [ratio]."""
+    """Part of the KV cache in use; where somebody asked for it [ratio]."""
     pending_tokens: float
     """Prompt tokens to compute before its requests have their first tokens, without what its cache held [tokens]."""
     pending_s: float
@@ -85,6 +85,10 @@ class Probe:
 
     def show_demand(self) -> None:
         """Show `kv_wanted`, `kv_first` and `urgent` too from now on, which cost a look at all its requests."""
+        raise NotImplementedError
+
+    def show_kv(self) -> None:
+        """Show `kv_used` in `load` from now on, which costs a look at the leap under way."""
         raise NotImplementedError
 
     def publish(self, caches: Caches, position: int) -> None:
@@ -165,7 +169,8 @@ class Board:
         self.running = array("d", zeros)
         """Requests that hold KV blocks."""
         self.kv_used = array("d", zeros)
-        """Part of the KV cache in use, as at the replica's last change; `FleetView.kv_used` is as old as stated."""
+        """Part of the KV cache in use, as at the replica's last change (after `watch_kv`): a cache fills until the next change, so
+        this is the least that it can be. `FleetView.kv_used` is what it is at the stated time."""
         self.pending_tokens = array("d", zeros)
         """Prompt tokens to compute before first tokens, cached ones left out."""
         self.pending_s = array("d", zeros)
@@ -201,7 +206,16 @@ class Board:
         """Requests sent since the last report: time, replica, prompt tokens to compute, seconds, part of the KV cache."""
         for position, probe in enumerate(probes):
             probe.watch(self, position)
+            if freshness.kind != "exact":
+                probe.show_kv()  # nobody can be asked later what was so then
             self._show(position, probe.load(now_s))
+
+    def watch_kv(self, now_s: float) -> array[float]:
+        """Ask, at construction, for `kv_used`."""
+        for position, probe in enumerate(self._probes):
+            probe.show_kv()
+            self._show(position, probe.load(now_s))
+        return self.kv_used
 
     def watch(self) -> list[int]:
         """Ask, at construction, for a list of replicas whose figures change (all of them at first); the router empties it."""
