@@ -30,6 +30,7 @@ KEYS = {
     "output_tokens_per_wall_s",
     "events_per_wall_s",
     "events_per_request",
+    "times_plain",
 }
 
 
