@@ -59,6 +59,7 @@ HOT_MODULES = (
     "fleetsim/routing/preble.py",
     "fleetsim/routing/prefix_index.py",
     "fleetsim/routing/prefix_score.py",
+    "fleetsim/routing/route_balance.py",
     "fleetsim/routing/telemetry.py",
     "fleetsim/routing/ttft_scan.py",
     "fleetsim/routing/vllm_dp.py",

@@ -27,6 +27,8 @@ def command(quick: bool, as_json: bool, only: tuple[str, ...], repeat: int) -> N
     requests  10 k, 100 k and 1 M requests on 64 replicas
     replicas  100 k requests on 10, 100 and 1,000 replicas, each as busy as in the million
     floor     as many events as the million has, in which nothing happens: bare SimPy, and fleetsim's clock
+    routers   100 k requests on 64 replicas with each of many routers, against power-of-two-choices (only if asked for)
+    orders    20 k requests at twice the rate with each order of the engines' queues, against fcfs (only if asked for)
 
     Events and requests depend on the scenario alone; times depend on the machine and on what else it does.
     """  # noqa: D301 - click's mark for lines that stay as they are
@@ -51,13 +53,14 @@ _COLUMNS = {
     "events/s": ("events_per_wall_s", "{:,.0f}"),
     "events per request": ("events_per_request", "{:.2f}"),
     "peak RSS MB": ("peak_rss_bytes", "{:,.0f}"),
+    "CPU / plain": ("times_plain", "{:.2f}"),
 }
 """Key and format of each column by its title."""
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     scaled = {**row, "peak_rss_bytes": None if row["peak_rss_bytes"] is None else row["peak_rss_bytes"] / 1e6}
-    return ["" if scaled[key] is None else form.format(scaled[key]) for key, form in _COLUMNS.values()]
+    return ["" if scaled.get(key) is None else form.format(scaled[key]) for key, form in _COLUMNS.values()]
 
 
 def _conditions(report: Mapping[str, Any]) -> str:

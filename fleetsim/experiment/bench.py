@@ -26,8 +26,37 @@ from fleetsim.errors import FleetsimError
 from fleetsim.kernel.clock import BOUNDARY, Clock
 from fleetsim.scenario.template import scenarios_folder
 
-GROUPS = ("trace", "million", "requests", "replicas", "floor")
+GROUPS = ("trace", "million", "requests", "replicas", "floor", "routers", "orders")
 """What can be asked for by name; the million ends the series in requests and is run once."""
+
+AGAINST_PLAIN = ("routers", "orders")
+"""Groups that are run only if asked for; their first case is the plain one, to which the others are compared."""
+
+ROUTERS = (
+    "power-of-two-choices",
+    "consistent-hash",
+    "cache-aware",
+    "prefix-score",
+    "preble",
+    "aibrix-prefix",
+    "lmetric",
+    "dynamo-kv",
+    "min-ttft",
+    "route-balance",
+    "conductor",
+    "dualmap",
+    "least-work",
+    "vllm-dp",
+    "pool-state",
+    "llumnix",
+    "xllm",
+)
+"""The plain router, and those that look at prefixes, loads or both."""
+
+ORDERS = ("fcfs", "priority", "edf", "least-slack", "sjf", "srpt", "aging", "ltr", "mlfq", "vtc")
+
+OVERLOAD = 2.0
+"""Arrivals of the cases with orders, times those of the others: queues make the difference."""
 
 REPLICAS = 64
 RATE_PER_REPLICA = 1500 / REPLICAS
@@ -118,7 +147,9 @@ def cases(quick: bool = False, only: Sequence[str] = ()) -> list[Case]:
     every += [_fleet("million/10" if quick else "million", "requests", last, REPLICAS, "million")]
     every += [_fleet(f"replicas-{n}", "replicas", each, n) for n in (10, 100, 1000)]
     every += [_floor(queue, last * FLOOR_EVENTS_PER_REQUEST) for queue in ("simpy", "clock")]
-    return [case for case in every if not only or set(case.groups) & set(only)]
+    every += [_router(name, each) for name in ROUTERS]
+    every += [_order(name, each // 5) for name in ORDERS]
+    return [case for case in every if set(case.groups) & set(only or set(GROUPS) - set(AGAINST_PLAIN))]
 
 
 def million() -> Path:
@@ -142,6 +173,21 @@ def _fleet(name: str, group: str, requests: int, replicas: int, *more: str) -> C
     )
     what = f"{requests:,} requests on {replicas:,} replicas"
     return Case(name, (group, *more), what, str(million()), overrides)
+
+
+def _router(name: str, requests: int) -> Case:
+    case = _fleet(f"router-{name}", "routers", requests, REPLICAS)
+    return replace(case, overrides=(*case.overrides, ("gateway.router", {"policy": name})))
+
+
+def _order(name: str, requests: int) -> Case:
+    case = _fleet(f"order-{name}", "orders", requests, REPLICAS)
+    laid = (
+        ("workload.arrivals.rate", f"{RATE_PER_REPLICA * REPLICAS * OVERLOAD!r} req/s"),
+        ("gateway.predictor", {"policy": "rank"}),
+        ("pools[0].engine.order", {"policy": name}),
+    )
+    return replace(case, overrides=(*case.overrides, *laid))
 
 
 def _floor(queue: str, events: int) -> Case:
@@ -194,8 +240,19 @@ def bench(chosen: Sequence[Case], repeat: int = 1, tell: Tell = lambda _: None) 
         "load_average": load,
         "compiled": compiled(),
         "repeat": repeat,
-        "cases": [row.row() for row in rows],
+        "cases": [
+            row.row() | {"times_plain": _times_plain(row, case, rows, chosen)}
+            for row, case in zip(rows, chosen, strict=True)
+        ],
     }
+
+
+def _times_plain(row: Measured, case: Case, rows: Sequence[Measured], chosen: Sequence[Case]) -> float | None:
+    """Processor time over that of the plain case of the same group; None in groups without one."""
+    for group in set(case.groups) & set(AGAINST_PLAIN):
+        plain = next(other for other, its in zip(rows, chosen, strict=True) if group in its.groups)
+        return row.cpu_s / plain.cpu_s if plain.cpu_s > 0 else None
+    return None
 
 
 _CHILD = "from fleetsim.experiment.bench import answer; answer()"

@@ -32,6 +32,7 @@ from fleetsim.routing.api import (
     Reject,
     RequestView,
     Route,
+    Window,
 )
 from fleetsim.routing.decisions import DecisionLog
 from fleetsim.scenario.schema import Scenario, View
@@ -66,7 +67,7 @@ class Side:
 class Group:
     """Where requests for one LLM go: to be admitted, to have their prompts computed, and to have their answers computed."""
 
-    __slots__ = ("admission", "decode", "delay_s", "energy_j", "entry")
+    __slots__ = ("admission", "collects", "decode", "delay_s", "energy_j", "entry", "held", "most", "timer")
 
     def __init__(self, entry: Side, decode: Side | None) -> None:
         self.entry = entry
@@ -77,6 +78,14 @@ class Group:
         """Time that a decision takes."""
         self.energy_j = 0.0
         """Energy of a decision."""
+        self.collects = False
+        """Whether the router decides about several requests at once."""
+        self.held: dict[Request, None] = {}
+        """Those that wait for its next decision."""
+        self.most = 0
+        """How many it waits for."""
+        self.timer: Timer | None = None
+        """When it waits for no more; None while nobody has come."""
 
 
 class Gateway:
@@ -128,6 +137,8 @@ class Gateway:
         """Requests under way, where somebody may want to move them."""
         self.outside: dict[Request, None] = {}
         """Requests that are at no replica: put off, waiting for a decision, or between two replicas."""
+        self._held: dict[Request, Group] = {}
+        """Those of them that wait for a decision about several at once."""
         self.migrating = [0] * len(replicas)
         """Migrations under way from or to each replica."""
         self.migrations = [0, 0]
@@ -225,6 +236,7 @@ class Gateway:
         name = model or ""
         if entry.replicas:
             entry.router = config.router.create(self._streams.get(f"router.{name}"), entry.view)
+            group.collects = hasattr(entry.router, "route_window")
         if decode is not None and decode.replicas:
             choice = config.decode_router or config.router
             decode.router = choice.create(self._streams.get(f"decode_router.{name}"), decode.view)
@@ -323,7 +335,7 @@ class Gateway:
     def _decide(self, group: Group, request: Request) -> None:
         """Decide about a request as soon as somebody is free to."""
         now_s = self.clock.now_s
-        if self._free_s:
+        if self._free_s and not group.collects:
             if self._free_s[0] > now_s:
                 self.outside[request] = None
                 start_s = self._free_s[0]
@@ -363,12 +375,14 @@ class Gateway:
 
     def _route(self, group: Group, request: Request) -> None:
         """Let the router choose a replica and send the request there."""
+        if self.gone and not self._open(group):
+            self._wait_for_a_replica(group, request)
+            return
+        if group.collects:
+            self._collect(group, request)
+            return
         side = group.entry
         view = side.view
-        if self.gone and not self._open(group):
-            self.outside[request] = None
-            self.waiting_room[request] = group
-            return
         self._view._request = request
         now_s = view.now_s = self.clock.now_s
         ready_s = now_s + group.delay_s
@@ -378,6 +392,11 @@ class Gateway:
         if group.energy_j:
             self.energy_j += group.energy_j
             request.host_energy_j += group.energy_j
+        self._follow(group, request, decision, ready_s)
+
+    def _follow(self, group: Group, request: Request, decision: Any, ready_s: float) -> None:
+        """Do what the router answered; `ready_s` is when its decision is over."""
+        side = group.entry
         route = _PLAIN
         if isinstance(decision, Route):
             route = decision
@@ -406,6 +425,88 @@ class Gateway:
         decision = side.router.route(self._view)
         log.note(side.router, side.view, self._view, candidates, decision)
         return decision
+
+    # --- decisions about several requests at once ----------------------------------------------------------------------
+
+    def _collect(self, group: Group, request: Request) -> None:
+        """Hold a request until the router decides about it and others."""
+        self.outside[request] = None
+        self._held[request] = group
+        group.held[request] = None
+        if group.timer is None:
+            now_s = group.entry.view.now_s = self.clock.now_s
+            window = group.entry.router.window()
+            if not (isinstance(window, Window) and window.max_requests >= 1 and 0.0 <= window.max_wait_s < inf):
+                raise PolicyError(f"router answered {window!r} for a window")
+            group.most = window.max_requests
+            group.timer = self.clock.at(now_s + window.max_wait_s, partial(self._close, group))
+        if len(group.held) >= group.most:
+            self._close(group)
+
+    def _close(self, group: Group) -> None:
+        """Wait for no more requests: decide, as soon as somebody is free to."""
+        assert group.timer is not None
+        group.timer.cancel()
+        group.timer = None
+        requests = list(group.held)
+        group.held = {}
+        if not requests:
+            return
+        start_s = now_s = self.clock.now_s
+        if self._free_s:
+            start_s = max(self._free_s[0], now_s)
+            heapreplace(self._free_s, start_s + group.delay_s)
+        if start_s > now_s:
+            self.clock.at(start_s, partial(self._decide_together, group, requests))
+        else:
+            self._decide_together(group, requests)
+
+    def _decide_together(self, group: Group, requests: list[Request]) -> None:
+        """Ask the router about those of these requests that still want an answer, and send them where it says."""
+        requests = [request for request in requests if self._let_go(request)]
+        if self.gone and not self._open(group):
+            for request in requests:
+                self._wait_for_a_replica(group, request)
+            return
+        if not requests:
+            return
+        side = group.entry
+        now_s = side.view.now_s = self.clock.now_s
+        if group.decode is not None:
+            group.decode.view.now_s = now_s
+        views = [RequestView(request) for request in requests]
+        answers = side.router.route_window(views) if self.decisions is None else self._explained_together(side, views)
+        if len(answers) != len(requests):
+            raise PolicyError(f"router gave {len(answers)} answers about {len(requests)} requests")
+        self.energy_j += group.energy_j
+        for request, answer in zip(requests, answers, strict=True):
+            request.host_energy_j += group.energy_j / len(requests)
+            self._follow(group, request, answer, now_s + group.delay_s)
+
+    def _explained_together(self, side: Side, views: list[RequestView]) -> Any:
+        """Ask the router, and keep what it knew of those requests of which somebody wants to hear."""
+        log, router = self.decisions, side.router
+        assert log is not None
+        known: list[Any] = [None] * len(views)
+        wanted = [number for number, view in enumerate(views) if view.id in log.requests]
+        if wanted and hasattr(router, "explain_window"):
+            known = router.explain_window(views)
+        candidates = {n: log.candidates(router, side.view, views[n], known[n]) for n in wanted}
+        answers = router.route_window(views)
+        for number in wanted[: len(answers)]:
+            log.note(router, side.view, views[number], candidates[number], answers[number])
+        return answers
+
+    def _let_go(self, request: Request) -> bool:
+        """Hold a request no longer; False if it was not held."""
+        group = self._held.pop(request, None)
+        if group is None:
+            return False
+        group.held.pop(request, None)
+        del self.outside[request]
+        return True
+
+    # --- dispatch ------------------------------------------------------------------------------------------------------
 
     def _dispatch(self, group: Group, request: Request, position: int, route: Route, ready_s: float) -> None:
         """Send a request to the replica chosen, if that can hold it."""
@@ -627,6 +728,7 @@ class Gateway:
             del self._twins[twin]
             request.status = UNFINISHED
             twin.energy_j += request.energy_j
+            twin.host_energy_j += request.host_energy_j
             return
         request.reason = reason
         self._end(request, REJECTED)
@@ -638,7 +740,10 @@ class Gateway:
         self._over(request)
 
     def _withdraw(self, request: Request, then: Callable[[Request], None]) -> None:
-        """Take a request back from its replica; `then` is not called if it ends before."""
+        """Take a request back from its replica, or from who waits to be sent; `then` is not called if it ends before."""
+        if self._let_go(request):
+            then(request)
+            return
         if self.outside.pop(request, _GONE) is not _GONE:  # a copy that waits for a replica to come
             self.waiting_room.pop(request, None)
             then(request)
@@ -779,6 +884,10 @@ class Gateway:
         self._leave(request)
         self._recover(request)
 
+    def _wait_for_a_replica(self, group: Group, request: Request) -> None:
+        self.outside[request] = None
+        self.waiting_room[request] = group
+
     def _open(self, group: Group) -> bool:
         """Whether replicas are there that can take a request to its end."""
         if not group.entry.view.members:
@@ -831,7 +940,7 @@ class Gateway:
                 self._losers[twin] = None
                 self._withdraw(twin, self._settle_twin)
             self._withdraw(request, self._won_by_nobody)
-        elif self.outside.pop(request, _GONE) is not _GONE:
+        elif self._let_go(request) or self.outside.pop(request, _GONE) is not _GONE:
             self.waiting_room.pop(request, None)
             self._end(request, TIMED_OUT)
         else:
@@ -852,6 +961,8 @@ class Gateway:
         """Wait for the first token of a request no longer than its router wants to."""
         if hedge_after_s == inf and retry_after_s == inf:
             return
+        if request.first_token_s == request.first_token_s:
+            return  # it came while the request was being taken back
         for side in (group.entry, group.decode):
             for replica in side.replicas if side is not None else ():
                 replica.on_first_token = self.started
@@ -881,7 +992,7 @@ class Gateway:
 
     def _retry(self, group: Group, request: Request) -> None:
         """Take a request without a first token back and send it once more; not one that was sent twice already."""
-        if request in self._twins or request.reason is not None:
+        if request in self._twins or request.reason is not None or request in self._held:
             return
         self._withdraw(request, partial(self._again, group))
 

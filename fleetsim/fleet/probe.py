@@ -10,7 +10,7 @@ from fleetsim.engine.api import StepTimeModel
 from fleetsim.engine.prefix_cache import Node
 from fleetsim.engine.replica import Replica
 from fleetsim.routing.api import RequestView
-from fleetsim.routing.telemetry import Board, Caches, Load, Probe
+from fleetsim.routing.telemetry import Board, Caches, Filling, Load, Probe
 from fleetsim.workload.prefixes import Path, Segment
 from fleetsim.workload.request import Request
 
@@ -108,6 +108,39 @@ def _alone_s(model: StepTimeModel, tokens: int, cached: int, chunk_tokens: int) 
     return total_s
 
 
+class LeapFilling(Filling):
+    """How a replica's KV cache fills during the leap under way."""
+
+    def __init__(self, replica: Replica, capacity_blocks: int) -> None:
+        self._capacity_blocks = capacity_blocks
+        self._start_s, self._last = replica.leap_start_s, replica.leap_steps - 1
+        self._first_s, self._slope_s = replica.first_s, replica.slope_s
+        self._used = sum(batch.cache.used for batch in replica.batches)
+        self._growth: list[list[int]] = []
+        """Of each rank: blocks that its next 0, 1, 2, … steps need, up to as many as a block has tokens."""
+        for batch in replica.batches:
+            needed = [0]
+            for step in range(batch.step, batch.step + batch.block_tokens):
+                needed.append(needed[-1] + batch.phases[-step % batch.block_tokens])
+            self._growth.append(needed)
+
+    def kv_used(self, at_s: float) -> float:
+        """Part of it in use at a time within the leap [ratio]."""
+        elapsed_s = at_s - self._start_s
+        low, high = 0, self._last
+        while low < high:  # the last step that is over
+            middle = (low + high + 1) // 2
+            if middle * self._first_s + self._slope_s * (middle * (middle - 1) // 2) <= elapsed_s:
+                low = middle
+            else:
+                high = middle - 1
+        blocks = self._used
+        for needed in self._growth:
+            cycles, rest = divmod(low, len(needed) - 1)
+            blocks += cycles * needed[-1] + needed[rest]
+        return blocks / self._capacity_blocks
+
+
 class ReplicaProbe(Probe):
     """One replica as its telemetry shows it.
 
@@ -135,6 +168,7 @@ class ReplicaProbe(Probe):
         self._seconds = 0.0
         self._last_prefill_s = 0.0
         self._shows_demand = False
+        self._shows_kv = False
 
     # --- what it is asked ---------------------------------------------------------------------------------------------
 
@@ -149,6 +183,10 @@ class ReplicaProbe(Probe):
             ):
                 self.arrived(request)
         self._boards.append((board, position))
+
+    def show_kv(self) -> None:
+        """Show how full the KV cache is too."""
+        self._shows_kv = True
 
     def show_demand(self) -> None:
         """Show what waiting requests will need too."""
@@ -180,12 +218,19 @@ class ReplicaProbe(Probe):
             wanted = self._replica.wanted_blocks() / self._capacity_blocks
             first = self._replica.first_wanted_blocks() / self._capacity_blocks
             urgent = self._replica.urgent_count()
-        used = self.kv_used(at_s)
+        used = self.kv_used(at_s) if self._shows_kv else 0.0
         return Load(waiting, running, used, tokens, max(seconds, 0.0), self._last_prefill_s, wanted, first, urgent)
 
     def kv_used(self, at_s: float) -> float:
         """Part of its KV cache in use at `at_s` [ratio]."""
         return self._replica.kv_used_blocks(at_s) / self._capacity_blocks
+
+    def filling(self) -> Filling | None:
+        """How its KV cache has filled since its last change."""
+        replica = self._replica
+        if replica.timer is None or replica.has_chunks or replica.leap_steps < 2:
+            return None
+        return LeapFilling(replica, self._capacity_blocks)
 
     def held_tokens(self, path: Path) -> int:
         """Tokens of a prompt, whose blocks have these keys, that the cache of the rank that would get it holds now."""

@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fleetsim.errors import PolicyError
 from fleetsim.routing.min_index import MinIndex
-from fleetsim.routing.router import Prompt, Router
+from fleetsim.routing.router import Prompt, Router, WindowRouter
 from fleetsim.routing.telemetry import Board, Caches, Freshness, Probe
 from fleetsim.workload.prefixes import Path, Segment, private_path
 from fleetsim.workload.request import Request
@@ -34,6 +34,8 @@ __all__ = [
     "RequestView",
     "Route",
     "Router",
+    "Window",
+    "WindowRouter",
 ]
 
 KV_FULL = 1 << 40
@@ -237,6 +239,15 @@ class Route:
     """Number of another replica whose cache sends keys and values of the prompt's beginning over the network; -1: none does."""
     fetch_tokens: int = 0
     """How much of the beginning that is, at most: as far as that cache holds it [tokens]."""
+
+
+class Window(NamedTuple):
+    """How long the gateway holds requests before it asks a `WindowRouter` about all of them."""
+
+    max_requests: int
+    """So many are not waited for any longer [count]. ≥ 1."""
+    max_wait_s: float
+    """The first one waits no longer than this [s]. ≥ 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,8 +569,7 @@ class FleetView:
             return inf
         board = self.board
         assert board is not None, "a router asks for watch_load at construction"
-        known_s = board.known_until_s(position, self.now_s)
-        return self._probes[position].kv_used(known_s) if known_s >= 0 else board.kv_used[position]
+        return board.kv_used_at(position, self._now_s)
 
     def hit_tokens(self, position: int, request: Prompt) -> int:
         """Leading tokens of the prompt that a replica's cache holds (after `watch_caches`) [tokens]."""

@@ -29,9 +29,16 @@ class DecisionLog:
         """Of each decision and candidate: request_id, attempt, time_s, router, candidate (number over the fleet), pool, chosen,
         outcome (of the decision), what the view showed (None where nobody watched it), and the router's figures as JSON."""
 
-    def candidates(self, router: Any, view: FleetView, request: RequestView) -> list[dict[str, Any]]:
-        """What is known before the decision; changes nothing."""
-        figures = explained(router, request)
+    def candidates(
+        self,
+        router: Any,
+        view: FleetView,
+        request: RequestView,
+        figures: Mapping[int, Mapping[str, float]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """What is known before the decision, with the router's `figures` if they are known already; changes nothing."""
+        if figures is None:
+            figures = explained(router, request)
         positions: Iterable[int] = range(view.count)
         if view.count > MOST:
             positions = sorted(figures)

@@ -32,9 +32,10 @@ class DynamoKv:
     """The least cost: blocks to prefill after what is cached, weighted, plus blocks in use by requests.
 
     Rule: ``cost = overlap_weight x (pending + own uncached prompt blocks) + KV blocks in use``; the replica with the least (ties at
-    random), or at a `temperature` T above 0 one drawn with weight ``exp(-cost / ((most - least) T))``.
+    random), or at a `temperature` T above 0 one drawn with weight ``exp(-cost / ((most - least) T))``. Blocks in use are those at
+    the view's stated time, also of caches that fill while their replicas report nothing.
 
-    What is charged: nothing; the scan grows with the fleet, in vector operations.
+    What is charged: nothing; the scan grows with the fleet, in vector operations; a `temperature` above 0 asks each replica.
 
     References
     ----------
@@ -53,27 +54,57 @@ class DynamoKv:
         self._temperature = config.temperature
         self._capacity: Any = np.array(fleet.capacity_tokens, dtype=np.float64) / config.block_tokens
         self._pending: Any = np.frombuffer(board.pending_tokens)
-        self._used: Any = np.frombuffer(board.kv_used)
+        self._used: Any = np.frombuffer(board.watch_kv(fleet.now_s))
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
-        costs = self._costs(request)
-        least = costs.min()
+        costs = self._without_use(request)
         if self._temperature > 0.0:
+            costs += self._used_now() * self._capacity
+            least = costs.min()
             spread = costs.max() - least
             if spread > 0.0:
                 weights = np.exp((least - costs) / (spread * self._temperature)).cumsum()
                 return int(weights.searchsorted(self._rng.random() * weights[-1], side="right"))
-        best = (costs == least).nonzero()[0]
+            best = (costs == least).nonzero()[0].tolist()
+        else:
+            best = self._least(costs)
         return int(best[0] if len(best) == 1 else best[self._rng.integers(len(best))])
+
+    def _least(self, costs: Any) -> list[int]:
+        """Replicas of the least cost, of costs without the blocks in use.
+
+        A cache fills while its replica does not change, so that the board's figures give lower bounds: those that seem least are
+        corrected until nobody seems to cost less.
+        """
+        fleet, used, capacity = self._fleet, self._used, self._capacity
+        bounds = costs + used * capacity
+        exact: set[int] = set()
+        while True:
+            place = int(bounds.argmin())
+            if place not in exact:
+                exact.add(place)
+                bounds[place] = costs[place] + fleet.kv_used(place) * capacity[place]
+                continue
+            places: list[int] = (bounds == bounds[place]).nonzero()[0].tolist()
+            seeming = [other for other in places if other not in exact]
+            if not seeming:
+                return places
+            for other in seeming:
+                exact.add(other)
+                bounds[other] = costs[other] + fleet.kv_used(other) * capacity[other]
+
+    def _used_now(self) -> Any:
+        return np.array([self._fleet.kv_used(place) for place in range(self._fleet.count)])
 
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
         """Cost of each replica in blocks."""
-        return {i: {"cost_blocks": cost} for i, cost in enumerate(self._costs(request).tolist())}
+        costs = self._without_use(request) + self._used_now() * self._capacity
+        return {i: {"cost_blocks": cost} for i, cost in enumerate(costs.tolist())}
 
-    def _costs(self, request: RequestView) -> Any:
+    def _without_use(self, request: RequestView) -> Any:
+        """Weighted blocks to prefill on each replica, in a new array."""
         costs = self._pending + request.prompt_tokens
         costs -= self._fleet.hits(request, self._holders)
         costs *= self._per_token
-        costs += self._used * self._capacity
         return costs

@@ -42,7 +42,7 @@ class Infaas:
         self._fleet = fleet
         self._scan = MemoryScan(fleet, self._score)
         # views of the board's arrays: they change with it
-        self._kv_used: Any = np.frombuffer(board.kv_used)
+        self._kv_used: Any = np.frombuffer(board.watch_kv(fleet.now_s))
         self._kv_wanted: Any = np.frombuffer(board.kv_wanted)
 
     def route(self, request: RequestView) -> int:

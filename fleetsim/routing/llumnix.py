@@ -56,7 +56,7 @@ class Llumnix:
         self._scan = MemoryScan(fleet, self._freeness)
         self._capacity: Any = np.array(fleet.capacity_tokens, dtype=float)
         # views of the board's arrays: they change with it
-        self._kv_used: Any = np.frombuffer(board.kv_used)
+        self._kv_used: Any = np.frombuffer(board.watch_kv(fleet.now_s))
         self._demand = board.kv_wanted if config.queued == "all" else board.kv_first
         self._kv_wanted: Any = np.frombuffer(self._demand)
         self._urgent: Any = np.frombuffer(board.urgent)

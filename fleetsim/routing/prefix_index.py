@@ -199,20 +199,21 @@ def mark_above(node: PrefixNode, blocks: int, limit: int, unit: int, hits: Any) 
     runs: list[tuple[Any, int]] = []
     run: PrefixNode | None = node
     below: Any = None
-    new_below = False
+    size = 0
     while run is not None and blocks:
-        first = run.first
-        count = min(len(run.holders), limit)
-        new = first is None or len(first) != count
-        if new:
-            first = run.first = _first(run.holders, count)
-        if first is not below:
-            if (new or new_below) and below is not None and len(below) == count and (first == below).all():
-                run.first = below
-            else:
-                runs.append((first, blocks * unit))
-                below = first
-        new_below = new
+        holders = len(run.holders)
+        if holders != size or holders > limit:  # whoever holds a run holds those above it: as many are the same ones
+            size = holders
+            count = min(holders, limit)
+            first = run.first
+            if first is None or len(first) != count:
+                first = run.first = _first(run.holders, count)
+            if first is not below:
+                if holders > limit and below is not None and len(below) == count and (first == below).all():
+                    run.first = below
+                else:
+                    runs.append((first, blocks * unit))
+                    below = first
         run = run.parent
         blocks = 0 if run is None else run.end
     while runs:

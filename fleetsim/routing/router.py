@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from fleetsim.routing.api import Reject, RequestView, Route
+    from fleetsim.routing.api import Reject, RequestView, Route, Window
     from fleetsim.workload.prefixes import Path
 
 
@@ -30,4 +31,24 @@ class Router(Protocol):
 
     def route(self, request: RequestView) -> int | Route | Reject:
         """Number of a replica in the view, a `Route` that says more than a number, or a rejection."""
+        ...
+
+
+class WindowRouter(Router, Protocol):
+    """A router that decides about several requests at once.
+
+    The gateway holds what comes, and asks when the window is full or its time is over; who is given up meanwhile is not in it.
+    What a decision costs is charged once for all of them: each leaves when its time is over. `route` is asked where nobody
+    collects: by routers around this one, and for answers that are computed apart.
+
+    An optional ``explain_window(requests)`` answers, like ``explain(request)`` of any router, with figures of each candidate, for
+    each request as they are when its turn comes; it changes nothing.
+    """
+
+    def window(self) -> Window:
+        """How many requests to wait for and for how long, asked when the first one comes."""
+        ...
+
+    def route_window(self, requests: Sequence[RequestView]) -> Sequence[int | Route | Reject]:
+        """Decisions about these requests, at least one, which came in this order; as many, in the same order."""
         ...

@@ -46,7 +46,7 @@ class Load(NamedTuple):
     running: int
     """Requests that hold KV blocks."""
     kv_used: float
-    """Part of the KV cache in use [ratio]."""
+    """Part of the KV cache in use; where somebody asked for it [ratio]."""
     pending_tokens: float
     """Prompt tokens to compute before its requests have their first tokens, without what its cache held [tokens]."""
     pending_s: float
@@ -59,6 +59,15 @@ class Load(NamedTuple):
     """The same of those that are first in their queues [ratio]."""
     urgent: int = 0
     """Running requests of a priority above 0; where somebody asked for it."""
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Filling:
+    """How a KV cache filled from one change of its replica to the next."""
+
+    def kv_used(self, at_s: float) -> float:
+        """Part of it in use at a time between the two [ratio]."""
+        raise NotImplementedError
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -78,6 +87,10 @@ class Probe:
         """Show `kv_wanted`, `kv_first` and `urgent` too from now on, which cost a look at all its requests."""
         raise NotImplementedError
 
+    def show_kv(self) -> None:
+        """Show `kv_used` in `load` from now on, which costs a look at the leap under way."""
+        raise NotImplementedError
+
     def publish(self, caches: Caches, position: int) -> None:
         """Tell `caches` from now on which blocks this replica holds and forgets; it is number `position` there."""
         raise NotImplementedError
@@ -89,6 +102,10 @@ class Probe:
     def kv_used(self, at_s: float) -> float:
         """Part of its KV cache in use at `at_s` [ratio]."""
         raise NotImplementedError
+
+    def filling(self) -> Filling | None:
+        """How its KV cache has filled since its last change; None if it has not."""
+        return None
 
     def held_tokens(self, path: Path) -> int:
         """Tokens of a prompt, whose blocks have these keys, that its cache holds now."""
@@ -122,6 +139,7 @@ class Board:
         "_demanded",
         "_dirty",
         "_epoch_s",
+        "_fillings",
         "_freshness",
         "_last_s",
         "_log",
@@ -151,7 +169,8 @@ class Board:
         self.running = array("d", zeros)
         """Requests that hold KV blocks."""
         self.kv_used = array("d", zeros)
-        """Part of the KV cache in use, as at the replica's last change; `FleetView.kv_used` is as old as stated."""
+        """Part of the KV cache in use, as at the replica's last change (after `watch_kv`): a cache fills until the next change, so
+        this is the least that it can be. `FleetView.kv_used` is what it is at the stated time."""
         self.pending_tokens = array("d", zeros)
         """Prompt tokens to compute before first tokens, cached ones left out."""
         self.pending_s = array("d", zeros)
@@ -177,13 +196,26 @@ class Board:
         """Sampled: loads at the last sample of replicas that have changed since."""
         self._log: list[tuple[float, int, int, Load]] = []
         """Delayed: reports on their way, earliest first (a heap)."""
+        self._fillings: list[deque[tuple[float, float, Filling | None]]] = []
+        """Delayed: of each replica, from and until when its cache filled how, as far as that may still be asked for."""
+        if freshness.kind == "delayed":
+            self._fillings = [deque() for _ in probes]
         self._number = 0
         self._epoch_s = freshness.horizon_s(now_s)
         self._sent: deque[tuple[float, int, int, float, float]] = deque()
         """Requests sent since the last report: time, replica, prompt tokens to compute, seconds, part of the KV cache."""
         for position, probe in enumerate(probes):
             probe.watch(self, position)
+            if freshness.kind != "exact":
+                probe.show_kv()  # nobody can be asked later what was so then
             self._show(position, probe.load(now_s))
+
+    def watch_kv(self, now_s: float) -> array[float]:
+        """Ask, at construction, for `kv_used`."""
+        for position, probe in enumerate(self._probes):
+            probe.show_kv()
+            self._show(position, probe.load(now_s))
+        return self.kv_used
 
     def watch(self) -> list[int]:
         """Ask, at construction, for a list of replicas whose figures change (all of them at first); the router empties it."""
@@ -211,8 +243,10 @@ class Board:
                 self._snapshots[position] = self._probes[position].load(sample_s)
             else:  # the sample is shown already, all but what moves without a change
                 self.kv_used[position] = self._probes[position].kv_used(sample_s)
-        elif kind == "delayed" and self._dirty[position] and last_s < now_s:
-            self._report(last_s, position)
+        elif kind == "delayed" and last_s < now_s:
+            if self._dirty[position]:
+                self._report(last_s, position)
+            self._note_filling(position, last_s, now_s)
         if not self._dirty[position]:
             self._dirty[position] = True
             if self.scanned or kind != "exact":
@@ -245,10 +279,22 @@ class Board:
         self._sent.append((now_s, position, tokens, seconds, kv_wanted))
         self._add(position, 1, tokens, seconds, kv_wanted)
 
-    def known_until_s(self, position: int, now_s: float) -> float:
-        """The time at which the replica may be asked for what is known of it at `now_s`; below 0 where it has changed since."""
+    def kv_used_at(self, position: int, now_s: float) -> float:
+        """Part of a replica's KV cache in use, as is known at `now_s` [ratio]."""
         horizon_s = self._freshness.horizon_s(now_s)
-        return horizon_s if self._last_s[position] <= horizon_s else -1.0
+        if self._last_s[position] <= horizon_s:
+            return self._probes[position].kv_used(horizon_s)
+        if self._fillings:
+            for begin_s, end_s, filling in self._fillings[position]:
+                if begin_s <= horizon_s < end_s and filling is not None:
+                    return filling.kv_used(horizon_s)
+        return self.kv_used[position]
+
+    def _note_filling(self, position: int, begin_s: float, end_s: float) -> None:
+        fillings, horizon_s = self._fillings[position], self._freshness.horizon_s(end_s)
+        while fillings and fillings[0][1] <= horizon_s:
+            fillings.popleft()
+        fillings.append((begin_s, end_s, self._probes[position].filling()))
 
     def _sample(self, sample_s: float) -> None:
         if sample_s <= self._epoch_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import numpy as np
@@ -25,46 +26,52 @@ class TtftScan:
         Replicas with a prefix whose caches count, those that have held it for longest.
     """
 
-    __slots__ = ("_base_s", "_fleet", "_holders", "_pair_s", "_pending_s", "_running", "_token_s", "_waiting")
+    __slots__ = ("_base_s", "_board", "_changed", "_fleet", "_holders", "_pair_s", "_queued", "_queued_s", "_token_s")
 
     def __init__(self, fleet: FleetView, holders: int) -> None:
         board = fleet.watch_load()
         if holders:
             fleet.watch_caches()
         self._fleet = fleet
+        self._board = board
+        self._changed = board.watch()
         self._holders = holders
         base_s, token_s, pair_s = fleet.prefill_terms()
-        self._base_s: Any = np.array(base_s)
+        self._base_s = base_s
         self._token_s: Any = np.array(token_s)
         self._pair_s: Any = np.array(pair_s)
-        # views of the board's arrays: they change with it
-        self._pending_s: Any = np.frombuffer(board.pending_s)
-        self._waiting: Any = np.frombuffer(board.waiting)
-        self._running: Any = np.frombuffer(board.running)
+        self._queued = array("d", base_s)
+        """Of each replica, what comes before a prompt's tokens: those that wait there, and what every prompt takes [s]."""
+        self._queued_s: Any = np.frombuffer(self._queued)
+
+    def _before(self) -> Any:
+        """The same as it is now, in a new array."""
+        board, changed = self._board, self._changed
+        if changed:
+            queued, base_s = self._queued, self._base_s
+            running, waiting, pending_s = board.running, board.waiting, board.pending_s
+            for place in changed:
+                queued[place] = (running[place] + waiting[place]) * TIE_S + pending_s[place] + base_s[place]
+            changed.clear()
+        return self._queued_s.copy()
 
     def after(self, prompt_tokens: int, cached: int) -> Any:
         """Predicted time of each replica if `cached` tokens of the prompt were in its cache, whatever is [s]; in a new array."""
         tokens = prompt_tokens - cached
-        found = self._running + self._waiting
-        found *= TIE_S
-        found += self._pending_s
-        found += self._base_s
+        found = self._before()
         found += tokens * self._token_s
         found += (tokens * (cached + 0.5 * (tokens + 1))) * self._pair_s
         return found
 
     def after_at(self, place: int, prompt_tokens: int, cached: int) -> float:
         """The same of one replica [s]."""
-        requests = self._running[place] + self._waiting[place]
-        return self._fleet.ttft_s(place, prompt_tokens, cached) + TIE_S * float(requests)
+        requests = self._board.running[place] + self._board.waiting[place]
+        return self._fleet.ttft_s(place, prompt_tokens, cached) + TIE_S * requests
 
     def seconds(self, request: RequestView) -> Any:
         """Predicted time of each replica [s], in a new array."""
         fleet, n = self._fleet, request.prompt_tokens
-        found = self._running + self._waiting
-        found *= TIE_S
-        found += self._pending_s
-        found += self._base_s
+        found = self._before()
         if not self._holders:
             found += n * self._token_s
             found += (0.5 * n * (n + 1)) * self._pair_s

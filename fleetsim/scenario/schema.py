@@ -782,12 +782,13 @@ class Energy(Block):
 
 
 class Decision(Block):
-    """What deciding about a request costs. By default each policy's own published figures, if it has any."""
+    """What deciding costs, about a request or about all that a router collects. By default each policy's own published figures."""
 
     time: SecondsOrZero | None = None
-    """Time from a request's arrival at the gateway until it leaves for its replica."""
+    """Time from a request's arrival at the gateway, or from the end of the window in which the router collected it, until it leaves
+    for its replica."""
     energy: Annotated[float, Quantity("energy", "J", ge=0)] | None = None
-    """Energy, charged to the request."""
+    """Energy, charged to the request, or evenly to those that were decided about together."""
     workers: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 0
     """Decisions that are taken at a time; more wait. 0: as many as come."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
 from time import perf_counter_ns
 from types import MethodType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fleetsim.errors import PolicyError
-from fleetsim.routing.api import FleetView, Freshness, Reject, RequestView, Route, Router
+from fleetsim.routing.api import FleetView, Freshness, Reject, RequestView, Route, Window
 from fleetsim.testing.report import Config, Policy, Report
 from fleetsim.testing.station import Station
 from fleetsim.workload.prefixes import Content
@@ -68,7 +69,9 @@ def check_router(policy: type | str, config: Config = None) -> Report:
 
     Checked are: every decision names a replica (alone or in a `Route`) or is a `Reject` with a reason; somebody is served; the
     same seed gives the same decisions, whatever other instances and random generators do; decisions do not depend on the true
-    output length, and the request's hidden parts are not touched; neither request nor view is changed.
+    output length, and the request's hidden parts are not touched; neither request nor view is changed. A `WindowRouter` is asked
+    about windows as the gateway collects them: what it says of them is valid, each request gets one answer, and explaining a window
+    changes nothing.
 
     Parameters
     ----------
@@ -199,7 +202,7 @@ class _Course:
         """Let a replica have a request."""
         self.view.sent(position, request.prompt_tokens, request)
         self._stations[position].sent(request)
-        heappush(self._due, (request.arrival_s + self._trial.first_s[request.id], request.id, position, False))
+        heappush(self._due, (self.now_s + self._trial.first_s[request.id], request.id, position, False))
 
     def _time_s(self) -> float:
         return self.now_s
@@ -224,38 +227,93 @@ def _decisions(
     if beside:
         other = checked.create(np.random.default_rng(6), _Course(replicas, trial, freshness).view)
     decisions: list[int | Route | Reject] = []
-    for request in trial.requests:
-        course.begin(request.arrival_s)
+    for at_s, requests in _windows(checked, router, course, trial):
+        course.begin(at_s)
         if other is not None:
-            _route(checked, other, request, RequestView, replicas)
-        before = (_facts(request), _facts(view)) if watch else None
-        decision = _route(checked, router, request, view_of, replicas)
-        if before is not None and before != (_facts(request), _facts(view)):
+            _route(checked, other, requests, RequestView, replicas)
+        before = ([_facts(request) for request in requests], _facts(view)) if watch else None
+        answers = _route(checked, router, requests, view_of, replicas)
+        if before is not None and before != ([_facts(request) for request in requests], _facts(view)):
             checked.fail("changes the request or the view; a router only answers")
-        decisions.append(decision)
-        if not isinstance(decision, Reject):
-            course.send(request, decision.replica if isinstance(decision, Route) else decision)
+        decisions += answers
+        for request, decision in zip(requests, answers, strict=True):
+            if not isinstance(decision, Reject):
+                course.send(request, decision.replica if isinstance(decision, Route) else decision)
     return decisions
 
 
-def _route(checked: Policy, router: Router, request: Request, view_of: Any, replicas: int) -> int | Route | Reject:
-    checked.decisions += 1
-    with checked.complaining(f"`route` failed for request {request.id} on {_plural(replicas)}"):
-        decision: Any = router.route(view_of(request))
+def _windows(checked: Policy, router: Any, course: _Course, trial: _Trial) -> Iterator[tuple[float, Sequence[Request]]]:
+    """When the router decides about which requests: each as it comes, or as many as it wants to wait for."""
+    if not hasattr(router, "route_window"):
+        yield from ((request.arrival_s, (request,)) for request in trial.requests)
+        return
+    number, requests = 0, trial.requests
+    while number < len(requests):
+        first_s = requests[number].arrival_s
+        course.begin(first_s)
+        with checked.complaining("`window` failed"):
+            window: Any = router.window()
+        if not (
+            isinstance(window, Window)
+            and type(window.max_requests) is int
+            and window.max_requests >= 1
+            and 0.0 <= window.max_wait_s < inf
+        ):
+            checked.fail(f"`window` answered {window!r}: expected a `Window` of at least one request and a finite time")
+        end = number + 1
+        while (
+            end < len(requests)
+            and end - number < window.max_requests
+            and requests[end].arrival_s <= first_s + window.max_wait_s
+        ):
+            end += 1
+        full = end - number == window.max_requests
+        yield requests[end - 1].arrival_s if full else first_s + window.max_wait_s, requests[number:end]
+        number = end
+
+
+def _route(
+    checked: Policy, router: Any, requests: Sequence[Request], view_of: Any, replicas: int
+) -> Sequence[int | Route | Reject]:
+    """A router's answers about requests that it decides about together, checked."""
+    checked.decisions += len(requests)
+    views = [view_of(request) for request in requests]
+    first = f"request {requests[0].id} on {_plural(replicas)}"
+    if not hasattr(router, "route_window"):
+        with checked.complaining(f"`route` failed for {first}"):
+            return [_checked(checked, "route", router.route(views[0]), requests[0], replicas)]
+    if hasattr(router, "explain_window"):
+        with checked.complaining(f"`explain_window` failed for a window from {first}"):
+            told: Any = router.explain_window(views)
+        if len(told) != len(views):
+            checked.fail(f"`explain_window` explains {len(told)} of {len(views)} decisions")
+    with checked.complaining(f"`route_window` failed for a window from {first}"):
+        answers: Any = router.route_window(views)
+    if not isinstance(answers, Sequence) or len(answers) != len(requests):
+        checked.fail(f"`route_window` answered {answers!r} about {len(requests)} requests: expected as many answers")
+    return [
+        _checked(checked, "route_window", answer, request, replicas)
+        for request, answer in zip(requests, answers, strict=True)
+    ]
+
+
+def _checked(checked: Policy, method: str, decision: Any, request: Request, replicas: int) -> int | Route | Reject:
     if isinstance(decision, Reject):
         if not (isinstance(decision.reason, str) and decision.reason):
             checked.fail(f"rejects request {request.id} without a reason")
         return decision
     replica: Any = decision.replica if isinstance(decision, Route) else decision
     if type(replica) is not int:
-        checked.fail(f"`route` answered {decision!r}: expected the number of a replica (int), a `Route` or a `Reject`")
+        checked.fail(
+            f"`{method}` answered {decision!r}: expected the number of a replica (int), a `Route` or a `Reject`"
+        )
     if not 0 <= replica < replicas:
-        checked.fail(f"`route` answered {decision}: there are replicas 0 to {replicas - 1}")
+        checked.fail(f"`{method}` answered {decision}: there are replicas 0 to {replicas - 1}")
     if isinstance(decision, Route):
         if min(decision.hedge_after_s, decision.retry_after_s) <= 0.0 or decision.prepare_s < 0.0:
-            checked.fail(f"`route` answered {decision}: times must not lie in the past")
+            checked.fail(f"`{method}` answered {decision}: times must not lie in the past")
         if not (decision.prompt_tokens < 0 or 1 <= decision.prompt_tokens <= request.prompt_tokens):
-            checked.fail(f"`route` answered {decision} for a prompt of {request.prompt_tokens} tokens")
+            checked.fail(f"`{method}` answered {decision} for a prompt of {request.prompt_tokens} tokens")
     return decision  # type: ignore[no-any-return]
 
 
@@ -283,13 +341,14 @@ def _router_cost(checked: Policy, replicas: int) -> float:
     course = _Course(replicas, trial, _VIEWS[0])
     router = checked.create(np.random.default_rng(5), course.view)
     spent_ns = 0
-    for request in trial.requests:
-        course.begin(request.arrival_s)
-        asked = RequestView(request)
+    for at_s, requests in _windows(checked, router, course, trial):
+        course.begin(at_s)
+        asked = [RequestView(request) for request in requests]
         start_ns = perf_counter_ns()
-        decision = router.route(asked)
+        decisions = router.route_window(asked) if hasattr(router, "route_window") else [router.route(asked[0])]
         spent_ns += perf_counter_ns() - start_ns
-        if not isinstance(decision, Reject):
-            course.send(request, decision.replica if isinstance(decision, Route) else decision)
+        for request, decision in zip(requests, decisions, strict=True):
+            if not isinstance(decision, Reject):
+                course.send(request, decision.replica if isinstance(decision, Route) else decision)
     checked.decisions += _REQUESTS
     return spent_ns / _REQUESTS / 1e3

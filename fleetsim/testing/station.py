@@ -79,6 +79,9 @@ class Station(Probe):
     def show_demand(self) -> None:
         """It always does."""
 
+    def show_kv(self) -> None:
+        """It always does."""
+
     def publish(self, caches: Caches, position: int) -> None:
         """Tell `caches` what it holds."""
         self._caches.append((caches, position))

@@ -125,6 +125,23 @@ def test_floor_runs_as_many_events_as_the_million_and_the_median_counts(monkeypa
     assert report["cases"][0]["requests_per_wall_s"] == pytest.approx(10 / 3)
 
 
+@pytest.mark.parametrize("group", ["routers", "orders"])
+def test_policies_are_compared_to_the_plain_run_when_asked_for(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first case is the plain one; each runs, on a scenario that is its own; nobody pays for them who does not ask."""
+    asked = cases(quick=True, only=(group,))
+    assert not {case.name for case in asked} & {case.name for case in cases()}
+    assert asked[0].name in ("router-power-of-two-choices", "order-fcfs")
+    for one in asked:
+        small = replace(one, overrides=(*one.overrides, ("workload.requests", 60)))
+        assert measure(small, tmp_path).requests == 60
+    cpu_s = iter([2.0, 3.0, 1.0])
+    monkeypatch.setattr(bench, "fresh", lambda case: replace(counted(case, 7, 1.0), cpu_s=next(cpu_s)))
+    rows = bench.bench([*asked[:2], cases(only=("million",))[0]])["cases"]
+    assert [row["times_plain"] for row in rows] == [1.0, 1.5, None]
+
+
 def test_runs_that_count_differently_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     events = iter([7, 8])
     monkeypatch.setattr(bench, "fresh", lambda case: counted(case, next(events), 1.0))

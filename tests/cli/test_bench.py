@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 from fleetsim.cli import bench as cli_bench
-from fleetsim.experiment.bench import Case, Measured
+from fleetsim.experiment.bench import GROUPS, Case, Measured
 
 Call = Callable[..., Result]
 
@@ -30,6 +30,7 @@ KEYS = {
     "output_tokens_per_wall_s",
     "events_per_wall_s",
     "events_per_request",
+    "times_plain",
 }
 
 
@@ -94,4 +95,4 @@ def test_wrong_usage(arguments: tuple[str, ...], call: Call) -> None:
 
 def test_help_names_every_group(call: Call) -> None:
     told = call("bench", "--help").stdout
-    assert all(f"\n  {group} " in told for group in ("trace", "million", "requests", "replicas", "floor"))
+    assert all(f"\n  {group} " in told for group in GROUPS)

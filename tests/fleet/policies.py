@@ -9,7 +9,7 @@ from numpy.random import Generator
 
 from fleetsim.plugins import PolicyConfig
 from fleetsim.rebalancing.api import Borrow, Migrate, Move, MoveQueued, Moving, Recall, ReplicaState
-from fleetsim.routing.api import FleetView, RequestView, Route
+from fleetsim.routing.api import FleetView, Reject, RequestView, Route, Window
 from fleetsim.scaling.api import PoolState
 
 
@@ -166,3 +166,34 @@ class Crosswise:
     def route(self, request: RequestView) -> Route:
         self._last = (self._last + 1) % self._count
         return Route(self._last, decode=(self._last + 1) % self._count)
+
+
+class PatientConfig(ImpatientConfig):
+    """How long to collect requests."""
+
+    most: int = 4
+    wait_s: float = 0.1
+    rejects: int = 0
+    """Every so many-th of a window is rejected."""
+
+
+class Patient(Impatient):
+    """Like `Impatient`, but about several requests at once; notes at what times and about whom."""
+
+    Config: ClassVar = PatientConfig
+    noted: ClassVar[list[tuple[float, list[int]]]] = []
+
+    def __init__(self, config: PatientConfig, rng: Generator, fleet: FleetView) -> None:
+        super().__init__(config, rng, fleet)
+        self._patience, self._fleet = config, fleet
+
+    def window(self) -> Window:
+        return Window(self._patience.most, self._patience.wait_s)
+
+    def route_window(self, requests: Sequence[RequestView]) -> list[Route | Reject]:
+        Patient.noted.append((self._fleet.now_s, [request.id for request in requests]))
+        rejects = self._patience.rejects
+        return [
+            Reject("one of many") if rejects and number % rejects == rejects - 1 else self.route(request)
+            for number, request in enumerate(requests)
+        ]

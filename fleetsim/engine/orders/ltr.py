@@ -59,6 +59,7 @@ class Ltr(Order):
     def append(self, request: Request) -> None:
         """Let a request join; its wait is counted from here."""
         step = self.batch.step
+        self._standings.pop(request, None)
         self._joined[request] = step
         if request in self._boosted:
             self._boosted[request] = FAR
@@ -72,6 +73,7 @@ class Ltr(Order):
         del self._joined[request]
         if request in self._boosted:
             self._boosted[request] = self.batch.step + self.config.boost_steps
+        self._stands(request)
         return request
 
     def remove(self, request: Request) -> None:
@@ -83,12 +85,15 @@ class Ltr(Order):
     def left(self, request: Request) -> None:
         """Forget a request."""
         self._boosted.pop(request, None)
+        self._standings.pop(request, None)
 
     def refresh(self) -> None:
         """Note who has starved, and whose right has ended."""
         step, due = self.batch.step, self._due
         for request in [request for request, end in self._boosted.items() if end <= step]:
             del self._boosted[request]
+            if request in self._standings:
+                self._stands(request)
         while due and due[0][0] <= step:
             _, joined, request = due.popleft()
             if self._joined.get(request) == joined:

@@ -31,13 +31,17 @@ class MlfqConfig(PolicyConfig):
 class _Stay:
     """Where a request stands: its level, how long it has run there, and since when it waits or runs."""
 
-    __slots__ = ("level", "request", "since_s", "used_s")
+    __slots__ = ("level", "needs_s", "prefill_s", "request", "since_s", "used_s")
 
     def __init__(self, request: Request, level: int, since_s: float) -> None:
         self.request = request
         self.level = level
         self.used_s = 0.0
         self.since_s = since_s
+        self.prefill_s = -1.0
+        """Time that its prompt takes alone, once somebody has asked."""
+        self.needs_s: list[float] = []
+        """Time that it must run from `since_s` on to leave its level, the next one, …, as far as somebody has asked."""
 
 
 class Mlfq(Order):
@@ -84,12 +88,14 @@ class Mlfq(Order):
         stay = self._stays[request]
         self._account(stay)
         stay.since_s = self.batch.now_s
+        self._standings.pop(request, None)
         self._wait(request)
 
     def popleft(self) -> Request:
         """Take out the first."""
         request = super().popleft()
         self._stays[request].since_s = self.batch.now_s
+        self._stands(request)
         return request
 
     def remove(self, request: Request) -> None:
@@ -100,26 +106,36 @@ class Mlfq(Order):
     def left(self, request: Request) -> None:
         """Forget a request."""
         del self._stays[request]
+        self._standings.pop(request, None)
 
     def refresh(self) -> None:
         """Let who has run for its quantum fall, and who has waited too long rise."""
-        now_s = self.batch.now_s
+        now_s, stays = self.batch.now_s, self._stays
         for request in self.batch.running:
-            self._account(self._stays[request])
+            stay = stays[request]
+            if not stay.needs_s or now_s >= stay.since_s + stay.needs_s[0]:
+                self._account(stay)
         while self._due and self._due[0][0] <= now_s:
             _, since_s, stay = self._due.popleft()
             if stay.request in self._queue and stay.since_s == since_s:
                 stay.level, stay.used_s = 0, 0.0
+                stay.needs_s.clear()
                 self._queue.push(self.key(stay.request), stay.request)
 
     def until_change(self) -> tuple[int, float]:
         """Until a running request falls below the first waiting one, or a waiting one is promoted."""
         at_s = self._due[0][0] if self._due else inf
-        level = self._stays[self[0]].level
+        stays = self._stays
+        level = stays[self[0]].level
         for request in self.batch.running:
-            stay = self._stays[request]
-            if stay.level <= level:
-                at_s = min(at_s, self._falls_s(stay, level))
+            stay = stays[request]
+            levels = level - stay.level
+            if levels >= 0:
+                falls_s = (
+                    stay.since_s + stay.needs_s[levels] if levels < len(stay.needs_s) else self._falls_s(stay, level)
+                )
+                if falls_s < at_s:
+                    at_s = falls_s
         return FAR, at_s
 
     def _wait(self, request: Request) -> None:
@@ -137,16 +153,18 @@ class Mlfq(Order):
     def _quantum_s(self, stay: _Stay, level: int) -> float:
         if level >= self.config.levels - 1:
             return inf
-        request = stay.request
+        if stay.prefill_s < 0.0:
+            stay.prefill_s = self.outlook.prefill.seconds(stay.request.prompt_tokens)
         quantum_s: float = self.config.quantum * 2**level
-        return max(quantum_s, self.outlook.prefill.seconds(request.prompt_tokens))
+        return max(quantum_s, stay.prefill_s)
 
     def _falls_s(self, stay: _Stay, level: int) -> float:
         """When a running request leaves `level` for the next, if it goes on running."""
-        needed_s = -stay.used_s
-        for passed in range(stay.level, level + 1):
-            needed_s += self._quantum_s(stay, passed) * (1 - _EARLY)
-        return stay.since_s + needed_s
+        needs_s = stay.needs_s
+        while len(needs_s) <= level - stay.level:
+            before_s = needs_s[-1] if needs_s else -stay.used_s
+            needs_s.append(before_s + self._quantum_s(stay, stay.level + len(needs_s)) * (1 - _EARLY))
+        return stay.since_s + needs_s[level - stay.level]
 
     def _account(self, stay: _Stay) -> None:
         """Levels that a running request has passed through since it was admitted."""
@@ -154,5 +172,9 @@ class Mlfq(Order):
             stay.level += 1
             stay.used_s = 0.0
             stay.since_s = end_s
+            stay.needs_s.clear()
+            if stay.request in self._standings:
+                self._stands(stay.request)
         if stay.request.status != RUNNING:
             stay.used_s += self.batch.now_s - stay.since_s
+            stay.needs_s.clear()

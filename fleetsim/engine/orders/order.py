@@ -138,6 +138,8 @@ class Order:
         self.config = config
         self.outlook = outlook
         self._queue = Sorted()
+        self._standings: dict[Request, tuple[Key, float, int]] = {}
+        """What `_standing` says of running requests, kept by orders whose keys of them seldom change (`_stands`)."""
         self._presumed: list[Request] = []
         """Waiting requests that should find seat and blocks in the step being planned."""
 
@@ -238,7 +240,12 @@ class Order:
             if seats < 1 or blocks < needed:
                 if left is None:
                     # nobody whose prompt is under way: each admission yields a token, so that all get on
-                    left = sorted([r for r in batch.running if r.finish_step >= 0], key=self._standing)
+                    left = [r for r in batch.running if r.finish_step >= 0]
+                    known = self._standings.keys() >= batch.running.keys()
+                    place = self._standings.__getitem__ if known else self._place
+                    if not left or not self.gives_way(max(left, key=place), request):
+                        break
+                    left.sort(key=place)
                 found = self._ways(left, request, seats, blocks, needed)
                 if not found:
                     break
@@ -274,6 +281,14 @@ class Order:
 
     def _standing(self, request: Request) -> tuple[Key, float, int]:
         return self.key(request), request.queued_s, request.id
+
+    def _place(self, request: Request) -> tuple[Key, float, int]:
+        """The same, as it was kept."""
+        return self._standings.get(request) or self._standing(request)
+
+    def _stands(self, request: Request) -> None:
+        """Keep where a running request stands, until it stands elsewhere."""
+        self._standings[request] = self._standing(request)
 
 
 def predicted(request: Request) -> float:
