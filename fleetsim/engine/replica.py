@@ -442,7 +442,7 @@ class Replica:
         if self.listener is not None:
             self.listener.changing(now_s)
         self._break_off(now_s)
-        self.paused = False
+        self.paused = self.turning = False
         self.stop_at = -1
         self.owed_s = 0.0
         self.has_chunks = False
