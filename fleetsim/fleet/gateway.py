@@ -215,8 +215,8 @@ class Gateway:
         """Timers of hedges and retries of requests without a first token."""
         self._twins: dict[Request, Request] = {}
         """Requests that are at two replicas at once: both by each other."""
-        self._won: dict[Request, None] = {}
-        """Requests that ended while their twins are still being taken back."""
+        self._won: dict[Request, int] = {}
+        """How requests ended while their twins are still being taken back."""
 
     # --- construction ------------------------------------------------------------------------------------------------
 
@@ -681,7 +681,7 @@ class Gateway:
                 self._pay(request)
                 self._settle_twin(request)
             else:
-                self._won[request] = None
+                self._won[request] = FINISHED
             return
         self._finish(request)
 
@@ -723,9 +723,10 @@ class Gateway:
         request.cost_share_s = 0.0
 
     def _reject(self, request: Request, reason: str) -> None:
-        twin = self._twins.pop(request, None)
-        if twin is not None:  # a copy that nobody wants, or the same replica again: the first one goes on alone
-            del self._twins[twin]
+        twin = self._twins.get(request)
+        if twin is not None and twin not in self._losers:
+            # a copy that nobody wants, or the same replica again: the first one goes on alone
+            del self._twins[request], self._twins[twin]
             request.status = UNFINISHED
             twin.energy_j += request.energy_j
             twin.host_energy_j += request.host_energy_j
@@ -734,6 +735,9 @@ class Gateway:
         self._end(request, REJECTED)
 
     def _end(self, request: Request, status: int) -> None:
+        if request in self._twins:  # its copy is on its way out and will be charged to it
+            self._won[request] = status
+            return
         request.status = status
         request.end_s = self.clock.now_s
         self._calm(request)
@@ -856,6 +860,7 @@ class Gateway:
 
     def _recover(self, request: Request) -> None:
         """Send a request again whose replica is gone, if its turn is not over."""
+        self._calm(request)
         twin = self._twins.get(request)
         if twin is not None and twin not in self._losers:  # the other copy goes on
             self._losers[request] = None
@@ -951,7 +956,7 @@ class Gateway:
 
     def _won_by_nobody(self, request: Request) -> None:
         if request in self._twins:
-            self._won[request] = None  # until its twin is out too
+            self._won[request] = TIMED_OUT  # until its twin is out too
         else:
             self._timed_out(request)
 
@@ -1004,7 +1009,7 @@ class Gateway:
     def _twin_at(self, request: Request) -> int:
         """Replica where the other copy of a request is; -2 if there is none."""
         twin = self._twins.get(request)
-        return -2 if twin is None else twin.replica
+        return -2 if twin is None or twin in self._losers else twin.replica
 
     def _settle_twin(self, loser: Request) -> None:
         """One of two copies is out: the other one bears its cost, and ends if it was waiting for this."""
@@ -1018,11 +1023,11 @@ class Gateway:
         winner.host_energy_j += loser.host_energy_j
         self._heirs[loser] = winner
         if winner in self._won:
-            del self._won[winner]
-            if winner.reason is not None and winner.status != FINISHED:
-                self._end(winner, TIMED_OUT)
-                return
-            self._finish(winner)
+            status = self._won.pop(winner)
+            if status == FINISHED:
+                self._finish(winner)
+            else:
+                self._end(winner, status)
 
     # --- moves -------------------------------------------------------------------------------------------------------
 
