@@ -25,6 +25,7 @@ from fleetsim.errors import nearest
 GROUPS = {
     "admissions": "who is let in, put off or turned away",
     "predictors": "output length that the gateway expects",
+    "placements": "which LLM a replica holds, and who runs there next",
     "rebalancers": "who moves to which other replica",
     "reuses": "which keys and values are reused that stand behind another start",
     "routers": "replica choice for an admitted request",

@@ -7,6 +7,7 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
+from fleetsim.engine.api import Scheduler
 from fleetsim.engine.batch import Batch
 from fleetsim.engine.evictions.api import CacheView, prefill_cost
 from fleetsim.engine.kv_tiers.build import attach_tiers, shared_store
@@ -19,9 +20,12 @@ from fleetsim.errors import LawError
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.pool import Pool, describe_pool
 from fleetsim.fleet.rebalance import Rebalancing, rebalancings
+from fleetsim.fleet.swapping import Swapping
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
+from fleetsim.placement.on_demand import OnDemandConfig
+from fleetsim.plugins import Choice
 from fleetsim.scenario.schema import KvTiers, Scenario
 from fleetsim.workload.request import FINISHED, UNFINISHED, Request, Workload, each_released
 
@@ -79,6 +83,8 @@ class Fleet:
         self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
+        self.swapping = self._swapping()
+        """Replicas that change their LLM, if there are any."""
         self._rebalancings: list[Rebalancing] = []
         for rebalancing in rebalancings(scenario, streams, self):
             self.rebalance(rebalancing)
@@ -114,6 +120,24 @@ class Fleet:
                 pool.tiers.append(self._with_tiers(pool, replica, engine.kv.tiers))
             if engine.kv.preemption.mode == "swap":
                 pool.swaps.append(self._with_swap(pool, replica))
+
+    def _swapping(self) -> Swapping | None:
+        """What decides about replicas that change their LLM, and about requests for them."""
+        chosen = [replica for replica in self.replicas if self.pool_of[replica.index].swapping]
+        if not chosen:
+            return None
+        choice = self._scenario.gateway.placement or Choice("placements", "on-demand", OnDemandConfig())
+        pools = [self.pool_of[replica.index] for replica in chosen]
+        rng = self._streams.get("placement")
+        swapping = Swapping(self.gateway, self.clock, chosen, pools, choice, rng, self.network, self._engine_of)
+        self.gateway.swapping = swapping
+        return swapping
+
+    def _engine_of(self, pool: Pool, replica: int) -> tuple[Scheduler, list[Batch]]:
+        """A scheduler and empty batches for a replica."""
+        scheduler: Scheduler = pool.config.engine.scheduler.create()
+        outlook = Outlook(pool.model, getattr(scheduler, "max_batched_tokens", 0))
+        return scheduler, [self._batch(pool, replica, rank, outlook) for rank in range(pool.config.parallelism.dp)]
 
     def _with_tiers(self, pool: Pool, replica: Replica, config: KvTiers) -> ReplicaTiers:
         """Give a replica the tiers below its memory."""
@@ -309,6 +333,8 @@ class Fleet:
                 place.tier.verify()
         for swap in (swap for pool in self.pools for swap in pool.swaps):
             swap.verify()
+        if self.swapping is not None:
+            self.swapping.verify(end_s)
         for replica in self.replicas:
             meter = replica.meter(end_s)
             if not -1e-9 <= meter.busy_s <= end_s * (1 + 1e-9) + 1e-9:

@@ -51,7 +51,7 @@ class Side:
 class Group:
     """Where requests for one LLM go: to be admitted, to have their prompts computed, and to have their answers computed."""
 
-    __slots__ = ("admission", "decode", "delay_s", "energy_j", "entry")
+    __slots__ = ("admission", "decode", "delay_s", "energy_j", "entry", "swaps")
 
     def __init__(self, entry: Side, decode: Side | None) -> None:
         self.entry = entry
@@ -62,6 +62,8 @@ class Group:
         """Time that a decision takes."""
         self.energy_j = 0.0
         """Energy of a decision."""
+        self.swaps = False
+        """Whether its replicas change their LLM: then a placement policy decides in the router's place."""
 
 
 class Gateway:
@@ -109,6 +111,8 @@ class Gateway:
         """Replica, over the whole fleet, to which a request is sent whatever the router says, by its id."""
         self.by_id: dict[int, Request] | None = None
         """Requests under way, where somebody may want to move them."""
+        self.swapping: Any = None
+        """Where requests wait for replicas that change their LLM (`fleet/swapping.py`), if there are any."""
         self.outside: dict[Request, None] = {}
         """Requests that are at no replica: put off, waiting for a decision, or between two replicas."""
         self.migrating = [0] * len(replicas)
@@ -166,11 +170,11 @@ class Gateway:
 
     def _group(self, model: str | None) -> Group:
         """Replicas for requests that ask for `model` (a catalogue name); all replicas where they ask for none."""
-        chosen = [i for i, pool in enumerate(self.pools) if model is None or pool.llm.name == model]
+        chosen = [i for i, pool in enumerate(self.pools) if model is None or model in pool.variants]
         roles = {self.pools[i].config.role for i in chosen}
         config = self._config
         apart = bool(roles - {"mixed"}) or config.decode_router is not None or config.router.says("pairs")
-        entry = self._side([i for i in chosen if not apart or self.pools[i].config.role != "decode"])
+        entry = self._side([i for i in chosen if not apart or self.pools[i].config.role != "decode"], model)
         decode = self._side([i for i in chosen if self.pools[i].config.role != "prefill"]) if apart else None
         group = Group(entry, decode)
         if decode is not None:
@@ -178,7 +182,8 @@ class Gateway:
             for replica in entry.replicas:
                 replica.on_prefilled = self._prefilled
         name = model or ""
-        if entry.replicas:
+        group.swaps = any(self.pools[i].swapping for i in chosen)
+        if entry.replicas and not group.swaps:
             entry.router = config.router.create(self._streams.get(f"router.{name}"), entry.view)
         if decode is not None and decode.replicas:
             choice = config.decode_router or config.router
@@ -202,8 +207,8 @@ class Gateway:
                     replica.on_first_token = self.started
         return group
 
-    def _side(self, chosen: Sequence[int]) -> Side:
-        pools = [self.pools[i] for i in chosen]
+    def _side(self, chosen: Sequence[int], model: str | None = None) -> Side:
+        pools = [self.pools[i].variants.get(model or "", self.pools[i]) for i in chosen]
         view = FleetView(
             [pool.name for pool in pools],
             [pool.capacity_tokens for pool in pools],
@@ -237,6 +242,8 @@ class Gateway:
 
     def take(self, request: Request) -> None:
         """Take a request that arrives now."""
+        if self.swapping is not None and request.model is None:
+            request.model = self.swapping.default_model
         group = self._groups.get(request.model) or self._group(request.model)
         limit_s = self._ttft_limit_s
         if request.klass is not None:
@@ -313,6 +320,9 @@ class Gateway:
 
     def _route(self, group: Group, request: Request) -> None:
         """Let the router choose a replica and send the request there."""
+        if group.swaps:
+            self._queue(group, request)
+            return
         side = group.entry
         view = side.view
         self._view._request = request
@@ -339,6 +349,42 @@ class Gateway:
         if self.steered and not request.attempt and request.id in self.steered:
             decision = _position(side, self.steered[request.id], decision)
         self._dispatch(group, request, decision, route, ready_s)
+
+    def _queue(self, group: Group, request: Request) -> None:
+        """Let a request wait for replicas that change their LLM, once it is decided about."""
+        if group.energy_j:
+            self.energy_j += group.energy_j
+            request.host_energy_j += group.energy_j
+        if group.delay_s:
+            self.outside[request] = None
+            self.clock.at(self.clock.now_s + group.delay_s, partial(self._queue_now, request))
+        else:
+            self._wait(request)
+
+    def _queue_now(self, request: Request) -> None:
+        if self.outside.pop(request, _GONE) is not _GONE:
+            self._wait(request)
+
+    def _wait(self, request: Request) -> None:
+        reason = self.swapping.take(request)
+        if reason is not None:
+            self._reject(request, reason)
+
+    def send(self, request: Request, replica: Replica) -> None:
+        """Send a request that waited for a replica's LLM there."""
+        for view, _ in self._views[replica.index]:
+            view.now_s = self.clock.now_s
+        self._send(request, replica, self.clock.now_s + replica.model.frontend_s)
+
+    def take_back(self, request: Request, then: Callable[[Request], None]) -> None:
+        """Take a request back from its replica; `then` is not called if it ends before."""
+        self._withdraw(request, partial(self._taken_back, then))
+
+    def _taken_back(self, then: Callable[[Request], None], request: Request) -> None:
+        if request.reason is not None:
+            self._timed_out(request)  # its client has given up meanwhile
+        else:
+            then(request)
 
     def _explained(self, side: Side, request: Request) -> Any:
         """Ask the router, and keep what it knew if somebody wants to hear about this request."""
@@ -498,6 +544,8 @@ class Gateway:
             request.decode_at = LOCAL
         for view, position in self._views[index]:
             view.ended(position, request.prompt_tokens)
+        if self.swapping is not None:
+            self.swapping.gone(request)
         if request in self._twins:
             if request in self._losers:
                 self._pay(request)
@@ -533,6 +581,8 @@ class Gateway:
             if request.first_token_s != request.first_token_s:
                 view.started(position, request.prompt_tokens, request_id=request.id)
             view.ended(position, request.prompt_tokens)
+        if self.swapping is not None:
+            self.swapping.gone(request)
         self._pay(request)
 
     def _pay(self, request: Request) -> None:
@@ -587,6 +637,8 @@ class Gateway:
             return  # being taken back already
         request.reason = "no first token in time" if first_token else "not finished in time"
         if self.outside.pop(request, _GONE) is not _GONE:
+            if self.swapping is not None:
+                self.swapping.gone(request)
             self._end(request, TIMED_OUT)
         elif request in self._twins:
             twin = self._twins[request]
