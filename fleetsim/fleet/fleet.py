@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from fleetsim.engine.api import Scheduler
 from fleetsim.engine.batch import Batch
+from fleetsim.engine.compressions.between_turns import BetweenTurns
 from fleetsim.engine.evictions.api import CacheView, prefill_cost
 from fleetsim.engine.kv_tiers.build import attach_tiers, shared_store
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
@@ -118,6 +120,10 @@ class Fleet:
             pool.replicas.append(replica)
             if engine.kv.tiers is not None:
                 pool.tiers.append(self._with_tiers(pool, replica, engine.kv.tiers))
+            if engine.kv.compression is not None:
+                config_of: Any = engine.kv.compression.config
+                if getattr(config_of, "kept_episodes", 0):
+                    pool.between_turns.append(self._with_sessions(pool, replica, config_of))
             if engine.kv.preemption.mode == "swap":
                 pool.swaps.append(self._with_swap(pool, replica))
 
@@ -151,6 +157,23 @@ class Fleet:
                 store = self._stores[key] = shared_store(self._scenario.network.store.capacity, block_bytes)
         host = str(network.graph.nodes[f"gpu:{replica.index}"]["host"])
         return attach_tiers(replica, config, network, host, block_bytes, pool.llm.layers, store)
+
+    def _with_sessions(self, pool: Pool, replica: Replica, config: Any) -> BetweenTurns:
+        """Let a replica keep compressed caches of conversations between their turns."""
+        network = self.network()
+        compression = replica.batches[0].compression
+        assert compression is not None
+        return BetweenTurns(
+            replica,
+            network,
+            str(network.graph.nodes[f"gpu:{replica.index}"]["host"]),
+            compression,
+            config.host_capacity,
+            config.kept_episodes,
+            config.accuracy,
+            self._scenario.seed,
+            pool.kv_bytes_per_token,
+        )
 
     def _with_swap(self, pool: Pool, replica: Replica) -> Swap:
         """Let a replica copy what preempted requests had to its host."""
@@ -331,6 +354,8 @@ class Fleet:
         for tiers in (tiers for pool in self.pools for tiers in pool.tiers):
             for place in tiers.places:
                 place.tier.verify()
+        for between in (between for pool in self.pools for between in pool.between_turns):
+            between.verify()
         for swap in (swap for pool in self.pools for swap in pool.swaps):
             swap.verify()
         if self.swapping is not None:

@@ -17,6 +17,7 @@ from fleetsim.catalog.memory import (
 )
 from fleetsim.catalog.own import accelerator_for, link_for
 from fleetsim.engine.api import StepTimeModel
+from fleetsim.engine.compressions.between_turns import BetweenTurns
 from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.replica import Meter, Replica
@@ -53,6 +54,8 @@ class Pool:
     """What lies below the memory of each replica, if anything does."""
     swaps: list[Swap] = field(default_factory=list)
     """Where each replica keeps what preempted requests had, if they are swapped."""
+    between_turns: list[BetweenTurns] = field(default_factory=list)
+    """Where each replica keeps compressed caches of conversations, if it does."""
     variants: dict[str, Pool] = field(default_factory=dict)
     """By name of the LLM, what the pool is while its replicas hold it: itself for `llm`, others where it has `models`."""
     seats: dict[int, Any] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from numpy.random import Generator
 from pydantic import Field
 
+from fleetsim.kernel.solver import solve
 from fleetsim.placement.api import Action, Decision, Engine, Load, Place, RequestView, Send, TakeBack
 from fleetsim.plugins import PolicyConfig
 from fleetsim.units import Seconds, SecondsOrZero
@@ -134,6 +135,12 @@ class Qlm:
         """Output that is expected of requests that wait or were sent [tokens]."""
         self._out: dict[int, float] = {}
         """The same of those that ended or were taken back at this instant."""
+        self._sent_to: dict[int, int] = {}
+        """Replica that each request was sent to."""
+        self._changed = set(range(len(places)))
+        """Replicas to look at: their queue or who runs there is not what it was."""
+        self._seen: list[tuple[str | None, str | None]] = [(None, None)] * len(places)
+        """LLM that each held and changed to when it was looked at last."""
         self._check_s = 0.0
         """When to look again at who would be late."""
         self._tried: frozenset[int] = frozenset()
@@ -149,6 +156,7 @@ class Qlm:
             request.deadline_s, 6
         )  # what is due at once is so to the last bit, whichever way times were added up
         key = (request.model, request.klass)
+        self._sent_to.pop(request.id, None)
         if self._out.pop(request.id, None) is not None:  # taken back: its limit counts anew, in a group of such ones
             due_s = round(now_s + limit_s, 6)
             key = (request.model, f"{request.klass} again")
@@ -166,10 +174,16 @@ class Qlm:
             best = min(able, key=lambda number: self._walk(number, [*self.queues[number], group], now_s).end_s)
             self.queues[best].append(group)
             self._check_s = now_s
+            self._changed.add(best)
+        else:
+            self._changed.add(next((number for number, queue in enumerate(self.queues) if group in queue), 0))
 
     def left(self, request: int) -> None:
         """Forget a request; one that was sent may be back in a moment."""
         tokens = self._expected.pop(request)
+        place = self._sent_to.pop(request, -1)
+        if place >= 0:
+            self._changed.add(place)
         group = self._group_of.pop(request, None)
         if group is None:
             self._out[request] = tokens
@@ -184,10 +198,15 @@ class Qlm:
         thought_s = 0.0
         if now_s >= self._check_s:
             self._check_s = now_s + self.config.check
+            self._changed.update(range(len(self.places)))
             thought_s = self._rearrange(now_s)
         actions: list[Action] = []
-        for number in range(len(self.places)):
-            self._serve(number, now_s, actions)
+        for number, place in enumerate(self.places):
+            held = place.holds, place.loads
+            if number in self._changed or held != self._seen[number] or not (self.queues[number] or place.sent):
+                self._seen[number] = held
+                self._serve(number, now_s, actions)
+        self._changed.clear()
         return Decision(actions, thought_s)
 
     # --- waiting times ---------------------------------------------------------------------------------------------------
@@ -236,7 +255,7 @@ class Qlm:
                 model = group.model
             end_s += self._group_s(place, group)
             late = late or now_s + end_s > group.due_s
-        return Waits(end_s, late)
+        return Waits(round(end_s, 6), late)
 
     # --- who goes where ----------------------------------------------------------------------------------------------------
 
@@ -275,18 +294,19 @@ class Qlm:
 
     def _assigned(self, groups: Sequence[Group], now_s: float) -> list[list[Group]] | None:
         """Queues in which none of `groups` is late, as the integer program has it; None if it finds none."""
-        runs_s = [self._running_s(place) for place in self.places]
+        # whole milliseconds: programs that differ in the last bit of a time may have other answers that are as good
+        runs_s = [round(self._running_s(place), 3) for place in self.places]
         place_s = [
-            [self._group_s(place, group) if group.model in place.engines else -1.0 for place in self.places]
+            [round(self._group_s(place, group), 3) if group.model in place.engines else -1.0 for place in self.places]
             for group in groups
         ]
         models = [group.model for group in groups]
         swaps_s = [
-            {name: place.engines[name].load_s() for name in set(models) if name in place.engines}
+            {name: round(place.engines[name].load_s(), 3) for name in sorted(set(models)) if name in place.engines}
             for place in self.places
         ]
         lasts = [place.last for place in self.places]
-        slack_s = [group.due_s - now_s for group in groups]
+        slack_s = [round(group.due_s - now_s, 3) for group in groups]
         found = assigned(models, place_s, slack_s, runs_s, lasts, swaps_s, self.config.solver_nodes)
         return None if found is None else [[groups[number] for number in queue] for queue in found]
 
@@ -329,6 +349,7 @@ class Qlm:
     def _pull(self, group: Group, request: RequestView, number: int, actions: list[Action]) -> None:
         group.leave(request.id)
         del self._group_of[request.id]
+        self._sent_to[request.id] = number
         actions.append(Send(request.id, number))
 
     def _room(self, place: Place) -> float:
@@ -453,8 +474,7 @@ def assigned(
             for g in here:
                 if slack_s[g] < inf:
                     problem += ends[i, s] <= slack_s[g] + far * (1 - x[g, i, s])
-    status = problem.solve(pulp.HiGHS(msg=False, threads=1, mip_max_nodes=nodes, gapRel=0.05))
-    if status != pulp.LpStatusOptimal:
+    if not solve(problem, nodes, gap=0.05):
         return None
     queues: list[list[int]] = [[] for _ in replicas]
     for s in range(depth):
