@@ -252,8 +252,13 @@ def test_policies_without_defaults_get_the_suites() -> None:
 
 def test_each_kind_decides_something_where_it_meets(tmp_path: Path) -> None:
     """A fixed part of each scenario that was made for them: blocks go, requests move, and some are turned away."""
-    few = {"workload.requests": 900}
-    small = run(load_scenario(scenario_file("small-cache"), few), tmp_path / "small")
+    few: dict[str, object] = {"workload.requests": 900}
+    small = run(
+        load_scenario(
+            scenario_file("small-cache"), {"workload.parts.tools.requests": 600, "workload.parts.chat.requests": 300}
+        ),
+        tmp_path / "small",
+    )
     assert sum(e["count"] for e in small.table("events").to_pylist() if e["kind"] == "kv_evictions") > 1000
     moved = {**few, **Entry("rebalancers", "work-stealing").overrides(load_scenario(scenario_file("skew")).scenario)}
     assert run(load_scenario(scenario_file("skew"), moved), tmp_path / "skew").summary["migrations"] > 10
