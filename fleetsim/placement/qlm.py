@@ -30,7 +30,7 @@ class QlmConfig(PolicyConfig):
     group_requests: Count = 64
     """Requests of one group at most; an assumption."""
     check: Seconds = 1.0
-    """Time between two looks at who would be late, while nothing comes or goes."""
+    """Time between two looks at who would be late, while no group comes."""
     solver: SecondsOrZero = 0.1
     """Time charged for solving the integer program; what this machine takes for it never enters a result."""
     solver_groups: Annotated[int, Field(ge=2, le=32, strict=True)] = 10
@@ -143,6 +143,9 @@ class Qlm:
         """LLM that each held and changed to when it was looked at last."""
         self._check_s = 0.0
         """When to look again at who would be late."""
+        self._runs: dict[int, float] = {}
+        """Times until those who run are done, as far as they were asked for at this instant."""
+        self._runs_at_s = -inf
         self._tried: frozenset[int] = frozenset()
         """Groups that a program has been made of last."""
         self._rates: dict[tuple[str, str], tuple[float, float]] = {}
@@ -195,6 +198,7 @@ class Qlm:
         for queue in self.queues:
             queue[:] = [group for group in queue if group.members]
         self._out.clear()
+        self._runs.clear()
         thought_s = 0.0
         if now_s >= self._check_s:
             self._check_s = now_s + self.config.check
@@ -248,7 +252,13 @@ class Qlm:
     def _walk(self, number: int, queue: Sequence[Group], now_s: float) -> Waits:
         """Add the times of a queue's groups up, behind what runs."""
         place = self.places[number]
-        end_s, model, late = self._running_s(place), place.last, False
+        if now_s != self._runs_at_s:
+            self._runs.clear()
+            self._runs_at_s = now_s
+        runs_s = self._runs.get(number)
+        if runs_s is None:
+            runs_s = self._runs[number] = self._running_s(place)
+        end_s, model, late = runs_s, place.last, False
         for group in queue:
             if group.model != model:
                 end_s += place.engines[group.model].load_s()
@@ -454,26 +464,27 @@ def assigned(
     ends = {(i, s): problem.add_variable(f"c{i}_{s}", lowBound=0.0) for i in replicas for s in range(depth)}
     problem += pulp.lpSum([ends[i, depth - 1] for i in replicas])
     for g in groups:
-        problem += pulp.lpSum([x[key] for key in x if key[0] == g]) == 1
+        problem += pulp.LpAffineExpression([(x[key], 1.0) for key in x if key[0] == g]) == 1
     for i in replicas:
         before: dict[str, Any] = {name: 1.0 if name == lasts[i] else 0.0 for name in swaps_s[i]}
         earlier: Any = None
         for s in range(depth):
             here = [g for g in groups if (g, i, s) in x]
-            filled = pulp.lpSum([x[g, i, s] for g in here])
+            filled = pulp.LpAffineExpression([(x[g, i, s], 1.0) for g in here])
             problem += filled <= (1 if earlier is None else earlier)
             earlier = filled
             start = runs_s[i] if s == 0 else ends[i, s - 1]
-            work = pulp.lpSum([place_s[g][i] * x[g, i, s] for g in here])
+            work = pulp.LpAffineExpression([(x[g, i, s], place_s[g][i]) for g in here])
             problem += ends[i, s] >= start + work
             held: dict[str, Any] = {}
             for name, swap_s in swaps_s[i].items():
-                held[name] = pulp.lpSum([x[g, i, s] for g in here if models[g] == name])
+                held[name] = pulp.LpAffineExpression([(x[g, i, s], 1.0) for g in here if models[g] == name])
                 problem += ends[i, s] >= start + work + swap_s * (held[name] - before[name])
             before = held
             for g in here:
                 if slack_s[g] < inf:
-                    problem += ends[i, s] <= slack_s[g] + far * (1 - x[g, i, s])
+                    late = pulp.LpAffineExpression([(ends[i, s], 1.0), (x[g, i, s], far)])
+                    problem += late <= slack_s[g] + far
     if not solve(problem, nodes, gap=0.05):
         return None
     queues: list[list[int]] = [[] for _ in replicas]
