@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter_ns
 from typing import Any
 
 from fleetsim import plugins
-from fleetsim.arena.suite import KINDS, Entry, scenario_file
+from fleetsim.arena.suite import KINDS, NONE, Entry, scenario_file
 from fleetsim.errors import FleetsimError, InputError
 from fleetsim.experiment.check import require_valid
 from fleetsim.experiment.replicate import Figures, Kept, Notice, Task, perform
@@ -53,6 +54,7 @@ def contest(
     kept: Kept | None = None,
     notice: Notice = lambda _: None,
     allow_import: bool = False,
+    only: Mapping[str, Sequence[str]] | None = None,
 ) -> Contest:
     """Run every entry in every scenario.
 
@@ -72,6 +74,8 @@ def contest(
         Told what is running.
     allow_import : bool
         Let entries be ``module:Class``.
+    only : mapping, optional
+        Scenarios in which each kind meets; a kind that is not named meets in all.
 
     Raises
     ------
@@ -84,6 +88,8 @@ def contest(
         for name in scenarios:
             require_valid(load_scenario(scenario_file(name)), force=False)
             for entry in entries:
+                if only is not None and name not in only.get(entry.kind, scenarios):
+                    continue
                 try:
                     for seed in range(1, seeds + 1):
                         tasks[entry, name, seed] = _task(entry, name, seed, allow_import)
@@ -100,15 +106,27 @@ def contest(
 
 
 def _loaded(entry: Entry, name: str, seed: int) -> LoadedScenario:
-    plain = load_scenario(scenario_file(name))
-    return load_scenario(scenario_file(name), {**entry.overrides(plain.scenario), "seed": seed})
+    path = scenario_file(name)
+    loaded = _with_entry(entry, path, path.stat().st_mtime_ns)
+    return replace(loaded, scenario=loaded.scenario.model_copy(update={"seed": seed}))
+
+
+@lru_cache(maxsize=16)
+def _with_entry(entry: Entry, path: Path, mtime_ns: int) -> LoadedScenario:  # noqa: ARG001
+    """A scenario with an entry's policy; reading and validating it takes as long as a short run, so seeds share it."""
+    return load_scenario(path, entry.overrides(_plain(path)))
+
+
+@lru_cache(maxsize=16)
+def _plain(path: Path) -> Scenario:
+    return load_scenario(path).scenario
 
 
 def _task(entry: Entry, name: str, seed: int, allow_import: bool) -> Task:
     loaded = _loaded(entry, name, seed)
     if seed == 1:
         require_valid(loaded, force=False)
-    ours = plugins.load(entry.kind, entry.name).__module__.startswith("fleetsim.")
+    ours = entry.name == NONE or plugins.load(entry.kind, entry.name).__module__.startswith("fleetsim.")
     label = f"{name}: {entry.name}, seed {seed}"
     return Task(label, f"arena {canonical_json(loaded.scenario)}", _run, (entry, name, seed, allow_import), keep=ours)
 
@@ -181,7 +199,7 @@ class _TimedChoice(Choice):
 
 def decision_us(entry: Entry, name: str, allow_import: bool = False) -> float | None:
     """Mean time of the entry's decisions in one run of a scenario [µs], reading the clock included; None if it took none."""
-    if not KINDS[entry.kind].decision:
+    if not KINDS[entry.kind].decision or entry.name == NONE:
         return None
     watch = Stopwatch(KINDS[entry.kind].decision)
     with TemporaryDirectory(prefix="fleetsim-") as folder, allowing_imports(allow_import):

@@ -31,6 +31,9 @@ HEAD = """\
 Policies against each other on a fixed suite of scenarios (version {version}, `scenarios/arena`), written by `{command}`.
 {seeds} seeds; all policies meet the same requests. Policies run with their own defaults; where routers are compared the scheduler
 is {scheduler}, where schedulers are the router is {router}, and orders of the queue see output lengths that the gateway learns.
+Kinds meet where they have something to decide: admissions under bursts and overload, evictions where caches are too small, and
+rebalancers where replicas are unlike or conversations are tied to them; `none` is nobody deciding. Policies without defaults of
+their own get the suite's (`suite.yaml`).
 
 - **Score** of a policy in a scenario and seed: the mean of its SLO attainment over the best one's, and of the best mean TTFT, p99
   TTFT and p99 gap between tokens over its own, the best of its kind in that scenario and seed: 1 is best in everything. The overall
@@ -164,26 +167,33 @@ def overall_rows(contest: Contest, kind: str) -> list[tuple[str, ...]]:
         told = "" if row.entry.baseline else f"{_told(row.difference, 1, 3)} {word(row.difference)}".rstrip()
         by_scenario = scores(contest, kind)[row.entry]
         each = [
-            f"{sum(by_scenario[n]) / len(by_scenario[n]):.2f}" if n in by_scenario else "–" for n in contest.scenarios
+            f"{sum(by_scenario[n]) / len(by_scenario[n]):.2f}" if n in by_scenario else "–"
+            for n in places(contest, kind)
         ]
         rows.append((str(place), name, f"{row.score:.3f}", told, *each))
     return rows
 
 
-def overall_head(contest: Contest) -> tuple[str, ...]:
+def overall_head(contest: Contest, kind: str) -> tuple[str, ...]:
     """Titles of that table."""
-    return ("", "policy", "score", "difference to the baseline", *contest.scenarios)
+    return ("", "policy", "score", "difference to the baseline", *places(contest, kind))
+
+
+def places(contest: Contest, kind: str) -> list[str]:
+    """Scenarios in which a kind has met."""
+    met = {name for entry, name in (*contest.figures, *contest.excluded) if entry.kind == kind}
+    return [name for name in contest.scenarios if name in met]
 
 
 def overall_table(contest: Contest, kind: str) -> str:
     """The ranked table of a kind as Markdown."""
-    head = overall_head(contest)
+    head = overall_head(contest, kind)
     return _table(head, overall_rows(contest, kind), len(head) - 2)
 
 
 def _scenario_tables(contest: Contest, kind: str) -> list[str]:
     parts = []
-    for name in contest.scenarios:
+    for name in places(contest, kind):
         ran = [row.entry for row in ranking(contest, kind) if (row.entry, name) in contest.figures]
         rows = [_scenario_row(contest, entry, name) for entry in ran]
         head = ["policy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 import click
 
 from fleetsim.cli.console import import_option, json_option, print_json, print_table
+
+
+def cores() -> int:
+    """Processors that this process may use: runs are independent, so that each of them has its own."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _split(context: click.Context, parameter: click.Parameter, text: str) -> list[str]:  # noqa: ARG001
@@ -19,18 +25,30 @@ def _split(context: click.Context, parameter: click.Parameter, text: str) -> lis
 @click.option("--routers", default="", callback=_split, metavar="A,B,…", help="Routers to compare.")
 @click.option("--schedulers", default="", callback=_split, metavar="A,B,…", help="Schedulers to compare.")
 @click.option("--orders", default="", callback=_split, metavar="A,B,…", help="Orders of the queue to compare.")
+@click.option("--admissions", default="", callback=_split, metavar="A,B,…", help="Admission policies to compare.")
+@click.option(
+    "--evictions", default="", callback=_split, metavar="A,B,…", help="Evictions of cached blocks to compare."
+)
+@click.option("--rebalancers", default="", callback=_split, metavar="A,B,…", help="Rebalancers to compare.")
+@click.option("--kind", "kinds", default="", callback=_split, metavar="A,B,…", help="All policies of these kinds.")
 @click.option("--scenarios", default="", callback=_split, metavar="A,B,…", help="Scenarios of the suite, or files.")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder in which to write arena.md.")
 @click.option("--timing/--no-timing", default=True, show_default=True, help="Measure what decisions cost.")
 @click.option("--fresh", is_flag=True, help="Run everything anew: use no runs that an earlier command finished.")
-@click.option("-j", "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1, 256), default=cores, show_default="one per core", help="Processes."
+)
 @import_option
 @json_option
 def command(
     routers: list[str],
     schedulers: list[str],
     orders: list[str],
+    admissions: list[str],
+    evictions: list[str],
+    rebalancers: list[str],
+    kinds: list[str],
     scenarios: list[str],
     seeds: int,
     out: Path | None,
@@ -42,33 +60,45 @@ def command(
 ) -> None:
     """Let policies compete on a fixed suite of scenarios and rank them.
 
-    Without names, all installed routers, schedulers and orders compete, each kind for itself. A policy of your own enters as
-    `module:Class` with --allow-import. The baseline of a kind always takes part.
+    Without names, all installed routers, schedulers, orders of the queue, admissions, evictions and rebalancers compete, each kind
+    for itself; `--kind evictions` is all of one kind. A policy of your own enters as `module:Class` with --allow-import. The
+    baseline of a kind always takes part. Kinds meet where the suite says, and in all scenarios that are named here.
     """
     from fleetsim.arena.contest import contest, decision_us
     from fleetsim.arena.page import as_mapping, overall_head, overall_rows, page
-    from fleetsim.arena.suite import entries, scenario_names, version
+    from fleetsim.arena.suite import entries, meeting_places, scenario_names, version
     from fleetsim.experiment.replicate import Kept
     from fleetsim.plugins import allowing_imports
 
-    wanted = {"routers": routers, "schedulers": schedulers, "orders": orders}
+    wanted = {
+        "routers": routers,
+        "schedulers": schedulers,
+        "orders": orders,
+        "admissions": admissions,
+        "evictions": evictions,
+        "rebalancers": rebalancers,
+    }
     with allowing_imports(allow_import):
-        taking_part = entries(wanted)
-    names = scenarios or scenario_names()
+        taking_part = entries(wanted, kinds)
+    only = None if scenarios else meeting_places()
+    met = {entry.kind for entry in taking_part}
+    names = scenarios or [n for n in scenario_names() if only is None or any(n in only.get(kind, [n]) for kind in met)]
     started = time.perf_counter()
-    result = contest(taking_part, names, seeds, jobs, None if fresh else Kept(), _notice, allow_import)
+    result = contest(taking_part, names, seeds, jobs, None if fresh else Kept(), _notice, allow_import, only)
     if timing:
         spent = {}
         for entry in taking_part:
-            if (entry, names[0]) in result.figures:
+            ran = [name for name in names if (entry, name) in result.figures]
+            if ran:
                 _notice(f"cost of a decision: {entry.name}")
-                spent[entry] = decision_us(entry, names[0], allow_import)
+                spent[entry] = decision_us(entry, ran[0], allow_import)
         result = replace(result, decision_us={entry: us for entry, us in spent.items() if us is not None})
     click.echo(
         f"{len(taking_part)} policies, {len(names)} scenarios in {time.perf_counter() - started:.0f} s", err=True
     )
     if out is not None:
         told = ["fleetsim arena", *(f"--{kind} {','.join(given)}" for kind, given in wanted.items() if given)]
+        told += [f"--kind {','.join(kinds)}"] if kinds else []
         told += [f"--scenarios {','.join(scenarios)}"] if scenarios else []
         told += [f"--seeds {seeds}"] if seeds != 5 else []
         out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +108,7 @@ def command(
         return
     click.echo(f"suite {version()}, {seeds} seeds")
     for kind in dict.fromkeys(entry.kind for entry in taking_part):
-        head = overall_head(result)
+        head = overall_head(result, kind)
         click.echo(f"\n{kind}")
         print_table(head, overall_rows(result, kind), right=(0, *range(2, len(head))))
     for (entry, name), why in result.excluded.items():

@@ -797,7 +797,7 @@ class Batch:
         if cache.enabled:
             hits = cache.lookup(self._path(request), carried // block_tokens)
             idle = cache.hit_idle
-        blocks = -(-target // block_tokens)
+        blocks = -(-(target if self.compression is None else self.compression.chunk_room(target)) // block_tokens)
         # what comes from the host joins the next decodes, even where none are planned yet
         kept = keep_free
         if not self.held or self.swap is not None:

@@ -83,18 +83,9 @@ class Replica:
     ) -> None:
         self.index = index
         self.clock = clock
-        self.model = model
-        self.scheduler = scheduler
-        self.batches = list(batches)
-        for batch in self.batches:
-            batch.seats = getattr(scheduler, "max_seqs", _FAR)
-            batch.keep_blocks = int(getattr(scheduler, "watermark_ratio", 0.0) * batch.cache.capacity)
-        self.refills = bool(getattr(scheduler, "refills", True))
         self.wake_s = inf
         """Instant at which the order of a queue may change by itself."""
         self.gaps = gaps
-        self.match_s = max([0.0 if batch.reuse is None else batch.reuse.match_s for batch in self.batches])
-        """Time before a request of agents joins the queue, to look for what it can reuse [s]."""
         self.on_finish = on_finish
         self.on_first_token: Callable[[Request], None] | None = None
         """Called with each request that got its first token, if anybody cares."""
@@ -124,10 +115,6 @@ class Replica:
         """Whether a boundary is being handled now: what comes meanwhile is looked at before it ends."""
         self.listener: Any = None
         """Told before it changes, and of requests that come and leave, if anybody cares (`fleet/probe.py`)."""
-        self.layers = layers
-        self.interrupts: Callable[[Batch, Request], bool] | None = getattr(scheduler, "interrupts", None)
-        """Whether the scheduler wants the step under way stopped for a request; None if it never does."""
-        self.by_layer = getattr(scheduler, "boundaries_per_layer", len(OPERATORS)) == 1
         self.stop_at = -1
         """Operators behind which the step under way will be stopped; -1 if it will not."""
         self.operators: Operators | None = None
@@ -137,17 +124,7 @@ class Replica:
         self.blocking_s = 0.0
         """Time from the requests that they were stopped for to the operators' ends, summed."""
         self.blocking_max_s = 0.0
-        if self.interrupts is not None:
-            if len(self.batches) > 1:
-                raise PolicyError(
-                    f"scheduler {type(scheduler).__name__} stops steps, which only replicas of one rank can do: "
-                    "set parallelism.dp to 1"
-                )
-            self.batches[0].interruptible = True
-            self.batches[0].suspended_tokens = suspended_tokens
-        prepare: Callable[[StepTimeModel], None] | None = getattr(scheduler, "prepare", None)
-        if prepare is not None:
-            prepare(model)
+        self.hold(model, scheduler, batches, layers, suspended_tokens)
         self.step_limit = 1 if step_by_step else _FAR
         self.verify_every = verify_every
         self.boundaries = 0
@@ -189,6 +166,40 @@ class Replica:
         self.time_per_token_s = 0.0
         self.longest = RunningMaximum()
         self.prune_at = _PRUNE_AT
+
+    def hold(
+        self,
+        model: StepTimeModel,
+        scheduler: Scheduler,
+        batches: Sequence[Batch],
+        layers: int,
+        suspended_tokens: float,
+    ) -> None:
+        """Hold an LLM from now on: the first one, or between two steps another one while nobody waits or runs here."""
+        self.model = model
+        self.scheduler = scheduler
+        self.batches = list(batches)
+        for batch in self.batches:
+            batch.seats = getattr(scheduler, "max_seqs", _FAR)
+            batch.keep_blocks = int(getattr(scheduler, "watermark_ratio", 0.0) * batch.cache.capacity)
+        self.refills = bool(getattr(scheduler, "refills", True))
+        self.match_s = max([0.0 if batch.reuse is None else batch.reuse.match_s for batch in self.batches])
+        """Time before a request of agents joins the queue, to look for what it can reuse [s]."""
+        self.layers = layers
+        self.interrupts: Callable[[Batch, Request], bool] | None = getattr(scheduler, "interrupts", None)
+        """Whether the scheduler wants the step under way stopped for a request; None if it never does."""
+        self.by_layer = getattr(scheduler, "boundaries_per_layer", len(OPERATORS)) == 1
+        if self.interrupts is not None:
+            if len(self.batches) > 1:
+                raise PolicyError(
+                    f"scheduler {type(scheduler).__name__} stops steps, which only replicas of one rank can do: "
+                    "set parallelism.dp to 1"
+                )
+            self.batches[0].interruptible = True
+            self.batches[0].suspended_tokens = suspended_tokens
+        prepare: Callable[[StepTimeModel], None] | None = getattr(scheduler, "prepare", None)
+        if prepare is not None:
+            prepare(model)
 
     # --- from outside ------------------------------------------------------------------------------------------------
 

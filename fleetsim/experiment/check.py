@@ -87,13 +87,13 @@ def check_scenario(loaded: LoadedScenario) -> list[Finding]:
     for site in sites:
         for pool_check in _POOL_CHECKS:
             findings += pool_check(site)
-    if len(sites) == len(loaded.scenario.pools):
+    if len(sites) == sum(1 + len(pool.models) for pool in loaded.scenario.pools):
         findings += _slo_above_floors(loaded, sites)
         findings += _halves_meet(sites)
     if not any(finding.severity == "error" for finding in findings):
         for site in sites:
             findings += _step_times_known(site)
-    return sorted(findings, key=lambda f: f.severity != "error")
+    return sorted(dict.fromkeys(findings), key=lambda f: f.severity != "error")
 
 
 def require_valid(loaded: LoadedScenario, force: bool = False) -> list[Finding]:
@@ -143,7 +143,7 @@ def open_workload(loaded: LoadedScenario, streams: Streams) -> workloads.Workloa
         If a trace cannot be read, has bad rows that are not to be skipped, or blocks that an engine's do not fit.
     """
     scenario = loaded.scenario
-    served = {load_llm(pool.llm, loaded.base_dir).name for pool in scenario.pools}
+    served = {load_llm(name, loaded.base_dir).name for pool in scenario.pools for name in (pool.llm, *pool.models)}
     workload = build_workload(scenario.workload, loaded.base_dir, streams, served)
     findings = list(_trace_blocks_fit(loaded, getattr(workload, "block_tokens", frozenset())))
     if findings:
@@ -179,11 +179,13 @@ def _names_in_catalogue(loaded: LoadedScenario, sites: list[Site]) -> Findings:
     """Names that the catalogue lacks; pools whose names it has are added to `sites`."""
     for index, pool in enumerate(loaded.scenario.pools):
         where = ("pools", index)
-        try:
-            llm = load_llm(pool.llm, loaded.base_dir)
-        except DataError as error:
-            yield from _retold(loaded, (*where, "llm"), error)
-            llm = None
+        llms: list[tuple[str, Llm]] = []
+        paths = [("llm",), *(("models", number) for number in range(len(pool.models)))]
+        for name, own in zip((pool.llm, *pool.models), paths, strict=True):
+            try:
+                llms.append((name, load_llm(name, loaded.base_dir)))
+            except DataError as error:
+                yield from _retold(loaded, (*where, *own), error)
         try:
             accelerator = load_accelerator(pool.accelerator)
         except DataError as error:
@@ -194,8 +196,9 @@ def _names_in_catalogue(loaded: LoadedScenario, sites: list[Site]) -> Findings:
                 load_link(link) if link is not None else None
             except DataError as error:
                 yield from _retold(loaded, (*where, *path), error)
-        if llm and accelerator:
-            sites.append(Site(loaded, index, pool, llm, accelerator))
+        if accelerator:
+            for name, llm in llms:  # a replica must be able to be each of them
+                sites.append(Site(loaded, index, pool.model_copy(update={"llm": name, "models": ()}), llm, accelerator))
 
 
 def _retold(loaded: LoadedScenario, path: tuple[str | int, ...], error: DataError) -> Findings:
@@ -253,7 +256,7 @@ def _file_exists(loaded: LoadedScenario, where: tuple[str, ...], name: str) -> F
 
 
 def _model_is_served(loaded: LoadedScenario) -> Findings:
-    served = {pool.llm for pool in loaded.scenario.pools}
+    served = {name for pool in loaded.scenario.pools for name in (pool.llm, *pool.models)}
     for where, workload in _parts(loaded.scenario.workload):
         model = workload.model
         if model is not None and model not in served:

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import Any
 
+from fleetsim.engine.api import Scheduler
 from fleetsim.engine.batch import Batch
+from fleetsim.engine.compressions.between_turns import BetweenTurns
 from fleetsim.engine.evictions.api import CacheView, prefill_cost
 from fleetsim.engine.kv_tiers.build import attach_tiers, shared_store
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
@@ -21,9 +24,12 @@ from fleetsim.fleet.life import Life
 from fleetsim.fleet.lifecycle import Lifecycle
 from fleetsim.fleet.pool import Pool, describe_pool
 from fleetsim.fleet.rebalance import Rebalancing, rebalancings
+from fleetsim.fleet.swapping import Swapping
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
+from fleetsim.placement.on_demand import OnDemandConfig
+from fleetsim.plugins import Choice
 from fleetsim.scenario.schema import KvTiers, Scenario, Slo
 from fleetsim.workload.request import FINISHED, UNFINISHED, Request, Workload, each_released
 
@@ -88,6 +94,8 @@ class Fleet:
         grows = any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools)
         if grows or scenario.faults:
             self.lifecycle = Lifecycle(self, streams)
+        self.swapping = self._swapping()
+        """Replicas that change their LLM, if there are any."""
         self._rebalancings: list[Rebalancing] = []
         for rebalancing in rebalancings(scenario, streams, self):
             self.rebalance(rebalancing)
@@ -124,8 +132,30 @@ class Fleet:
             pool.lives.append(life)
             if engine.kv.tiers is not None:
                 pool.tiers.append(self._with_tiers(pool, replica, engine.kv.tiers))
+            if engine.kv.compression is not None:
+                config_of: Any = engine.kv.compression.config
+                if getattr(config_of, "kept_episodes", 0):
+                    pool.between_turns.append(self._with_sessions(pool, replica, config_of))
             if engine.kv.preemption.mode == "swap":
                 pool.swaps.append(self._with_swap(pool, replica))
+
+    def _swapping(self) -> Swapping | None:
+        """What decides about replicas that change their LLM, and about requests for them."""
+        chosen = [replica for replica in self.replicas if self.pool_of[replica.index].swapping]
+        if not chosen:
+            return None
+        choice = self._scenario.gateway.placement or Choice("placements", "on-demand", OnDemandConfig())
+        pools = [self.pool_of[replica.index] for replica in chosen]
+        rng = self._streams.get("placement")
+        swapping = Swapping(self.gateway, self.clock, chosen, pools, choice, rng, self.network, self._engine_of)
+        self.gateway.swapping = swapping
+        return swapping
+
+    def _engine_of(self, pool: Pool, replica: int) -> tuple[Scheduler, list[Batch]]:
+        """A scheduler and empty batches for a replica."""
+        scheduler: Scheduler = pool.config.engine.scheduler.create()
+        outlook = Outlook(pool.model, getattr(scheduler, "max_batched_tokens", 0))
+        return scheduler, [self._batch(pool, replica, rank, outlook) for rank in range(pool.config.parallelism.dp)]
 
     def _with_tiers(self, pool: Pool, replica: Replica, config: KvTiers) -> ReplicaTiers:
         """Give a replica the tiers below its memory."""
@@ -139,6 +169,23 @@ class Fleet:
                 store = self._stores[key] = shared_store(self._scenario.network.store.capacity, block_bytes)
         host = str(network.graph.nodes[f"gpu:{replica.index}"]["host"])
         return attach_tiers(replica, config, network, host, block_bytes, pool.llm.layers, store)
+
+    def _with_sessions(self, pool: Pool, replica: Replica, config: Any) -> BetweenTurns:
+        """Let a replica keep compressed caches of conversations between their turns."""
+        network = self.network()
+        compression = replica.batches[0].compression
+        assert compression is not None
+        return BetweenTurns(
+            replica,
+            network,
+            str(network.graph.nodes[f"gpu:{replica.index}"]["host"]),
+            compression,
+            config.host_capacity,
+            config.kept_episodes,
+            config.accuracy,
+            self._scenario.seed,
+            pool.kv_bytes_per_token,
+        )
 
     def _with_swap(self, pool: Pool, replica: Replica) -> Swap:
         """Let a replica copy what preempted requests had to its host."""
@@ -347,9 +394,13 @@ class Fleet:
         for tiers in (tiers for pool in self.pools for tiers in pool.tiers):
             for place in tiers.places:
                 place.tier.verify()
+        for between in (between for pool in self.pools for between in pool.between_turns):
+            between.verify()
         for swap in (swap for pool in self.pools for swap in pool.swaps):
             swap.verify()
         self._verify_loans()
+        if self.swapping is not None:
+            self.swapping.verify(end_s)
         for replica in self.replicas:
             meter = replica.meter(end_s)
             on_s = self.lives[replica.index].on_s(end_s)

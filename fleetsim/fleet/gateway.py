@@ -67,7 +67,7 @@ class Side:
 class Group:
     """Where requests for one LLM go: to be admitted, to have their prompts computed, and to have their answers computed."""
 
-    __slots__ = ("admission", "collects", "decode", "delay_s", "energy_j", "entry", "held", "most", "timer")
+    __slots__ = ("admission", "collects", "decode", "delay_s", "energy_j", "entry", "held", "most", "swaps", "timer")
 
     def __init__(self, entry: Side, decode: Side | None) -> None:
         self.entry = entry
@@ -86,6 +86,8 @@ class Group:
         """How many it waits for."""
         self.timer: Timer | None = None
         """When it waits for no more; None while nobody has come."""
+        self.swaps = False
+        """Whether its replicas change their LLM: then a placement policy decides in the router's place."""
 
 
 class Gateway:
@@ -135,6 +137,8 @@ class Gateway:
         """Replica, over the whole fleet, to which a request is sent whatever the router says, by its id."""
         self.by_id: dict[int, Request] | None = None
         """Requests under way, where somebody may want to move them."""
+        self.swapping: Any = None
+        """Where requests wait for replicas that change their LLM (`fleet/swapping.py`), if there are any."""
         self.outside: dict[Request, None] = {}
         """Requests that are at no replica: put off, waiting for a decision, or between two replicas."""
         self._held: dict[Request, Group] = {}
@@ -222,11 +226,11 @@ class Gateway:
 
     def _group(self, model: str | None) -> Group:
         """Replicas for requests that ask for `model` (a catalogue name); all replicas where they ask for none."""
-        chosen = [i for i, pool in enumerate(self.pools) if model is None or pool.llm.name == model]
+        chosen = [i for i, pool in enumerate(self.pools) if model is None or model in pool.variants]
         roles = {self.pools[i].config.role for i in chosen}
         config = self._config
         apart = bool(roles - {"mixed"}) or config.decode_router is not None or config.router.says("pairs")
-        entry = self._side([i for i in chosen if not apart or self.pools[i].config.role != "decode"])
+        entry = self._side([i for i in chosen if not apart or self.pools[i].config.role != "decode"], model)
         decode = self._side([i for i in chosen if self.pools[i].config.role != "prefill"]) if apart else None
         group = Group(entry, decode)
         if decode is not None:
@@ -234,7 +238,8 @@ class Gateway:
             for replica in entry.replicas:
                 replica.on_prefilled = self._prefilled
         name = model or ""
-        if entry.replicas:
+        group.swaps = any(self.pools[i].swapping for i in chosen)
+        if entry.replicas and not group.swaps:
             entry.router = config.router.create(self._streams.get(f"router.{name}"), entry.view)
             group.collects = hasattr(entry.router, "route_window")
         if decode is not None and decode.replicas:
@@ -263,8 +268,8 @@ class Gateway:
                 replica.on_first_token = self.started
             side.view.set_present(position, replica.present)
 
-    def _side(self, chosen: Sequence[int]) -> Side:
-        pools = [self.pools[i] for i in chosen]
+    def _side(self, chosen: Sequence[int], model: str | None = None) -> Side:
+        pools = [self.pools[i].variants.get(model or "", self.pools[i]) for i in chosen]
         view = FleetView(
             [pool.name for pool in pools],
             [pool.capacity_tokens for pool in pools],
@@ -299,6 +304,8 @@ class Gateway:
 
     def take(self, request: Request) -> None:
         """Take a request that arrives now."""
+        if self.swapping is not None and request.model is None:
+            request.model = self.swapping.default_model
         group = self._groups.get(request.model) or self._group(request.model)
         limit_s = self._ttft_limit_s
         if request.klass is not None:
@@ -378,6 +385,9 @@ class Gateway:
         if self.gone and not self._open(group):
             self._wait_for_a_replica(group, request)
             return
+        if group.swaps:
+            self._queue(group, request)
+            return
         if group.collects:
             self._collect(group, request)
             return
@@ -414,6 +424,42 @@ class Gateway:
         if self.steered and not request.attempt and request.id in self.steered:
             decision = _position(side, self.steered[request.id], decision)
         self._dispatch(group, request, decision, route, ready_s)
+
+    def _queue(self, group: Group, request: Request) -> None:
+        """Let a request wait for replicas that change their LLM, once it is decided about."""
+        if group.energy_j:
+            self.energy_j += group.energy_j
+            request.host_energy_j += group.energy_j
+        if group.delay_s:
+            self.outside[request] = None
+            self.clock.at(self.clock.now_s + group.delay_s, partial(self._queue_now, request))
+        else:
+            self._wait(request)
+
+    def _queue_now(self, request: Request) -> None:
+        if self.outside.pop(request, _GONE) is not _GONE:
+            self._wait(request)
+
+    def _wait(self, request: Request) -> None:
+        reason = self.swapping.take(request)
+        if reason is not None:
+            self._reject(request, reason)
+
+    def send(self, request: Request, replica: Replica) -> None:
+        """Send a request that waited for a replica's LLM there."""
+        for view, _ in self._views[replica.index]:
+            view.now_s = self.clock.now_s
+        self._send(request, replica, self.clock.now_s + replica.model.frontend_s)
+
+    def take_back(self, request: Request, then: Callable[[Request], None]) -> None:
+        """Take a request back from its replica; `then` is not called if it ends before."""
+        self._withdraw(request, partial(self._taken_back, then))
+
+    def _taken_back(self, then: Callable[[Request], None], request: Request) -> None:
+        if request.reason is not None:
+            self._timed_out(request)  # its client has given up meanwhile
+        else:
+            then(request)
 
     def _explained(self, side: Side, request: Request) -> Any:
         """Ask the router, and keep what it knew if somebody wants to hear about this request."""
@@ -676,6 +722,8 @@ class Gateway:
             request.decode_at = LOCAL
         for view, position in self._views[index]:
             view.ended(position, request.prompt_tokens)
+        if self.swapping is not None:
+            self.swapping.gone(request)
         if request in self._twins:
             if request in self._losers:
                 self._pay(request)
@@ -713,6 +761,8 @@ class Gateway:
             if request.first_token_s != request.first_token_s:
                 view.started(position, request.prompt_tokens, request_id=request.id)
             view.ended(position, request.prompt_tokens)
+        if self.swapping is not None:
+            self.swapping.gone(request)
         self._pay(request)
 
     def _pay(self, request: Request) -> None:
@@ -947,6 +997,8 @@ class Gateway:
             self._withdraw(request, self._won_by_nobody)
         elif self._let_go(request) or self.outside.pop(request, _GONE) is not _GONE:
             self.waiting_room.pop(request, None)
+            if self.swapping is not None:
+                self.swapping.gone(request)
             self._end(request, TIMED_OUT)
         else:
             self._withdraw(request, self._timed_out)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
 from fleetsim.catalog.link import Link, load_link
 from fleetsim.catalog.llm import Llm, load_llm
-from fleetsim.catalog.memory import kv_bytes_per_token, memory_plan, suspended_bytes_per_token
+from fleetsim.catalog.memory import (
+    kv_bytes_per_token,
+    memory_plan,
+    suspended_bytes_per_token,
+    weight_bytes_per_accelerator,
+)
 from fleetsim.catalog.own import accelerator_for, link_for
 from fleetsim.engine.api import StepTimeModel
+from fleetsim.engine.compressions.between_turns import BetweenTurns
 from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
-from fleetsim.engine.replica import Replica
+from fleetsim.engine.replica import Meter, Replica
 from fleetsim.engine.steptime.governor import governed
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import DataError, Finding
@@ -51,8 +58,30 @@ class Pool:
     """What lies below the memory of each replica, if anything does."""
     swaps: list[Swap] = field(default_factory=list)
     """Where each replica keeps what preempted requests had, if they are swapped."""
+    between_turns: list[BetweenTurns] = field(default_factory=list)
+    """Where each replica keeps compressed caches of conversations, if it does."""
+    variants: dict[str, Pool] = field(default_factory=dict)
+    """By name of the LLM, what the pool is while its replicas hold it: itself for `llm`, others where it has `models`."""
+    seats: dict[int, Any] = field(default_factory=dict)
+    """Where its replicas change their LLM: what each holds and did (`fleet/swapping.py`), by number over the fleet."""
     _prefill_time: PrefillTime | None = None
     _decode_time: DecodeTime | None = None
+
+    @property
+    def swapping(self) -> bool:
+        """Whether its replicas may change their LLM."""
+        return bool(self.config.models)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Weights of its LLM on all accelerators of one replica [bytes]."""
+        spread = self.config.parallelism
+        return weight_bytes_per_accelerator(self.llm, spread, self.config.engine.weights) * spread.accelerators
+
+    def shares(self, replica: Replica, now_s: float) -> list[tuple[Pool, Meter]]:
+        """What a replica did until now with each of its LLMs."""
+        seat = self.seats.get(replica.index)
+        return [(self, replica.meter(now_s))] if seat is None else list(seat.shares(now_s))
 
     @property
     def accelerators(self) -> int:
@@ -129,7 +158,7 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
             raise DataError(Finding(message))
         capacity_tokens -= kept
     price = (accelerator.price_usd_per_h or 0.0) if config.price is None else config.price
-    return Pool(
+    pool = Pool(
         name=config.name,
         index=index,
         config=config,
@@ -142,3 +171,8 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
         capacity_blocks=max(capacity_tokens // engine.kv.block_tokens, 1),
         price_usd_per_h=price * config.parallelism.accelerators,
     )
+    pool.variants[llm.name] = pool
+    for name in config.models:
+        other = describe_pool(config.model_copy(update={"llm": name, "models": ()}), index, base_dir)
+        pool.variants[other.llm.name] = other
+    return pool

@@ -232,19 +232,17 @@ def _rates(summary: Mapping[str, Any], makespan_s: float, accelerators: int) -> 
 def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figures:
     """Energy, cost and use of the machines, from their meters."""
     energy_j = idle_j = cost_usd = busy_s = flops = flop_room = read_bytes = byte_room = 0.0
-    tokens = steps = 0
+    swap_s = swap_bytes = swap_j = 0.0
+    tokens = steps = swaps = 0
     paid_s = accelerator_s = 0.0
     bound = bound_measured = 0.0
     for pool in pools:
         chips = pool.config.parallelism.accelerators
-        accelerator, engine, llm = pool.accelerator, pool.config.engine, pool.llm
+        accelerator, engine = pool.accelerator, pool.config.engine
         mean = pool.on_s(end_s) / end_s * chips if end_s else float(pool.accelerators)
         accelerator_s += pool.on_s(end_s) * chips
         bound += mean * _bound(pool)
         bound_measured += mean * _bound(pool, measured=True)
-        weights = llm.weights_dtype(engine.weights)
-        peak = accelerator.peak_flop_per_s[accelerator.arithmetic(weights)]
-        kv_bytes = llm.kv_values_per_token * llm.attention_layers * BYTES_PER_VALUE[llm.kv_dtype(engine.kv.dtype)]
         for replica, life in zip(pool.replicas, pool.lives, strict=True):
             meter = replica.meter(end_s)
             on_s = life.on_s(end_s)
@@ -254,13 +252,27 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
             cost_usd += pool.price_usd_per_h * on_s / 3600.0
             busy_s += meter.busy_s
             paid_s += on_s
-            steps += meter.steps
-            computed = meter.prompt_tokens + meter.output_tokens
-            tokens += computed
-            flops += 2.0 * llm.parameters_active * computed
-            flop_room += peak * chips * meter.busy_s
-            read_bytes += meter.steps * llm.weight_bytes(engine.weights) + meter.ctx_tokens_read * kv_bytes
-            byte_room += accelerator.bandwidth_bytes_per_s * chips * meter.busy_s
+            for held, share in pool.shares(replica, end_s):
+                llm = held.llm
+                peak = accelerator.peak_flop_per_s[accelerator.arithmetic(llm.weights_dtype(engine.weights))]
+                kv_bytes = (
+                    llm.kv_values_per_token * llm.attention_layers * BYTES_PER_VALUE[llm.kv_dtype(engine.kv.dtype)]
+                )
+                steps += share.steps
+                computed = share.prompt_tokens + share.output_tokens
+                tokens += computed
+                flops += 2.0 * llm.parameters_active * computed
+                flop_room += peak * chips * share.busy_s
+                read_bytes += share.steps * llm.weight_bytes(engine.weights) + share.ctx_tokens_read * kv_bytes
+                byte_room += accelerator.bandwidth_bytes_per_s * chips * share.busy_s
+            seat = pool.seats.get(replica.index)
+            if seat is not None:
+                swaps += seat.loads
+                swap_s += seat.loading_s(end_s)
+                swap_bytes += seat.load_bytes
+                swap_j += seat.loading_j(end_s)
+    idle_j += swap_j
+    energy_j += swap_j
     per_million = cost_usd / output_tokens * 1e6 if output_tokens else None
     return {
         "energy_j": energy_j,
@@ -278,6 +290,10 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
         "compute_bound_measured_tokens_per_s": bound_measured,
         "compute_bound_ratio": tokens / end_s / bound if end_s else 0.0,
         "simulated_s": end_s,
+        "model_swaps": swaps,
+        "model_swap_s": swap_s,
+        "model_swap_bytes": swap_bytes,
+        "model_swap_energy_j": swap_j,
         "accelerators": sum(pool.accelerators for pool in pools),
         "accelerator_hours": accelerator_s / 3600.0,
     }

@@ -57,6 +57,7 @@ class RequestLog:
         self._pools: np.ndarray[Any, Any] = np.zeros(0, np.int32)
         self._pool_names: list[str] = []
         self._llm_names: list[str] = []
+        self._swapping: np.ndarray[Any, Any] = np.zeros(0, np.bool_)
         self._usd_per_s: np.ndarray[Any, Any] = np.zeros(0)
         self._host_w: np.ndarray[Any, Any] = np.zeros(0)
 
@@ -67,6 +68,7 @@ class RequestLog:
         self._pools = np.array([pool.index for pool in fleet.pool_of], dtype=np.int32)
         self._pool_names = [pool.name for pool in fleet.pools]
         self._llm_names = [pool.llm.name for pool in fleet.pools]
+        self._swapping = np.array([pool.swapping for pool in fleet.pools])
         self._usd_per_s = np.array([pool.price_usd_per_h / 3600.0 for pool in fleet.pool_of])
         self._host_w = np.array([pool.host_busy_w for pool in fleet.pool_of])
 
@@ -120,7 +122,7 @@ class RequestLog:
             "turn": column(ints("turn"), None, pa.int32()),
             "tenant": _names(list(map(attrgetter("tenant"), rows))),
             "class": _names(classes),
-            "model": _coded(pool, self._llm_names),
+            "model": self._models(rows, pool),
             "pool": _coded(pool, self._pool_names),
             "replica": column(replica, ~served, pa.int32()),
             "prefill_replica": column(prefill, prefill < 0, pa.int32()),
@@ -154,6 +156,16 @@ class RequestLog:
         }
         return as_batch("requests", columns)
 
+    def _models(self, rows: Sequence[Request], pool: np.ndarray[Any, Any]) -> pa.DictionaryArray:
+        """LLM that served each: the pool's, or where its replicas change theirs, the one asked for."""
+        if not self._swapping.any():
+            return _coded(pool, self._llm_names)
+        names: list[str | None] = []
+        for request, number in zip(rows, pool.tolist(), strict=True):
+            named = number >= 0 and not self._swapping[number]
+            names.append(self._llm_names[number] if named else request.model if number >= 0 else None)
+        return _names(names)
+
 
 class Sampler:
     """Rows of the `replicas` and `fleet` tables: what happened since the last sample."""
@@ -167,6 +179,8 @@ class Sampler:
         self._ticks = 0
         self._meters = [Meter(0.0, 0.0, 0, 0, 0, 0)] * len(fleet.replicas)
         self._on_s = [0.0] * len(fleet.replicas)
+        self._loading_j: dict[int, float] = {}
+        """Energy of loading LLMs up to the last sample, by replica."""
         self._rows: dict[str, list[tuple[Any, ...]]] = {"replicas": [], "fleet": []}
         self._sent = [0] * len(fleet.pools)
         self._ended = [0] * len(fleet.pools)
@@ -209,12 +223,20 @@ class Sampler:
             waiting += sum(request.queued_s <= now_s for request in (*replica.inbox, *replica.held))
             steps, prompt = meter.steps - before.steps, meter.prompt_tokens - before.prompt_tokens
             output = meter.output_tokens - before.output_tokens
-            capacity = pool.capacity_blocks * len(replica.batches)
+            capacity = sum(batch.cache.capacity for batch in replica.batches)
+            state, held = str(life.state), pool.llm.name
+            seat = pool.seats.get(i)
+            if seat is not None:
+                state, held = seat.state, seat.place.holds
+                loading_j = seat.loading_j(now_s)
+                watts += (loading_j - self._loading_j.get(i, 0.0)) / length_s
+                self._loading_j[i] = loading_j
             used = replica.kv_used_blocks(now_s)
             cached = min(sum(batch.cache.cached for batch in replica.batches), capacity - used)
             rows.append((
-                start_s, now_s, pool.name, i, life.state, running, waiting, used / capacity, cached / capacity,
+                start_s, now_s, pool.name, i, state, running, waiting, used / capacity, cached / capacity,
                 min(max(busy_s / length_s, 0.0), 1.0), steps, (prompt + output) / steps if steps else 0.0, prompt, output, watts,
+                held,
             ))  # fmt: skip
             power_w[pool.index] += watts
             host_w[pool.index] += (pool.host_busy_w * busy_s + pool.host_idle_w * idle_s) / length_s
@@ -324,8 +346,10 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
     rows += fleet.gateway.events()
     if fleet.lifecycle is not None:
         rows += fleet.lifecycle.events
+    if fleet.swapping is not None:
+        rows += fleet.swapping.events
     rows.append((end_s, "run_end", None, None, 1))
-    write_rows(sink, "events", rows)
+    write_rows(sink, "events", [row if len(row) > 5 else (*row, None) for row in rows])
 
 
 def write_rows(sink: Sink, table: str, rows: Sequence[tuple[Any, ...]]) -> None:

@@ -110,7 +110,7 @@ REPLICAS = (
     Column("end_s", _F, "s", "End of the interval"),
     Column("pool", _N, "", "Pool"),
     Column("replica", "int32", "", "Replica, numbered over the fleet"),
-    Column("state", _N, "", "ready, starting, draining or down at the end of the interval"),
+    Column("state", _N, "", "ready, starting, draining, loading (another LLM) or down at the end of the interval"),
     Column("running", "int32", "count", "Requests running at the end of the interval"),
     Column("waiting", "int32", "count", "Requests in the queue at the end of the interval"),
     Column("kv_used_ratio", _F, "", "KV blocks in use / capacity at the end of the interval"),
@@ -127,6 +127,7 @@ REPLICAS = (
         "Mean power of the accelerators in the interval",
         "(energy of steps + idle power x idle time) / (end_s - start_s)",
     ),
+    Column("model", _N, "", "LLM that it holds at the end of the interval; null while it loads one"),
 )
 
 FLEET = (
@@ -163,7 +164,8 @@ EVENTS = (
         "kind",
         _N,
         "",
-        "replica_ready; flip_to_prefill, flip_to_decode (a router gives a replica another role); totals at the end of the "
+        "replica_ready; model_load_begun, model_loaded (a replica changes its LLM); "
+        "flip_to_prefill, flip_to_decode (a router gives a replica another role); totals at the end of the "
         "run: kv_evictions, interruptions (steps stopped for a request), "
         "interruption_wait_us (from these requests to the ends of the operators under way), migrations (to the replica), "
         "migration_pause_us (from leaving the old replica to waiting at this one), migrations_given_up, "
@@ -172,6 +174,7 @@ EVENTS = (
     Column("pool", _N, "", "Pool"),
     Column("replica", "int32", "", "Replica, numbered over the fleet"),
     Column("count", _I, "count", "How many"),
+    Column("model", _N, "", "LLM that the replica changes to; null for everything else"),
 )
 
 GAPS = (

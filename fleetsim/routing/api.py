@@ -73,6 +73,11 @@ class RequestView:
         return self._request.prompt_tokens
 
     @property
+    def model(self) -> str | None:
+        """LLM that it asks for; None if any will do."""
+        return self._request.model
+
+    @property
     def session(self) -> int:
         """Conversation it belongs to; -1 if none."""
         return self._request.session

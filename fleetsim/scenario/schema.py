@@ -707,6 +707,24 @@ class Startup(Block):
     """From then on until it can serve: engine start, graph capture, warm-up. An assumption: vLLM takes 10 to 60 s."""
 
 
+class ModelSwap(Block):
+    """What it takes a replica to hold another LLM: weights come from where they lie, then the engine is made ready."""
+
+    weights: Literal["host", "ssd", "store"] = "host"
+    """Where the weights of all its LLMs lie: host memory, from which they come over PCIe; the server's drives; or the remote store
+    (`network.store`). What comes from there shares the bandwidth with everything else on its way."""
+    host_capacity: Bytes | None = None
+    """Room in host memory, per replica, for weights that came from drives or the store: those used longest ago go first; default:
+    none are kept."""
+    setup: SecondsOrZero = 2.0
+    """Time from the last byte until the engine serves: memory laid out, graphs captured; an assumption, of the order that engines
+    which sleep and wake need. Minutes where they start anew."""
+    kv: Literal["drop", "host"] = "drop"
+    """Keys and values of a running request that is taken back: computed again, or copied to the host and back."""
+    kv_capacity: Bytes = 4.0 * 2**30
+    """Room in host memory for these, per accelerator; those that find none are computed again."""
+
+
 class Pool(Block):
     """Replicas of one LLM on one kind of accelerator."""
 
@@ -714,6 +732,10 @@ class Pool(Block):
     """Unique in the scenario."""
     llm: Annotated[str, Field(min_length=1)]
     """Name in the catalogue (`fleetsim list llms`), or the path of a Hugging Face `config.json`."""
+    models: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Other LLMs that a replica may hold in its place, one at a time: `gateway.placement` decides which, and who runs when."""
+    swap: ModelSwap = ModelSwap()
+    """What changing from one LLM to another takes."""
     accelerator: Annotated[str, Field(min_length=1)]
     """Name in the catalogue (`fleetsim list accelerators`)."""
     parallelism: Parallelism = Parallelism()
@@ -759,6 +781,26 @@ class Pool(Block):
             raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")
         if self.autoscaler is not None and self.min_replicas > self.replicas:
             raise ValueError(f"min_replicas {self.min_replicas} is above replicas {self.replicas}")
+        return self
+
+    @model_validator(mode="after")
+    def _swaps_alone(self) -> Self:
+        if not self.models:
+            return self
+        names = (self.llm, *self.models)
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'"{name}" is named twice among llm and models')
+        kv = self.engine.kv
+        for what, there in (
+            (f"role: {self.role}", self.role != "mixed"),
+            ("engine.kv.tiers", kv.tiers is not None),
+            ("engine.kv.preemption.mode: swap", kv.preemption.mode == "swap"),
+            (f"engine.kv.{kv.approximate}", bool(kv.approximate)),
+            ("autoscaler or max_replicas", self.autoscaler is not None or self.max_replicas is not None),
+        ):
+            if there:
+                raise ValueError(f"models: replicas that change their LLM are not modelled with {what}")
         return self
 
     @model_validator(mode="after")
@@ -829,6 +871,9 @@ class Gateway(Block):
     """Who is let in, put off or turned away; by default everybody is let in."""
     predictor: Annotated[Choice, PolicyField("predictors")] | None = None
     """Expects output lengths, which orders of queues and other policies may use; by default nobody does."""
+    placement: Annotated[Choice, PolicyField("placements")] | None = None
+    """Decides, in the router's place, about replicas of pools with `models`: which LLM each holds, and which request runs there
+    when; default: on-demand. Pools with one LLM stay the router's."""
     rebalancer: Annotated[Choice, PolicyField("rebalancers")] | None = None
     """Moves waiting or running requests between replicas; by default nobody does."""
     decision: Decision = Decision()
@@ -911,6 +956,31 @@ class Scenario(Block):
     """What energy costs besides being drawn."""
     run: Run = Run()
     """How to simulate."""
+
+    @model_validator(mode="after")
+    def _placements_place(self) -> Self:
+        swapping = [pool for pool in self.pools if pool.models]
+        gateway = self.gateway
+        if gateway.placement is not None and not swapping:
+            raise ValueError("gateway.placement chooses among the LLMs of a replica: give a pool `models`")
+        if not swapping:
+            return self
+        if self.faults:
+            raise ValueError("faults: failures of replicas that change their LLM (`models`) are not modelled")
+        if gateway.rebalancer is not None:
+            raise ValueError(
+                "gateway.rebalancer moves requests between replicas of one LLM: not where a pool has `models`"
+            )
+        for name in sorted({name for pool in swapping for name in (pool.llm, *pool.models)}):
+            for pool in self.pools:
+                if not pool.models and pool.llm == name:
+                    raise ValueError(
+                        f'"{name}" is served by pool "{pool.name}" for good and by pools with `models`: one or the other'
+                    )
+        for pool in swapping:
+            if pool.swap.weights == "store" and self.network.store is None:
+                raise ValueError(f'pool "{pool.name}": swap.weights: store needs network.store, at least its bandwidth')
+        return self
 
     @model_validator(mode="after")
     def _approximate_stays(self) -> Self:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from fleetsim.testing.admission import check_admission
 from fleetsim.testing.eviction import check_cache
 from fleetsim.testing.order import check_order
+from fleetsim.testing.placement import check_placement
 from fleetsim.testing.predictor import check_predictor
 from fleetsim.testing.rebalancer import check_rebalancer
 from fleetsim.testing.report import Report
@@ -26,6 +27,7 @@ __all__ = [
     "check_admission",
     "check_cache",
     "check_order",
+    "check_placement",
     "check_predictor",
     "check_rebalancer",
     "check_router",

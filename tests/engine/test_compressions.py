@@ -382,3 +382,135 @@ def test_epicache_refused_parameters() -> None:
     for changes in ({"budget_tokens": 1}, {"block_tokens": 0}, {"medoid_tokens": -1}, {"charged_episodes": 0}):
         with pytest.raises((ValueError, FleetsimError)):
             Scenario.model_validate(scenario({"policy": "epicache", **changes}))
+
+
+# --- between turns ----------------------------------------------------------------------------------------------------
+
+
+def conversations(**changes: Any) -> dict[str, Any]:
+    """A few conversations of long turns on two replicas, each tied to one of them."""
+    compression = {
+        "policy": "epicache",
+        "budget_tokens": 128,
+        "block_tokens": 64,
+        "medoid_tokens": 8,
+        "kept_episodes": 4,
+    } | changes
+    made = scenario(compression, gateway={"router": "session-affinity"})
+    made["workload"] = {
+        "kind": "synthetic",
+        "requests": 80,
+        "arrivals": {"process": "poisson", "rate": "4 req/s"},
+        "prompt_tokens": {"distribution": "lognormal", "mean": 200, "cv": 1.0, "min": 4, "max": 600},
+        "output_tokens": {"distribution": "lognormal", "mean": 60, "cv": 1.0, "min": 1, "max": 200},
+        "sessions": {
+            "turns": {"distribution": "lognormal", "mean": 5, "cv": 0.5, "min": 2, "max": 9},
+            "think_time": "500 ms",
+            "max_context_tokens": 3000,
+        },
+    }
+    made["pools"][0]["replicas"] = 2
+    return made
+
+
+def rows_of(result: fleetsim.Result) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = (
+        result.requests().sort_by([("session_id", "ascending"), ("turn", "ascending")]).to_pylist()
+    )
+    return rows
+
+
+def computed_tokens(result: fleetsim.Result) -> int:
+    return sum(result.table("replicas")["prompt_tokens"].to_pylist())
+
+
+def test_later_turns_load_their_episode_and_compute_what_is_new(tmp_path: Path) -> None:
+    result = fleetsim.run(conversations(), out=tmp_path / "kept", check=True)
+    rows = rows_of(result)
+    before = dict.fromkeys((row["session_id"] for row in rows), 0)
+    for row in rows:
+        assert row["loaded_tokens"] == before[row["session_id"]] or row["preemptions"]
+        assert row["cached_tokens"] == 0
+        before[row["session_id"]] = row["prompt_tokens"] + row["output_tokens"] - 1
+    plain = fleetsim.run(conversations(kept_episodes=0), out=tmp_path / "plain", check=True)
+    assert computed_tokens(result) == computed_tokens(plain) - result.summary["loaded_tokens"]
+    assert result.summary["ttft_mean_s"] < plain.summary["ttft_mean_s"]
+
+
+def test_a_load_takes_the_bytes_of_a_budget_over_the_host_link(tmp_path: Path) -> None:
+    from fleetsim.kernel.clock import Clock
+    from fleetsim.network.flows import Network
+    from fleetsim.network.topology import build_graph
+
+    lonely = conversations(budget_tokens=512, block_tokens=512)
+    lonely["workload"]["requests"] = 12
+    lonely["workload"]["arrivals"]["rate"] = "0.01 req/s"
+    result = fleetsim.run(lonely, out=tmp_path, check=True)
+    token_bytes = load_llm("llama-3.1-8b").kv_bytes_per_token("auto")
+    network = Network(Clock(), build_graph(Scenario.model_validate(lonely)))
+    loads = [row for row in rows_of(result) if row["loaded_tokens"]]
+    assert loads
+    for row in loads:
+        size_bytes = min(row["loaded_tokens"], 512) * token_bytes
+        expected_s = network.estimate_s("host:0", f"gpu:{row['replica']}", size_bytes)
+        assert row["load_s"] == pytest.approx(expected_s, rel=1e-9)
+    written = [
+        (4 if not row["turn"] else 1) * min(row["prompt_tokens"] + row["output_tokens"] - 1, 512)
+        for row in rows_of(result)
+    ]
+    read = [min(row["loaded_tokens"], 512) for row in loads]
+    last_s = max(row["end_s"] for row in rows_of(result))
+    moved = result.summary["network_bytes"] / token_bytes
+    assert sum(written) + sum(read) - 4 * 512 <= moved <= sum(written) + sum(read) + 1e-6, last_s
+
+
+def test_a_wrong_episode_makes_what_it_stands_for_approximate(tmp_path: Path) -> None:
+    right, wrong, half = (
+        fleetsim.run(conversations(accuracy=accuracy), out=tmp_path / str(accuracy), check=True)
+        for accuracy in (1.0, 0.0, 0.5)
+    )
+    loaded = right.summary["loaded_tokens"]
+    assert wrong.summary["approximate_tokens"] - right.summary["approximate_tokens"] == loaded
+    assert (
+        right.summary["approximate_tokens"] < half.summary["approximate_tokens"] < wrong.summary["approximate_tokens"]
+    )
+    assert min(row["approximate_tokens"] for row in rows_of(right)) >= 0
+    plain = fleetsim.run(conversations(kept_episodes=0), out=tmp_path / "plain", check=True)
+    assert right.summary["approximate_tokens"] < plain.summary["approximate_tokens"]  # less is computed
+
+
+def test_a_full_host_forgets_conversations(tmp_path: Path) -> None:
+    token_bytes = load_llm("llama-3.1-8b").kv_bytes_per_token("auto")
+    few = fleetsim.run(conversations(host_capacity=f"{3 * 4 * 128 * token_bytes} B"), out=tmp_path / "few", check=True)
+    all_of_them = fleetsim.run(conversations(), out=tmp_path / "all", check=True)
+    none = fleetsim.run(conversations(host_capacity=f"{100 * token_bytes} B"), out=tmp_path / "none", check=True)
+    assert none.summary["loaded_tokens"] < few.summary["loaded_tokens"] < all_of_them.summary["loaded_tokens"]
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    engine=engines(),
+    budget=st.sampled_from([17, 64, 333]),
+    episodes=st.sampled_from([1, 4]),
+    room=st.sampled_from([100, 2000, 100_000]),
+    think=st.sampled_from(["0 s", "50 ms", "2 s"]),
+    seed=st.integers(0, 10_000),
+)
+def test_between_turns_leaps_equal_step_by_step(
+    engine: dict[str, Any], budget: int, episodes: int, room: int, think: str, seed: int, tmp_path: Any
+) -> None:
+    """With little room on the accelerator requests are preempted, with little on the host conversations are forgotten."""
+    made = conversations(
+        budget_tokens=budget, kept_episodes=episodes, host_capacity=f"{room * 131_072} B", accuracy=0.7
+    )
+    own = made["pools"][0]["engine"]
+    kv = {**engine["kv"], "compression": own["kv"]["compression"]}
+    made["pools"][0]["engine"] = {**own, **engine, "kv": kv}
+    made["workload"]["sessions"]["think_time"] = think
+    fast, slow = run_both({**made, "seed": seed}, tmp_path)
+    assert_same(fast, slow)
+    for column in ("approximate_tokens", "loaded_tokens"):
+        a, b = (result.requests().sort_by("request_id")[column].to_pylist() for result in (fast, slow))
+        assert a == b, column

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from fleetsim.plugins import PolicyConfig
+from fleetsim.units import Bytes
 
 
 class EpicacheConfig(PolicyConfig):
@@ -21,6 +22,12 @@ class EpicacheConfig(PolicyConfig):
     charged_episodes: Annotated[int, Field(ge=1, le=1000, strict=True)] = 1
     """Episodes whose caches are computed with a prompt, a pass over all of it for each. 1 is that of its own question: the others
     are built in the background for nothing. The paper's conversations have 4 episodes."""
+    kept_episodes: Annotated[int, Field(ge=0, le=1000, strict=True)] = 0
+    """Caches of each conversation that stay in host memory between its turns, one per episode (the paper's have 4). 0: none."""
+    accuracy: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Chance that the episode found nearest to a turn is the right one: an assumption, since no text is embedded here."""
+    host_capacity: Bytes = 64.0 * 2**30
+    """Room in host memory for kept caches, per replica; conversations used longest ago go first."""
 
 
 class Epicache:
@@ -34,9 +41,15 @@ class Epicache:
     back; all of it times `charged_episodes`, whose passes follow each other in the same room. Prompt tokens behind a cut count as
     `approximate_tokens`, as decoded ones do. An engine's chunk that spans several blocks computes them one after another.
 
+    With `kept_episodes`, caches outlive their turn: when it ends, its cache is copied to the host (the first time those of all
+    episodes); the next turn of the same conversation on the same replica loads one cache, of the episode that is found nearest,
+    when it is admitted, and computes only what is new. Copies take their bytes over the host link, and share it; room on the host
+    is counted. With another chance than `accuracy` the episode is a wrong one, and all that its cache stands for counts as
+    approximate too. Nobody else ever finds these caches: they are no prefix of other requests. Without it each turn computes its
+    prompt again.
+
     Left out: embedding and clustering the conversation; budgets that differ by layer (their sum is the same); keys and values of
-    the typical utterances, which are dropped at once; copying caches to the host. Caches do not outlive their request: each turn
-    computes its prompt again, so that none is loaded when a turn begins: a conversation asked about once costs this. A request
+    the typical utterances, which are dropped at once; bringing the caches of other episodes up to date at later turns. A request
     longer than the KV cache is refused, although its budget might fit. The step-time model `silicon` takes what a step computes
     of a prompt for one whole text, so that chunks longer than a block, and several episodes, cost more there.
 

@@ -67,8 +67,8 @@ class Qlm(Order):
     latest first, unless their own group is before it. Blocks lacking: the loosest, latest request gives way. Charged: preemption,
     as `engine.kv.preemption` says (the authors swap to the host); deciding costs nothing.
 
-    Not there: swapping models (a replica has one model for good), the authors' integer program over the queues of several replicas
-    (slack, else earliest deadline, orders each replica's own queue), and moving groups between replicas.
+    This is the queue of a replica that has one model for good: slack, else earliest deadline, orders it. What QLM does over several
+    replicas, with swaps of models, an integer program over their queues and groups that move, is the placement `qlm`.
 
     References
     ----------

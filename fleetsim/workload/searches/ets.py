@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from fleetsim.kernel.solver import solve
 from fleetsim.plugins import PolicyConfig
 from fleetsim.units import SecondsOrZero
 from fleetsim.workload.searches.api import Floats, Leaves
@@ -120,7 +121,6 @@ def kept_leaves(
     for cluster, leaves in members.items():
         problem += covered[cluster] <= pulp.lpSum([x[leaf] for leaf in leaves])
     problem += pulp.lpSum(x) >= 1
-    status = problem.solve(pulp.HiGHS(msg=False, threads=1))
-    if status != pulp.LpStatusOptimal:
-        raise RuntimeError(f"the integer program of a search ended as {pulp.LpStatus[status]}")
+    if not solve(problem):
+        raise RuntimeError(f"the integer program of a search ended as {pulp.LpStatus[problem.status]}")
     return [leaf for leaf, variable in enumerate(x) if variable.value() > 0.5]

@@ -1,0 +1,1 @@
+"""Which LLM a replica holds, and which request runs there next: one file a policy."""
