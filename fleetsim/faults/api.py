@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-FaultKind = Literal["fail", "repair", "warn", "slow"]
+FaultKind = Literal["fail", "repair", "warn", "slow", "end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,8 @@ class Fault:
     """When; not before the last one of its model [s]."""
     kind: FaultKind
     """``fail``: all that is in their memory is lost; ``repair``: they may be started again; ``warn``: they will fail, so they take
-    no more requests and drain; ``slow``: their steps last `factor` times as long from now on."""
+    no more requests and drain; ``slow``: their steps last `factor` times as long from now on; ``end``: the model knows no further,
+    and a run that goes on is refused."""
     replicas: tuple[int, ...]
     """Numbers over the fleet."""
     factor: float = 1.0

@@ -63,6 +63,7 @@ class Fleet:
         verify_every: int = 0,
     ) -> None:
         self.clock = clock
+        self.base_dir = base_dir
         self._scenario = scenario
         self._streams = streams
         self.on_end = on_end

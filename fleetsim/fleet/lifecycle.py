@@ -8,7 +8,7 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.replica import Replica
-from fleetsim.errors import PolicyError
+from fleetsim.errors import DataError, Finding, PolicyError
 from fleetsim.faults.api import Fault, Site
 from fleetsim.fleet.handover import gpu
 from fleetsim.kernel.streams import Streams
@@ -48,6 +48,8 @@ class Lifecycle:
         """Time, kind, pool, replica over the fleet, count."""
         self.draining: dict[Replica, None] = {}
         """Replicas that take no more requests and still have some."""
+        self._doomed: dict[Replica, None] = {}
+        """Replicas that will fail soon, as they were warned."""
         self._starts: dict[Replica, int] = {}
         """Number of the start under way, so that steps of one that was called off do nothing."""
         self._start_count = 0
@@ -66,7 +68,7 @@ class Lifecycle:
             scaling.begin()
         site = self._site() if scenario.faults else None
         for number, choice in enumerate(scenario.faults):
-            model = choice.create(self._streams.get(f"faults.{number}"), site)
+            model = choice.located(self._fleet.base_dir).create(self._streams.get(f"faults.{number}"), site)
             self._strike_next(model.faults(), -inf)
 
     def _site(self) -> Site:
@@ -95,6 +97,13 @@ class Lifecycle:
     def _strike(self, faults: Iterator[Fault], fault: Fault) -> None:
         if not self._fleet.active:
             return
+        if fault.kind == "end":
+            raise DataError(
+                Finding(
+                    f"a trace of faults ends at {fault.time_s:g} s, before the run does",
+                    hint="repeat it (`repeat: true`), or end the run before (`run.horizon`)",
+                )
+            )
         for index in fault.replicas:
             replica = self._fleet.replicas[index]
             if fault.kind == "fail":
@@ -106,7 +115,9 @@ class Lifecycle:
                 replica.at_boundary(partial(replica.slow_down, fault.factor))
             elif self._fleet.lives[index].state == "ready":
                 self._note("interruption_notice", replica)
+                self._doomed[replica] = None
                 self.leave(replica)
+                self._replace(replica)
         self._strike_next(faults, fault.time_s)
 
     # --- from outside ------------------------------------------------------------------------------------------------
@@ -164,6 +175,7 @@ class Lifecycle:
         if life.state == "down":
             return
         self.draining.pop(replica, None)
+        self._doomed.pop(replica, None)
         self._starts.pop(replica, None)
         serving = life.state in ("ready", "draining")
         life.enter("down", self._fleet.clock.now_s)
@@ -211,10 +223,10 @@ class Lifecycle:
     def _next_to_start(self, pool: Pool) -> Replica | None:
         """A replica that is leaving, else the first that is off."""
         pairs = list(zip(pool.replicas, pool.lives, strict=True))
-        leaving = [r for r, life in pairs if life.state == "draining" and not r.dead]
+        leaving = [r for r, life in pairs if life.state == "draining" and r not in self._doomed]
         if leaving:
             return leaving[0]
-        return next((r for r, life in pairs if life.state == "off"), None)
+        return next((r for r, life in pairs if life.state == "off" and r not in self._doomed), None)
 
     def _first_to_go(self, replicas: Sequence[Replica]) -> list[Replica]:
         """Those that start first, then those with the least to do."""
