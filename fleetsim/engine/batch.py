@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fleetsim.engine.orders.order import Order
 
 _MANY = 1 << 60
+NEVER = _MANY
+"""A step that does not come."""
 
 
 class Parked:
@@ -114,6 +116,7 @@ class Batch:
     """
 
     __slots__ = (
+        "ask_at",
         "block_tokens",
         "by_cap",
         "by_finish",
@@ -195,6 +198,8 @@ class Batch:
         self.now_s = 0.0
         self.step = 0
         """Steps in which this rank decoded, or would have if it had had requests to decode."""
+        self.ask_at = NEVER
+        """Number of such steps after which the scheduler wants to be asked again although nothing else may have changed."""
         self.order = order
         self.waiting: Queue = deque() if order is None else order
         """Requests in the queue; the head is next."""

@@ -471,7 +471,13 @@ class Replica:
         for batch in self.batches:
             cache = batch.cache
             needed = batch.phases[-batch.step % batch.block_tokens]  # blocks for the decoding requests' next tokens
-            if batch.waiting or batch.prefilling or batch.suspended or needed > cache.capacity - cache.used:
+            if (
+                batch.waiting
+                or batch.prefilling
+                or batch.suspended
+                or needed > cache.capacity - cache.used
+                or batch.step >= batch.ask_at
+            ):
                 limit = self._schedule(batch, now_s)
                 if limit < step_limit:
                     step_limit = limit
@@ -481,6 +487,8 @@ class Replica:
                     if batch.held:
                         continue
             tokens += batch.decoding
+            if step_limit > batch.ask_at - batch.step:
+                step_limit = max(batch.ask_at - batch.step, 1)
         if self.verify_every:
             self._verify()
         if self.swap is not None and tokens and self.swap.must_wait:
