@@ -595,6 +595,8 @@ class Batch:
     def steps_until_change(self, limit: int) -> int:
         """Decode steps that can be done before a request finishes or blocks run out, at most `limit`."""
         heap = self.by_finish
+        if limit > self.ask_at - self.step:
+            limit = max(self.ask_at - self.step, 1)
         if self.stale:
             running = self.running
             while heap and (heap[0][2].finish_step != heap[0][0] or heap[0][2] not in running):

@@ -8,6 +8,7 @@ from math import inf
 from pathlib import Path
 
 from fleetsim.engine.batch import Batch
+from fleetsim.engine.encoding import EncodeStage
 from fleetsim.engine.evictions.api import CacheView, prefill_cost
 from fleetsim.engine.kv_tiers.build import attach_tiers, shared_store
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
@@ -107,6 +108,16 @@ class Fleet:
                 pool.llm.layers,
                 pool.suspended_tokens,
             )
+            if config.encoder is not None:
+                replica.encoder = EncodeStage(
+                    replica,
+                    pool.encode_time,
+                    config.encoder.max_images,
+                    config.encoder.order == "last",
+                    config.encoder.step_target,
+                    config.encoder.max_wait,
+                    pool.pay_encoding,
+                )
             self.replicas.append(replica)
             self.pool_of.append(pool)
             pool.replicas.append(replica)
@@ -238,7 +249,7 @@ class Fleet:
     @property
     def at_rest(self) -> bool:
         """Whether nothing will happen any more by itself."""
-        if not self.exhausted or self.expected or self.gateway.outside:
+        if not self.exhausted or self.expected or self.gateway.outside or self.gateway.encoding:
             return False
         moving = self._network is not None and self._network.busy
         return not moving and all(replica.timer is None and not replica.held for replica in self.replicas)

@@ -246,6 +246,17 @@ class Sessions(Block):
     which are the n-th agent's in every session, then come the task (the first turn's `prompt_tokens`) and all answers so far."""
 
 
+class Images(Block):
+    """Images that requests bring: an encoder turns them into tokens of the prompt, beside those of its text."""
+
+    tokens: Lengths
+    """Prompt tokens of one image."""
+    per_request: Lengths = FixedTokens(distribution="fixed", value=1)
+    """Images of a request that has any."""
+    share: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Share of the requests that have images."""
+
+
 class SyntheticWorkload(Block):
     """Requests drawn from distributions or from a public trace's profile."""
 
@@ -266,6 +277,8 @@ class SyntheticWorkload(Block):
     """Shared prompt starts."""
     sessions: Sessions | None = None
     """Multi-turn structure."""
+    images: Images | None = None
+    """Images of the requests; default: none have any."""
     model: str | None = None
     """Send every request to pools of this LLM only."""
     klass: Annotated[str | None, Field(alias="class", min_length=1)] = None
@@ -287,6 +300,10 @@ class SyntheticWorkload(Block):
         if self.prefixes is not None and self.sessions is not None and self.sessions.agent_tokens:
             raise ValueError(
                 "prefixes and sessions.agent_tokens cannot be combined: the prompts start with the instructions"
+            )
+        if self.images is not None and self.sessions is not None:
+            raise ValueError(
+                "images and sessions cannot be combined: which images a later turn encodes again is not modelled"
             )
         if isinstance(self.arrivals, ClosedLoopArrivals) and self.sessions is not None:
             raise ValueError(
@@ -330,6 +347,9 @@ class TraceWorkload(Block):
     """Replay the slice this many times, one after the other."""
     on_bad_rows: Literal["refuse", "skip"] = "refuse"
     """Rows that cannot be read: refuse the run and show them, or skip them and report how many."""
+    tokens_per_image: Tokens | None = None
+    """Prompt tokens of an image where the trace counts images without saying how many tokens they are: as many of the prompt's
+    tokens come from images, all but one at most."""
     sessions: Literal["recorded", "released"] = "recorded"
     """Later turns of a session: at their recorded time, or released by the end of the turn before plus its pause."""
     model: str | None = None
@@ -693,6 +713,22 @@ class Server(Block):
     """Its drives."""
 
 
+class Encoder(Block):
+    """Encodes images of requests between the steps of a replica: meanwhile nothing else is computed there."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """Name in the catalogue (`fleetsim list encoders`)."""
+    max_images: Count = 8
+    """Images encoded at a time at most; a request that has more of them is encoded alone."""
+    order: Literal["first", "last"] = "first"
+    """`first`: images that wait are encoded before the next step. `last`: decodes and prompts come first; while requests decode,
+    images are encoded only if that and a step together keep `step_target` (the stage scheduling of xLLM)."""
+    step_target: Seconds = 0.05
+    """With order `last`: longest step and encoding together while requests decode."""
+    max_wait: SecondsOrZero = 1.0
+    """With order `last`: who has waited this long for the encoder is encoded before the next step all the same. An assumption."""
+
+
 class Pool(Block):
     """Replicas of one LLM on one kind of accelerator."""
 
@@ -706,8 +742,12 @@ class Pool(Block):
     """Spread of one replica over accelerators."""
     replicas: Annotated[Count, Field(le=100_000)] = 1
     """How many."""
-    role: Literal["mixed", "prefill", "decode"] = "mixed"
-    """Part of a request that these replicas compute: all of it, its prompt and first token, or the tokens after that."""
+    role: Literal["mixed", "prefill", "decode", "encode"] = "mixed"
+    """Part of a request that these replicas compute: all of it, its prompt and first token, the tokens after that, or nothing but
+    the encoding of its images."""
+    encoder: Encoder | None = None
+    """Encodes images; default: this pool cannot. A prompt whose replica has an encoder is encoded there, any other at the
+    encoder with the fewest image tokens to do, from where the embeddings go to the prompt over the network."""
     kv_transfer: Literal["serial", "layerwise"] = "serial"
     """Keys and values of a prompt go to where its answer is computed when the prompt is done; or each layer's as soon as it is
     computed, so that only the last layer's, and what the network could not carry by then, are left to send. The latter assumes that
@@ -722,6 +762,12 @@ class Pool(Block):
     """Clocks, caps and servers."""
     server: Server = Server()
     """Servers and their adapters, over which keys and values move."""
+
+    @model_validator(mode="after")
+    def _encoders_encode(self) -> Self:
+        if self.role == "encode" and self.encoder is None:
+            raise ValueError("role: encode needs an encoder: such as {model: qwen2-vl-vit}")
+        return self
 
     @model_validator(mode="after")
     def _approximate_stays(self) -> Self:

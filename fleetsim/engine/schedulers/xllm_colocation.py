@@ -280,37 +280,42 @@ class XllmColocation:
                 batch.resume(plan)
             return
         if online:
-            self._plan_beside_online(batch)
+            self._plan_beside(batch, self.roofline)
             return
-        # nobody minds how long the step is, and nothing but prompts in it can be stopped
+        self._plan_whole(batch)
+        if not batch.chunks:
+            self._plan_beside(batch, False)
+
+    def _plan_whole(self, batch: Batch) -> None:
+        """Plan a step of offline prompts alone: nobody minds how long it is, and only such a step can be stopped.
+
+        Requests whose prompts were computed elsewhere lack a token or two: no decodes pause for those.
+        """
         batch.held = True
         budget = self.max_batched_tokens
         for request in list(batch.prefilling):
             tokens = min(request.target - request.computed, budget)
-            if tokens > 0 and batch.extend(request, tokens):
+            if request.target - request.computed > 1 and tokens > 0 and batch.extend(request, tokens):
                 budget -= tokens
         if not batch.prefilling or batch.chunks:
-            self._admit_offline(batch, budget, False)
+            self._admit_offline(batch, [r for r in batch.waiting if not r.carried_tokens], budget, False)
         if not batch.chunks:
             batch.held = False
 
-    def _plan_beside_online(self, batch: Batch) -> None:
+    def _plan_beside(self, batch: Batch, predicts: bool) -> None:
+        """Plan offline prompts for a step that decodes too, as long as it is predicted to keep the objective if that matters."""
         budget = self.max_batched_tokens - batch.decoding
         for request in list(batch.prefilling):
             left = request.target - request.computed
-            tokens = self._chunk(batch, request.computed, left, budget)
+            tokens = self._longest_chunk(batch, request.computed, left, budget) if predicts else min(left, budget)
             if tokens <= 0 or not batch.extend(request, tokens):
                 return
             budget -= tokens
-        self._admit_offline(batch, budget, True)
+        self._admit_offline(batch, list(batch.waiting), budget, predicts)
 
-    def _chunk(self, batch: Batch, computed: int, left: int, budget: int) -> int:
-        return self._longest_chunk(batch, computed, left, budget) if self.roofline else min(left, budget)
-
-    def _admit_offline(self, batch: Batch, budget: int, online: bool) -> None:
-        """Admit waiting offline requests in order of arrival while seats, tokens, blocks and, beside online ones, time last."""
-        predicts = online and self.roofline
-        for request in self._in_order([r for r in batch.waiting if self._is_offline(r)]):
+    def _admit_offline(self, batch: Batch, waiting: list[Request], budget: int, predicts: bool) -> None:
+        """Admit offline requests in order of arrival while seats, tokens, blocks and, where it is predicted, time last."""
+        for request in self._in_order([r for r in waiting if self._is_offline(r)]):
             if budget <= 0 or len(batch.running) >= self.max_seqs:
                 return
             limit = budget
