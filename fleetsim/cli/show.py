@@ -247,7 +247,7 @@ class _Sheet:
                 (
                     f"image of {tokens:,} tokens",
                     show(self._encode_s(tokens) * 1e3, "ms"),
-                    f"encoded alone; {show_bytes(sent)} of embeddings",
+                    f"encoded alone; {show(sent / 1e6, 'MB')} of embeddings",
                 )
             )
         return lines

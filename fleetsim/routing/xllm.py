@@ -32,8 +32,9 @@ class XllmConfig(PolicyConfig):
     least_decode: int = Field(default=1, ge=1, strict=True)
     """Decode instances that are always left (the report says two, the code one)."""
     encode_at: Literal["prefill", "decode", "least"] = "prefill"
-    """Where images are encoded if all instances have an encoder: where the prompt is computed (EP-D), where the answer is (ED-P), or
-    where the fewest image tokens wait. Pools of the role `encode` take them all (E-P-D) if no other pool has an encoder."""
+    """Where images are encoded if all instances have an encoder: where the prompt is computed (EP-D), where the answer is
+    (ED-P), or where the fewest image tokens wait. Pools of the role `encode` take them all (E-P-D) if no other pool has an
+    encoder."""
     offline: tuple[str, ...] = ()
     """Classes of requests whose answers may be computed by prefill instances too: by whichever instance has the shortest step."""
     dwell_s: float = Field(default=0.0, ge=0, json_schema_extra={"unit": "s"})
@@ -61,8 +62,8 @@ class Xllm:
     predicted to be the shortest computes the answer. Their own scheduler, `xllm-colocation`, keeps them from delaying others.
 
     Predictions are least squares over each instance's own step times: a quadratic in the prompt's length, and ``b0 + b1 batch
-    + b2 context`` for steps. All pools but those that only encode have the role `mixed`: this router keeps the roles. Changes are in the table of events
-    as `flip_to_prefill` and `flip_to_decode`.
+    + b2 context`` for steps. All pools but those that only encode have the role `mixed`: this router keeps the roles. Changes
+    are in the table of events as `flip_to_prefill` and `flip_to_decode`.
 
     What is charged: transfers over the network; a change of roles costs nothing but the work that the instance still has.
 
