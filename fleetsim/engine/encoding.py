@@ -30,10 +30,10 @@ class EncodeStage:
     max_images : int
         Images of one pass at most; a request that has more of them is encoded alone. ≥ 1.
     last : bool
-        Whether steps come first: while requests decode, a pass must fit behind the step just done; while prompts are under way or
-        wait, there is none.
+        Whether steps come first: while requests decode, a pass must fit into what the steps since the last pass have left of their
+        target; while prompts are under way or wait, there is none.
     step_target_s : float
-        With `last`, longest step and pass together while requests decode [s].
+        With `last`, time of steps and passes per step while requests decode [s].
     max_wait_s : float
         With `last`, the first request is encoded before the next step all the same when it has waited this long [s].
     pay : callable
@@ -44,6 +44,7 @@ class EncodeStage:
         "_coming",
         "_done",
         "after_pass",
+        "credit_s",
         "current",
         "dynamic_j",
         "encoded",
@@ -86,6 +87,8 @@ class EncodeStage:
         """Requests of the pass under way."""
         self.after_pass = False
         """Whether the last thing that the replica did was a pass."""
+        self.credit_s = 0.0
+        """What steps have left of their target, while images wait."""
         self.started_s = 0.0
         self.pass_s = 0.0
         self.dynamic_j = 0.0
@@ -102,6 +105,8 @@ class EncodeStage:
 
     def _arrive(self, request: Request) -> None:
         del self._coming[request]
+        if not self.waiting:
+            self.credit_s = 0.0
         self.waiting[request] = self.replica.clock.now_s
         self.replica.look_soon()
 
@@ -124,20 +129,17 @@ class EncodeStage:
         if not self.waiting or self.after_pass:
             self.after_pass = False
             return False
-        images, spare_s = self.max_images, -1.0
-        if self.last and not self._idle():
-            replica = self.replica
-            decoding = sum([batch.decoding for batch in replica.batches])
-            prompts = sum(
-                [len(batch.prefilling) + len(batch.waiting) + len(batch.suspended) for batch in replica.batches]
-            )
-            if decoding and not prompts:
-                spare_s = max(self.step_target_s - replica.last_step_s(), 0.0)
-            if spare_s < 0.0 or not self._choose(images, spare_s):
-                first = next(iter(self.waiting))
-                return now_s >= self.waiting[first] + self.max_wait_s and self._choose(1, -1.0)
+        if not self.last or self._idle():
+            return self._choose(self.max_images, -1.0)
+        replica = self.replica
+        if replica.leap_steps:
+            self.credit_s = max(self.credit_s + self.step_target_s - replica.last_step_s(), 0.0)
+        prompts = any([batch.prefilling or batch.waiting or batch.suspended for batch in replica.batches])
+        if not prompts and self._choose(self.max_images, self.credit_s):
+            self.credit_s -= self.pass_s
             return True
-        return self._choose(images, -1.0)
+        first = next(iter(self.waiting))
+        return now_s >= self.waiting[first] + self.max_wait_s and self._choose(1, -1.0)
 
     def begin(self) -> bool:
         """Choose the next pass, where there is nothing else to do; False if nothing waits."""

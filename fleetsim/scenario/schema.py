@@ -722,9 +722,10 @@ class Encoder(Block):
     """Images encoded at a time at most; a request that has more of them is encoded alone."""
     order: Literal["first", "last"] = "first"
     """`first`: images that wait are encoded before the next step. `last`: decodes and prompts come first; while requests decode,
-    images are encoded only if that and a step together keep `step_target` (the stage scheduling of xLLM)."""
+    images are encoded only as far as steps and encoding together take `step_target` a step, on average since the first of them
+    waits (the stage scheduling of xLLM)."""
     step_target: Seconds = 0.05
-    """With order `last`: longest step and encoding together while requests decode."""
+    """With order `last`: that target, such as the objective for the time per output token."""
     max_wait: SecondsOrZero = 1.0
     """With order `last`: who has waited this long for the encoder is encoded before the next step all the same. An assumption."""
 
