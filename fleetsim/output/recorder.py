@@ -98,8 +98,10 @@ class RequestLog:
         arrival, end, first = floats("arrival_s"), floats("end_s"), floats("first_token_s")
         queued, scheduled = floats("queued_s"), floats("first_scheduled_s")
         output, replica = ints("generated"), ints("replica")
-        prefill, encoder = ints("prefill_replica"), ints("encode_replica")
-        encode_start, encode_end = floats("encode_start_s"), floats("encode_end_s")
+        prefill, images = ints("prefill_replica"), ints("images")
+        encoder, encode_start, encode_end = images, np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+        if images.any():
+            encoder, encode_start, encode_end = ints("encode_replica"), floats("encode_start_s"), floats("encode_end_s")
         status = ints("status")
         finished = status == FINISHED
         served = replica >= 0
@@ -135,8 +137,8 @@ class RequestLog:
             "first_token_s": _float_or_null(first),
             "end_s": _float_or_null(end),
             "prompt_tokens": ints("prompt_tokens"),
-            "images": column(ints("images"), None, pa.int32()),
-            "image_tokens": ints("image_tokens"),
+            "images": column(images, None, pa.int32()),
+            "image_tokens": ints("image_tokens") if images.any() else images,
             "output_tokens": output,
             "cached_tokens": ints("cached_tokens"),
             "loaded_tokens": ints("loaded_tokens"),

@@ -241,3 +241,26 @@ def _of_class(result: fleetsim.Result, name: str) -> Any:
 
     table = result.requests()
     return pc.and_(pc.equal(table["class"].cast("string"), name), pc.is_valid(table["tpot_s"]))
+
+
+def test_offline_answers_are_computed_in_either_pool(tmp_path: Path) -> None:
+    """Where the xllm router knows the class, prefill instances decode for it too; online answers stay with decode instances."""
+    engine = {"scheduler": {"policy": "xllm-colocation"}, "prefix_cache": False}
+    scenario = {
+        "schema": 1,
+        "name": "either",
+        "workload": {
+            "kind": "mix",
+            "parts": {"chat": part("chat", 4, 200, 60, 40), "batch": part("offline", 8, 300, 150, 80)},
+        },
+        "gateway": {"router": {"policy": "xllm", "offline": ["offline"], "flips": False}},
+        "pools": [{"name": "all", "llm": "llama-3.1-8b", "accelerator": "a100-80", "replicas": 4, "engine": engine}],
+    }
+    rows = fleetsim.run(Scenario.model_validate(scenario), out=tmp_path / "out", check=True).requests().to_pylist()
+    decoders = {
+        name: {r["replica"] for r in rows if r["class"] == name and r["output_tokens"] > 1}
+        for name in ("chat", "offline")
+    }
+    assert decoders["chat"] <= {2, 3}
+    assert decoders["offline"] & {0, 1}
+    assert decoders["offline"] & {2, 3}

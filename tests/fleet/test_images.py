@@ -346,3 +346,17 @@ def test_the_comparison_is_not_vacuous(tmp_path: Path) -> None:
     assert_same(fast, slow)
     assert fast.events < 0.7 * slow.events
     assert fast.requests()["encode_end_s"].null_count < 60
+
+
+@pytest.mark.parametrize("at", ["prefill", "decode"])
+def test_xllm_says_where_images_are_encoded(at: str, tmp_path: Path) -> None:
+    """Four instances that can do everything, two of each role: encoded where the prompt, or the answer, is computed."""
+    tree = scenario(
+        [pool("all", encoder={**ENCODER, "order": "last"}, replicas=4)],
+        gateway={"router": {"policy": "xllm", "encode_at": at, "flips": False}},
+    )
+    rows = run(tree, tmp_path / "out").requests().to_pylist()
+    seen = [row for row in rows if row["images"] and row["output_tokens"] > 1]
+    assert seen
+    where = "prefill_replica" if at == "prefill" else "replica"
+    assert all(row["encode_replica"] == row[where] for row in seen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import floor, inf
 from typing import Annotated, ClassVar
 
@@ -37,8 +36,8 @@ class XllmColocationConfig(PolicyConfig):
 class XllmColocation:
     """xLLM's co-location: online requests first; offline ones join while the predicted step keeps the online time per token.
 
-    Rule: every decoding request gets one token. Online prompts get chunks, then waiting online requests are admitted, in order of
-    arrival, within the token budget. What they lack in blocks or seats is taken from offline requests, the one admitted last
+    Rule: every decoding request gets one token. Online prompts get chunks, then waiting online requests are admitted, first come,
+    first served, within the token budget. What they lack in blocks or seats is taken from offline requests, the one admitted last
     before all. Offline prompts are computed in steps without online prompts only. Beside online requests, a chunk of them is as
     long as keeps the predicted step within `tpot_slo_s`, and a new one is admitted only if the decode step with all that run and
     this one is predicted to keep it too; where contexts have grown so long that decoding takes longer, offline requests are
@@ -229,11 +228,10 @@ class XllmColocation:
         return budget
 
     def _admit_online(self, batch: Batch, budget: int) -> None:
-        """Admit waiting online requests in order of arrival; offline ones make room."""
-        for request in self._in_order([r for r in batch.waiting if not self._is_offline(r)]):
-            if budget <= 0 or request in batch.preempted:
-                return
-            if not self._could_fit(batch, request):
+        """Admit waiting online requests in order; offline ones make room."""
+        while budget > 0:
+            request = self._next_online(batch)
+            if request is None or request in batch.preempted or not self._could_fit(batch, request):
                 return
             while len(batch.running) >= self.max_seqs and self._give_up_offline(batch):
                 pass
@@ -298,7 +296,7 @@ class XllmColocation:
             if request.target - request.computed > 1 and tokens > 0 and batch.extend(request, tokens):
                 budget -= tokens
         if not batch.prefilling or batch.chunks:
-            self._admit_offline(batch, [r for r in batch.waiting if not r.carried_tokens], budget, False)
+            self._admit_offline(batch, budget, False, True)
         if not batch.chunks:
             batch.held = False
 
@@ -311,12 +309,16 @@ class XllmColocation:
             if tokens <= 0 or not batch.extend(request, tokens):
                 return
             budget -= tokens
-        self._admit_offline(batch, list(batch.waiting), budget, predicts)
+        self._admit_offline(batch, budget, predicts, False)
 
-    def _admit_offline(self, batch: Batch, waiting: list[Request], budget: int, predicts: bool) -> None:
-        """Admit offline requests in order of arrival while seats, tokens, blocks and, where it is predicted, time last."""
-        for request in self._in_order([r for r in waiting if self._is_offline(r)]):
-            if budget <= 0 or len(batch.running) >= self.max_seqs:
+    def _admit_offline(self, batch: Batch, budget: int, predicts: bool, whole: bool) -> None:
+        """Admit offline requests in order while seats, tokens, blocks and, where it is predicted, time last.
+
+        With `whole`, only those whose prompts are to be computed here.
+        """
+        while budget > 0 and len(batch.running) < self.max_seqs:
+            request = self._next_offline(batch, whole)
+            if request is None:
                 return
             limit = budget
             if predicts:
@@ -330,13 +332,21 @@ class XllmColocation:
                 return
             budget -= tokens
 
-    def _in_order(self, requests: Iterable[Request]) -> list[Request]:
-        """By arrival at the replica: who was preempted keeps the place."""
-        return sorted(requests, key=_place)
+    def _next_online(self, batch: Batch) -> Request | None:
+        """The first online request in the queue."""
+        offline = self.offline
+        for request in batch.waiting:
+            if request.klass not in offline:
+                return request
+        return None
 
-
-def _place(request: Request) -> tuple[float, int]:
-    return request.queued_s, request.id
+    def _next_offline(self, batch: Batch, whole: bool) -> Request | None:
+        """The first offline request in the queue; with `whole`, of those whose prompts are to be computed here."""
+        offline = self.offline
+        for request in batch.waiting:
+            if request.klass in offline and not (whole and request.carried_tokens):
+                return request
+        return None
 
 
 def _admit(batch: Batch, request: Request, tokens: int) -> int:
