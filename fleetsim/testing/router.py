@@ -29,6 +29,8 @@ _KNOWN = frozenset(
         "deadline_s",
         "priority",
         "weight",
+        "images",
+        "image_tokens",
         "predicted_tokens",
         "attempt",
         "tried",
