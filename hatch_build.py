@@ -33,6 +33,7 @@ HOT_MODULES = (
     "fleetsim/engine/schedulers/static.py",
     "fleetsim/engine/schedulers/vllm_v0.py",
     "fleetsim/engine/schedulers/vllm_v1.py",
+    "fleetsim/engine/schedulers/xllm_colocation.py",
     "fleetsim/engine/steptime/operators.py",
     "fleetsim/engine/steptime/roofline.py",
     "fleetsim/routing/aibrix_prefix.py",

@@ -207,17 +207,20 @@ def cached_tokens(room_bytes: float, stage_bytes: StageCache, sequences: int, lo
     return sequences * (min(context, longest_tokens) if context == float("inf") else context)
 
 
-def memory_plan(llm: Llm, accelerator: Accelerator, parallelism: Parallelism, engine: Engine) -> MemoryPlan:
+def memory_plan(
+    llm: Llm, accelerator: Accelerator, parallelism: Parallelism, engine: Engine, encoder_bytes: float = 0.0
+) -> MemoryPlan:
     """Division of each accelerator's memory, and the capacity of the KV cache.
 
-    ``engine.kv.capacity_tokens`` replaces the computed capacity where it is given.
+    ``engine.kv.capacity_tokens`` replaces the computed capacity where it is given. `encoder_bytes` are the weights of an encoder
+    of images on each accelerator.
 
     Notes
     -----
     ``tests/catalog/test_memory_logs.py`` compares this with what vLLM prints at start for several models and cards.
     """
     profile = load_engine(engine.kind)
-    weights = weight_bytes_per_accelerator(llm, parallelism, engine.weights)
+    weights = weight_bytes_per_accelerator(llm, parallelism, engine.weights) + encoder_bytes
     activations = activation_bytes(llm, parallelism, engine, profile)
     runtime = profile.runtime_bytes + (profile.runtime_parallel_bytes if parallelism.accelerators > 1 else 0.0)
     usable = accelerator.memory_bytes * engine.kv.memory_ratio

@@ -70,6 +70,21 @@ def _llms() -> Rows:
         }
 
 
+def _encoders() -> Rows:
+    from fleetsim.catalog.data import names
+    from fleetsim.catalog.encoder import load_encoder
+
+    for name in names("encoder"):
+        encoder = load_encoder(name)
+        yield {
+            "name": name,
+            "title": encoder.title,
+            "parameters": show(encoder.parameters / 1e6, "M", 3),
+            "layers": str(encoder.layers),
+            "patches per token": str(encoder.patches_per_token),
+        }
+
+
 def _links() -> Rows:
     from fleetsim.catalog.data import names
     from fleetsim.catalog.link import load_link
@@ -137,6 +152,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "policies": _policies,
     "accelerators": _accelerators,
     "llms": _llms,
+    "encoders": _encoders,
     "links": _links,
     "traces": _traces,
     "profiles": _profiles,
@@ -165,8 +181,8 @@ def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
 def command(kind: str, of: str | None, as_json: bool) -> None:
     """What can be named in a scenario.
 
-    KIND is policies, accelerators, llms, links, traces, profiles, metrics, scenarios or papers. POLICIES is a kind of policies,
-    such as routers or schedulers: `fleetsim list policies routers`.
+    KIND is policies, accelerators, llms, encoders, links, traces, profiles, metrics, scenarios or papers. POLICIES is a kind of
+    policies, such as routers or schedulers: `fleetsim list policies routers`.
     """
     rows = list(KINDS[kind]())
     if of is not None:

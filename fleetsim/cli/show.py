@@ -10,6 +10,7 @@ import click
 
 from fleetsim import plugins
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
+from fleetsim.catalog.encoder import load_encoder
 from fleetsim.catalog.floors import floors
 from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import Llm, load_llm
@@ -17,6 +18,7 @@ from fleetsim.catalog.memory import memory_plan, parallelisms_that_fit
 from fleetsim.catalog.sourced import Sourced
 from fleetsim.cli.console import import_option, json_option, print_json, print_table, set_option
 from fleetsim.errors import InputError, nearest
+from fleetsim.fleet.pool import describe_pool, encoder_bytes_per_accelerator
 from fleetsim.scenario.load import load_scenario
 from fleetsim.scenario.schema import Engine, Parallelism, Pool
 from fleetsim.scenario.template import scenario_path
@@ -167,9 +169,12 @@ class _Sheet:
 
     def __init__(self, pool: Pool, base_dir: Path) -> None:
         self.pool = pool
+        self._base_dir = base_dir
         self.llm: Llm = load_llm(pool.llm, base_dir)
         self.chip: Accelerator = load_accelerator(pool.accelerator)
-        self.plan = memory_plan(self.llm, self.chip, pool.parallelism, pool.engine)
+        self.encoder = None if pool.encoder is None else load_encoder(pool.encoder.model)
+        self.encoder_bytes = encoder_bytes_per_accelerator(self.encoder, pool.parallelism)
+        self.plan = memory_plan(self.llm, self.chip, pool.parallelism, pool.engine, self.encoder_bytes)
         self.floors = floors(self.llm, self.chip, pool.parallelism, pool.engine)
         self.fitting = parallelisms_that_fit(self.llm, self.chip, pool.engine)
 
@@ -190,6 +195,8 @@ class _Sheet:
         ranks = ", ".join(f"{k} {v}" for k, v in spread.model_dump().items() if v > 1)
         what = f"{self.pool.name}: {self.pool.llm} on {spread.accelerators} x {self.pool.accelerator}"
         what += f" ({ranks})" if ranks else ""
+        if self.pool.role == "encode":
+            return f"{what} encodes images only"
         if self.plan.fits:
             return f"{what} fits: room for {self.plan.capacity_tokens:,} cached tokens per rank"
         fitting = " or ".join(f"tp {p.tp}" + (f", pp {p.pp}" if p.pp > 1 else "") for p in self.fitting[:3])
@@ -197,6 +204,8 @@ class _Sheet:
 
     def lines(self) -> Lines:
         """The table."""
+        if self.pool.role == "encode":
+            return self._encoder_lines()
         plan = self.plan
         ratio = self.pool.engine.kv.memory_ratio
         cache = f"{show_bytes(max(plan.kv_bytes, 0.0))} / {show(plan.kv_bytes_per_token / 1024, 'KiB')} per token"
@@ -205,7 +214,11 @@ class _Sheet:
         lines = [
             ("memory", show_bytes(plan.total_bytes), "what the driver reports"),
             ("usable", show_bytes(plan.usable_bytes), f"x memory_ratio {ratio:g}"),
-            ("weights", show_bytes(plan.weights_bytes), self.llm.weights_dtype(self.pool.engine.weights)),
+            (
+                "weights",
+                show_bytes(plan.weights_bytes - self.encoder_bytes),
+                self.llm.weights_dtype(self.pool.engine.weights),
+            ),
             ("activations", show_bytes(plan.activations_bytes), "peak of a full step"),
             ("runtime", show_bytes(plan.runtime_bytes), "context, libraries, graphs, buffers"),
             ("KV cache", show_bytes(plan.kv_bytes), "usable - weights - activations - runtime"),
@@ -214,7 +227,30 @@ class _Sheet:
         lines += [(f"requests of {n:,} tokens", f"{self.requests_of(n):,}", "in the KV cache") for n in (1000, 8000)]
         if self.max_batch is not None:
             lines.append(("requests at a time", f"{self.max_batch:,}", "at most, by the scheduler"))
-        return lines + self._floor_lines()
+        return lines + self._encoder_lines() + self._floor_lines()
+
+    def _encode_s(self, tokens: int) -> float:
+        """Time to encode one image that becomes so many tokens [s]."""
+        return describe_pool(self.pool, 0, self._base_dir).encode_time(1, tokens)[0]
+
+    def _encoder_lines(self) -> Lines:
+        encoder = self.encoder
+        if encoder is None:
+            return []
+        lines = [
+            ("encoder", show_bytes(self.encoder_bytes), f"{encoder.title}: weights in 16 bits"),
+            ("patches per token", f"{encoder.patches_per_token}", f"{encoder.layers} layers of width {encoder.hidden}"),
+        ]
+        for tokens in (256, 1024):
+            sent = tokens * self.llm.hidden * 2.0
+            lines.append(
+                (
+                    f"image of {tokens:,} tokens",
+                    show(self._encode_s(tokens) * 1e3, "ms"),
+                    f"encoded alone; {show(sent / 1e6, 'MB')} of embeddings",
+                )
+            )
+        return lines
 
     def _floor_lines(self) -> Lines:
         spread = self.pool.parallelism
@@ -242,6 +278,14 @@ class _Sheet:
             "fits": self.plan.fits,
             "memory": asdict(self.plan),
             "max_batch": self.max_batch,
+            "encoder": None
+            if self.encoder is None
+            else {
+                "model": self.encoder.name,
+                "weights_bytes": self.encoder_bytes,
+                "image_256_tokens_s": self._encode_s(256),
+                "image_1024_tokens_s": self._encode_s(1024),
+            },
             "floors": {
                 "tpot_s": self.floors.tpot_s,
                 "ttft_1000_tokens_s": self.floors.ttft_s(1000),

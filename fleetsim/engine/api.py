@@ -151,7 +151,8 @@ class Scheduler(Protocol):
     Running requests past their prompt get a token, unless the scheduler sets `Batch.held` for a step that computes prompt chunks
     only; it plans these chunks, admits from the queue and preempts, by the verbs of `Batch`. It is asked at every boundary at
     which something may have changed: a request waits or has prompt left, or the decoding requests lack blocks. What it does may
-    depend on the batch only, so that a leap over boundaries at which it would do nothing is exact.
+    depend on the batch only, so that a leap over boundaries at which it would do nothing is exact. One whose answer changes with
+    the growing contexts alone sets `Batch.ask_at`, the step at which it must be asked again.
 
     Two more methods are optional. ``prepare(model)`` tells it once per replica the step-time model that its engine would have
     profiled. A scheduler with ``interrupts(batch, request) -> bool`` is asked when `request` has joined the queue while a step of

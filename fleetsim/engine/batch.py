@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fleetsim.engine.orders.order import Order
 
 _MANY = 1 << 60
+NEVER = _MANY
+"""A step that does not come."""
 
 
 class Parked:
@@ -115,6 +117,7 @@ class Batch:
     """
 
     __slots__ = (
+        "ask_at",
         "block_tokens",
         "borrowed",
         "by_cap",
@@ -204,6 +207,8 @@ class Batch:
         self.now_s = 0.0
         self.step = 0
         """Steps in which this rank decoded, or would have if it had had requests to decode."""
+        self.ask_at = NEVER
+        """Number of such steps after which the scheduler wants to be asked again although nothing else may have changed."""
         self.order = order
         self.waiting: Queue = deque() if order is None else order
         """Requests in the queue; the head is next."""
@@ -671,6 +676,8 @@ class Batch:
     def steps_until_change(self, limit: int) -> int:
         """Decode steps that can be done before a request finishes or blocks run out, at most `limit`."""
         heap = self.by_finish
+        if limit > self.ask_at - self.step:
+            limit = max(self.ask_at - self.step, 1)
         if self.stale:
             running = self.running
             while heap and (heap[0][2].finish_step != heap[0][0] or heap[0][2] not in running):

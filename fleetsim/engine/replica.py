@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from fleetsim.engine.api import OPERATORS, LowerTiers, Operators, Scheduler, StepTimeModel, SwapSpace, even_operators
 from fleetsim.engine.batch import Batch, Parked, Suspended
+from fleetsim.engine.encoding import EncodeStage
 from fleetsim.engine.gaps import GapHistogram, RunningMaximum
 from fleetsim.engine.loans import chunk_costs, remote_wait_s
 from fleetsim.errors import LawError, PolicyError
@@ -113,6 +114,8 @@ class Replica:
         """What to do at the next boundary, before the scheduler is asked."""
         self.turning = False
         """Whether a boundary is being handled now: what comes meanwhile is looked at before it ends."""
+        self.encoder: EncodeStage | None = None
+        """Where images are encoded, if this replica has an encoder."""
         self.listener: Any = None
         """Told before it changes, and of requests that come and leave, if anybody cares (`fleet/probe.py`)."""
         self.stop_at = -1
@@ -279,6 +282,14 @@ class Replica:
         if not self.turning:
             self._end_leap()
 
+    def look_soon(self) -> None:
+        """Have a boundary now, or at the end of the step under way."""
+        self.at_boundary(_nothing)
+
+    def last_step_s(self) -> float:
+        """Duration of the step that has just ended [s]; 0 if the last boundary came without one."""
+        return self.first_s + self.slope_s * (self.leap_steps - 1) if self.leap_steps else 0.0
+
     def _end_leap(self) -> None:
         """Bring the next boundary here: now, or at the end of the step under way."""
         now_s = self.clock.now_s
@@ -410,6 +421,10 @@ class Replica:
                 batch = self.tokens_per_step
                 output += done * batch
                 ctx += done * self.ctx_first + self.ctx_per_step * done * (done - 1) // 2
+        elif self.encoder is not None and self.encoder.current:
+            elapsed = now_s - self.encoder.started_s
+            busy += elapsed
+            energy += self.encoder.energy_j(elapsed / self.encoder.pass_s)
         return Meter(busy, energy, steps, prompt, output, ctx)
 
     def steps_done(self, now_s: float) -> int:
@@ -432,6 +447,8 @@ class Replica:
 
     def stop(self, now_s: float) -> list[Request]:
         """End the run here: whole steps count, a step under way is charged by its share. Returns what waits or runs."""
+        if self.encoder is not None:
+            self._stop_encoding(self.encoder, now_s)
         self._break_off(now_s)
         left = [r for batch in self.batches for r in (*batch.running, *batch.waiting)] + [*self.inbox, *self.held]
         self.errands.clear()
@@ -534,7 +551,7 @@ class Replica:
             else:
                 self._finish_leap()
         self._begin()
-        if self.paused:
+        if self.paused or (self.encoder is not None and self.encoder.current):
             return
         self.turning = False
         if self.errands:
@@ -547,6 +564,8 @@ class Replica:
             self._run_errands()
         if inbox:
             self._take_in(now_s)
+        if self.encoder is not None and self._encodes(self.encoder.due(now_s)):
+            return
         has_chunks = False
         tokens = 0
         step_limit = self.step_limit
@@ -554,7 +573,13 @@ class Replica:
         for batch in self.batches:
             cache = batch.cache
             needed = batch.phases[-batch.step % batch.block_tokens]  # blocks for the decoding requests' next tokens
-            if batch.waiting or batch.prefilling or batch.suspended or needed > cache.capacity - cache.used:
+            if (
+                batch.waiting
+                or batch.prefilling
+                or batch.suspended
+                or needed > cache.capacity - cache.used
+                or batch.step >= batch.ask_at
+            ):
                 limit = self._schedule(batch, now_s)
                 if limit < step_limit:
                     step_limit = limit
@@ -566,6 +591,8 @@ class Replica:
             tokens += batch.decoding
         if self.verify_every:
             self._verify()
+        if self.encoder is not None and self._encodes(not tokens and self.encoder.begin()):
+            return
         if self.swap is not None and tokens and self.swap.must_wait:
             self._pause(now_s, step_limit)
             return
@@ -607,6 +634,8 @@ class Replica:
         inbox = self.inbox
         if inbox and self._admits():
             self.leap_steps = min(self.leap_steps, self._steps_to_reach(max(inbox[0].ready_s - now_s, 0.0)))
+        if self.encoder is not None and self.encoder.waiting:
+            self.leap_steps = 1  # it is looked at again behind each step
         if self.wake_s < inf:
             self.leap_steps = min(self.leap_steps, self._steps_to_reach(max(self.wake_s - now_s, 0.0)))
 
@@ -1119,6 +1148,55 @@ class Replica:
         request.energy_mark = self.energy_per_token_j
         request.cost_mark = self.time_per_token_s
         request.segment_mark = self.longest.number
+
+    # --- images ------------------------------------------------------------------------------------------------------
+
+    def _encodes(self, chosen: bool) -> bool:
+        """Begin the pass of the encoder that was chosen, if one was; what comes meanwhile is looked at afterwards."""
+        if not chosen:
+            return False
+        encoder, now_s = self.encoder, self.clock.now_s
+        assert encoder is not None
+        self.leap_steps = 0
+        self.tokens_per_step = 0
+        self.has_chunks = False
+        self.timer = self.clock.at(now_s + encoder.start(now_s), self._encoded, BOUNDARY)
+        return True
+
+    def _encoded(self) -> None:
+        """A pass of the encoder is over: those that decode were held back for it."""
+        encoder = self.encoder
+        assert encoder is not None
+        now_s = self.clock.now_s
+        if self.listener is not None:
+            self.listener.changing(now_s)
+        self.timer = None
+        self.busy_s += encoder.pass_s
+        self.energy_j += encoder.energy_j(1.0)
+        for batch in self.batches:
+            stalled = batch.stalled
+            for request in batch.running:
+                if request.segment_mark >= 0:
+                    stalled[request] = stalled.get(request, 0.0) + encoder.pass_s
+        encoder.finish(now_s)
+        self._begin()
+        if self.paused or encoder.current:
+            return
+        self.turning = False
+        if self.errands:
+            self._end_leap()
+
+    def _stop_encoding(self, encoder: EncodeStage, now_s: float) -> None:
+        """The run ends here: a pass under way is charged by its share."""
+        if encoder.current:
+            assert self.timer is not None
+            self.timer.cancel()
+            self.timer = None
+            share = (now_s - encoder.started_s) / encoder.pass_s
+            self.busy_s += now_s - encoder.started_s
+            self.energy_j += encoder.energy_j(share)
+            encoder.charge(share)
+        encoder.stop()
 
     # --- steps that wait for copies ----------------------------------------------------------------------------------
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
 from fleetsim.catalog.data import catalogue
+from fleetsim.catalog.encoder import Encoder, load_encoder
 from fleetsim.catalog.floors import Floors, floors
 from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import Llm, load_llm
-from fleetsim.catalog.memory import memory_plan, parallelisms_that_fit
+from fleetsim.catalog.memory import MemoryPlan, memory_plan, parallelisms_that_fit
 from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
-from fleetsim.fleet.pool import describe_pool
+from fleetsim.fleet.pool import describe_pool, encoder_bytes_per_accelerator, encoder_parallelism
 from fleetsim.kernel.streams import Streams
 from fleetsim.plugins import Choice, load
 from fleetsim.scenario.load import LoadedScenario
@@ -57,6 +58,17 @@ class Site:
     llm: Llm
     accelerator: Accelerator
 
+    @property
+    def encoder(self) -> Encoder | None:
+        """What encodes images here, if anything does."""
+        return None if self.pool.encoder is None else load_encoder(self.pool.encoder.model)
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """Division of each accelerator's memory."""
+        weights = encoder_bytes_per_accelerator(self.encoder, self.pool.parallelism)
+        return memory_plan(self.llm, self.accelerator, self.pool.parallelism, self.pool.engine, weights)
+
     def finding(self, path: tuple[str | int, ...], message: str, hint: str = "", severity: str = "error") -> Finding:
         """A finding about a value of this pool."""
         return self.loaded.finding(("pools", self.index, *path), message, hint, severity)
@@ -88,7 +100,8 @@ def check_scenario(loaded: LoadedScenario) -> list[Finding]:
         for pool_check in _POOL_CHECKS:
             findings += pool_check(site)
     if len(sites) == sum(1 + len(pool.models) for pool in loaded.scenario.pools):
-        findings += _slo_above_floors(loaded, sites)
+        findings += _images_are_encoded(loaded, sites)
+        findings += _slo_above_floors(loaded, [site for site in sites if site.pool.role != "encode"])
         findings += _halves_meet(sites)
     if not any(finding.severity == "error" for finding in findings):
         for site in sites:
@@ -191,6 +204,12 @@ def _names_in_catalogue(loaded: LoadedScenario, sites: list[Site]) -> Findings:
         except DataError as error:
             yield from _retold(loaded, (*where, "accelerator"), error)
             accelerator = None
+        if pool.encoder is not None:
+            try:
+                load_encoder(pool.encoder.model)
+            except DataError as error:
+                yield from _retold(loaded, (*where, "encoder", "model"), error)
+                continue
         for path, link in ((("link",), pool.link), (("server", "nic"), pool.server.nic)):
             try:
                 load_link(link) if link is not None else None
@@ -337,8 +356,8 @@ def _calibration_holds(site: Site) -> Findings:
 
 
 def _fits_in_memory(site: Site) -> Findings:
-    plan = memory_plan(site.llm, site.accelerator, site.pool.parallelism, site.pool.engine)
-    if plan.fits:
+    plan = site.plan
+    if plan.fits or site.pool.role == "encode":
         return
     chip = f"{site.pool.accelerator} has {show_bytes(plan.total_bytes)}"
     usable = f"{show_bytes(plan.usable_bytes)} of it usable at memory_ratio {site.pool.engine.kv.memory_ratio:g}"
@@ -429,10 +448,14 @@ def _longest_request_fits(site: Site) -> Findings:
     for _, workload in _parts(site.loaded.scenario.workload):
         if isinstance(workload, SyntheticWorkload) and not workload.sessions and workload.prompt_tokens:
             answer = _largest(workload.output_tokens) if workload.output_tokens else 1
-            longest = max(longest, _largest(workload.prompt_tokens) + answer)
+            images = workload.images
+            seen = 0 if images is None else _largest(images.per_request) * _largest(images.tokens)
+            longest = max(longest, _largest(workload.prompt_tokens) + seen + answer)
         if isinstance(workload, TreeSearchWorkload):
             longest = max(longest, _largest(workload.prompt_tokens) + workload.max_tokens)
-    plan = memory_plan(site.llm, site.accelerator, site.pool.parallelism, site.pool.engine)
+    if site.pool.role == "encode":
+        return
+    plan = site.plan
     context = site.llm.context_tokens
     if plan.fits and longest > plan.capacity_tokens and longest < 1_000_000:
         message = (
@@ -461,8 +484,27 @@ def _powers_possible(site: Site) -> Findings:
         yield site.finding(("power", "curve"), f"{chip.name} has no logistic power curve", hint)
 
 
+def _encoder_fits(site: Site) -> Findings:
+    """Whether an encoder alone fits, and whether it can be spread like the pool's replicas."""
+    encoder = site.encoder
+    if encoder is None:
+        return
+    spread = encoder_parallelism(encoder, site.pool.parallelism)
+    if spread.tp != site.pool.parallelism.tp:
+        message = (
+            f"tp {site.pool.parallelism.tp} does not divide the {encoder.heads} heads of {encoder.name}: "
+            "each accelerator has a copy of it, and one encodes"
+        )
+        yield site.finding(("encoder", "model"), message, severity="warning")
+    needed = encoder_bytes_per_accelerator(encoder, site.pool.parallelism)
+    usable = site.accelerator.memory_bytes * site.pool.engine.kv.memory_ratio
+    if site.pool.role == "encode" and needed > usable:
+        message = f"{encoder.name} does not fit: it needs {show_bytes(needed)}, {show_bytes(usable)} are usable"
+        yield site.finding(("encoder", "model"), message, "take a larger accelerator")
+
+
 def _tower_left_out(site: Site) -> Findings:
-    if site.llm.left_out:
+    if site.llm.left_out and site.encoder is None:
         message = f"{site.pool.llm} has more than a language model: its {site.llm.left_out} is left out"
         yield site.finding(("llm",), message, severity="warning")
 
@@ -509,9 +551,42 @@ _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
     _longest_request_fits,
     _price_known,
     _powers_possible,
+    _encoder_fits,
     _tower_left_out,
     _order_has_what_it_needs,
 )
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def _images_are_encoded(loaded: LoadedScenario, sites: list[Site]) -> Findings:
+    """Images need an encoder of their LLM's pools, and encoders somebody who computes what they encode."""
+    by_llm: dict[str, list[Site]] = {}
+    for site in sites:
+        by_llm.setdefault(site.llm.name, []).append(site)
+    for llm, group in by_llm.items():
+        if all(site.pool.role == "encode" for site in group):
+            yield group[0].finding(
+                ("role",), f"no pool computes prompts of {llm}", "give another pool of it another role"
+            )
+        names = sorted({site.pool.encoder.model for site in group if site.pool.encoder is not None})
+        if len(names) > 1:
+            message = f"pools of {llm} have different encoders: {', '.join(names)}"
+            yield group[0].finding(("encoder", "model"), message, "an LLM was trained with one of them", "warning")
+    brought = False
+    for where, part in _parts(loaded.scenario.workload):
+        images = isinstance(part, SyntheticWorkload) and part.images is not None
+        brought = brought or images or isinstance(part, TraceWorkload)
+        if not images:
+            continue
+        asked = [s for s in sites if part.model is None or s.llm.name == part.model]
+        if asked and not any(site.encoder is not None for site in asked):
+            message = "requests have images, but no pool encodes them: all of these requests would be rejected"
+            yield loaded.finding((*where, "images"), message, "give a pool an encoder, such as {model: qwen2-vl-vit}")
+    for site in sites:
+        if site.pool.role == "encode" and not brought:
+            yield site.finding(("role",), "no request has images: these replicas have nothing to do", "", "warning")
 
 
 # --- objectives against physics ---------------------------------------------------------------------------------------
@@ -528,8 +603,8 @@ def _halves_meet(sites: list[Site]) -> Findings:
             other = {"prefill": "decode", "decode": "prefill"}.get(role)
             if other is None:
                 continue
-            partners = [g for g in group if g.pool.role not in (role, "mixed")]
-            helpers = [g for g in group if g.pool.role != role]
+            partners = [g for g in group if g.pool.role not in (role, "mixed", "encode")]
+            helpers = [g for g in group if g.pool.role not in (role, "encode")]
             what = "answers" if role == "prefill" else "prompts"
             if not helpers:
                 yield site.finding(

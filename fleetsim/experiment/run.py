@@ -346,6 +346,13 @@ def _verify_request(request: Request) -> None:
 
     if request.status != FINISHED:
         return
+    if request.images:
+        encoded = (request.arrival_s, request.encode_start_s, request.encode_end_s)
+        if (
+            not all(earlier <= later for earlier, later in pairwise(encoded))
+            or request.encode_end_s > request.first_scheduled_s
+        ):
+            raise LawError(f"law 2 (order of times): request {request.id} was encoded at {encoded}")
     times = (request.arrival_s, request.queued_s, request.first_scheduled_s, request.first_token_s, request.end_s)
     if not all(earlier <= later for earlier, later in pairwise(times)):  # NaN is out of order too
         raise LawError(f"law 2 (order of times): request {request.id} has {times}")

@@ -11,6 +11,7 @@ from typing import Any
 from fleetsim.engine.api import Scheduler
 from fleetsim.engine.batch import Batch
 from fleetsim.engine.compressions.between_turns import BetweenTurns
+from fleetsim.engine.encoding import EncodeStage
 from fleetsim.engine.evictions.api import CacheView, prefill_cost
 from fleetsim.engine.kv_tiers.build import attach_tiers, shared_store
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
@@ -125,6 +126,16 @@ class Fleet:
                 pool.llm.layers,
                 pool.suspended_tokens,
             )
+            if config.encoder is not None:
+                replica.encoder = EncodeStage(
+                    replica,
+                    pool.encode_time,
+                    config.encoder.max_images,
+                    config.encoder.order == "last",
+                    config.encoder.step_target,
+                    config.encoder.max_wait,
+                    pool.pay_encoding,
+                )
             life = Life("ready" if number < config.replicas else "off")
             self.replicas.append(replica)
             self.lives.append(life)
@@ -316,7 +327,7 @@ class Fleet:
     @property
     def at_rest(self) -> bool:
         """Whether nothing will happen any more by itself."""
-        if not self.exhausted or self.expected or self.gateway.outside:
+        if not self.exhausted or self.expected or self.gateway.outside or self.gateway.encoding:
             return False
         moving = self._network is not None and self._network.busy
         return not moving and all(replica.timer is None and not replica.held for replica in self.replicas)

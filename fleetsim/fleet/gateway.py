@@ -13,6 +13,7 @@ from fleetsim.engine.batch import Parked
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
 from fleetsim.fleet.borrowing import Ahead, Borrowing, Place
+from fleetsim.fleet.encoding import Encoding
 from fleetsim.fleet.handover import Fetch, Handover, gpu
 from fleetsim.fleet.migration import Migration
 from fleetsim.fleet.pool import Pool
@@ -67,12 +68,26 @@ class Side:
 class Group:
     """Where requests for one LLM go: to be admitted, to have their prompts computed, and to have their answers computed."""
 
-    __slots__ = ("admission", "collects", "decode", "delay_s", "energy_j", "entry", "held", "most", "swaps", "timer")
+    __slots__ = (
+        "admission",
+        "collects",
+        "decode",
+        "delay_s",
+        "encoders",
+        "energy_j",
+        "entry",
+        "held",
+        "most",
+        "swaps",
+        "timer",
+    )
 
     def __init__(self, entry: Side, decode: Side | None) -> None:
         self.entry = entry
         self.decode = decode
         """Only where prompts and answers may be computed apart."""
+        self.encoders: tuple[Replica, ...] = ()
+        """Replicas that encode images."""
         self.admission: Any = None
         self.delay_s = 0.0
         """Time that a decision takes."""
@@ -143,6 +158,10 @@ class Gateway:
         """Requests that are at no replica: put off, waiting for a decision, or between two replicas."""
         self._held: dict[Request, Group] = {}
         """Those of them that wait for a decision about several at once."""
+        self.encoding: dict[Request, Encoding] = {}
+        """Requests whose images are encoded, or on their way, before they join a queue."""
+        self.encode_tokens = [0] * len(replicas)
+        """Image tokens that each replica was given to encode and has not encoded yet."""
         self.migrating = [0] * len(replicas)
         """Migrations under way from or to each replica."""
         self.migrations = [0, 0]
@@ -229,10 +248,13 @@ class Gateway:
         chosen = [i for i, pool in enumerate(self.pools) if model is None or model in pool.variants]
         roles = {self.pools[i].config.role for i in chosen}
         config = self._config
-        apart = bool(roles - {"mixed"}) or config.decode_router is not None or config.router.says("pairs")
+        apart = bool(roles - {"mixed", "encode"}) or config.decode_router is not None or config.router.says("pairs")
+        encoders = [self.replicas[i] for i in chosen if self.pools[i].encoder is not None]
+        chosen = [i for i in chosen if self.pools[i].config.role != "encode"]
         entry = self._side([i for i in chosen if not apart or self.pools[i].config.role != "decode"], model)
         decode = self._side([i for i in chosen if self.pools[i].config.role != "prefill"]) if apart else None
         group = Group(entry, decode)
+        self._show_encoders(group, encoders)
         if decode is not None:
             entry.view.decode = decode.view
             for replica in entry.replicas:
@@ -259,6 +281,14 @@ class Gateway:
             if side is not None:
                 self._attach(side)
         return group
+
+    def _show_encoders(self, group: Group, encoders: Sequence[Replica]) -> None:
+        """Let the routers of a group see who encodes images."""
+        group.encoders = tuple(encoders)
+        for side in (group.entry, group.decode):
+            if side is not None:
+                side.view.encoders = tuple(replica.index for replica in encoders)
+                side.view.encode_tokens = self.encode_tokens
 
     def _attach(self, side: Side) -> None:
         """Keep a view up to date from now on."""
@@ -574,6 +604,12 @@ class Gateway:
             return
         if group.decode is not None:
             request.decode_at = self._decode_at(group.decode, side, position, route.decode)
+        if request.images:
+            encoder = self._encoder_for(group, request, replica, route.encode)
+            if encoder is None:
+                self._reject(request, "no pool has an encoder for its images")
+                return
+            request.encode_replica = encoder.index
         if route.fetch_tokens > 0:
             self._fetch(request, side, route, replica)
         if (route.hedge_after_s != inf or route.retry_after_s != inf) and request not in self._twins:
@@ -626,7 +662,60 @@ class Gateway:
             seen.sent(position, prompt_tokens, request)
         if request.decode_at >= 0:
             self._promise(request, 1)
+        if request.images and request.embedded_at != index:
+            self._encode(request, replica, ready_s)
+            return
         self._deliver(replica, request, ready_s)
+
+    # --- images --------------------------------------------------------------------------------------------------------
+
+    def _encoder_for(self, group: Group, request: Request, replica: Replica, answer: int) -> Replica | None:
+        """Where a request's images are encoded: where the router says, where its prompt is computed, or where least is to do."""
+        if answer != LOCAL:
+            if type(answer) is not int or not 0 <= answer < len(group.encoders):
+                raise PolicyError(
+                    f"router answered encode={answer!r} for request {request.id}; "
+                    f"there are {len(group.encoders)} replicas with an encoder"
+                )
+            return group.encoders[answer]
+        if replica.encoder is not None:
+            return replica
+        return min(group.encoders, key=lambda encoder: self.encode_tokens[encoder.index], default=None)
+
+    def _encode(self, request: Request, target: Replica, ready_s: float) -> None:
+        """Have a request's images encoded, or what was made of them brought, before it joins its replica's queue."""
+        encoded = request.embedded_at >= 0
+        source = self.replicas[request.embedded_at if encoded else request.encode_replica]
+        size_bytes = request.image_tokens * self.pools[target.index].embedding_bytes_per_token
+        encoding = self.encoding[request] = Encoding(
+            self._network, request, source, target, size_bytes, partial(self._embedded, target), self._no_longer_encoded
+        )
+        if encoded:
+            encoding.send()
+            return
+        self.encode_tokens[source.index] += request.image_tokens
+        encoding.begin(ready_s)
+
+    def _embedded(self, target: Replica, request: Request) -> None:
+        """What the encoder made of a request's images is where its prompt is computed."""
+        del self.encoding[request]
+        target.enqueue(request, self.clock.now_s)
+
+    def _no_longer_encoded(self, request: Request) -> None:
+        """Note that a request does not wait for an encoder any more."""
+        self.encode_tokens[request.encode_replica] -= request.image_tokens
+
+    def _give_up_encoding(self, then: Callable[[Request], None], request: Request) -> None:
+        """A request was taken back before it joined a queue."""
+        del self.encoding[request]
+        if request.carrier is not None:
+            request.carrier.release()
+        request.carrier = None
+        request.carried_tokens = 0
+        if request.decode_at >= 0:
+            self._promise(request, -1)
+        self._leave(request, queued=False)
+        then(request)
 
     def _promise(self, request: Request, requests: int) -> None:
         """Count that a request will come to where its answer is computed, or with -1 that it will no more."""
@@ -752,10 +841,10 @@ class Gateway:
                 ended(self._view)
         self.on_end(request)
 
-    def _leave(self, request: Request) -> None:
+    def _leave(self, request: Request, queued: bool = True) -> None:
         """Note that a request leaves its replica for another one, or for good."""
         listener = self.replicas[request.replica].listener
-        if listener is not None:
+        if listener is not None and queued:
             listener.left(request, False)
         for view, position in self._views[request.replica]:
             if request.first_token_s != request.first_token_s:
@@ -795,6 +884,10 @@ class Gateway:
 
     def _withdraw(self, request: Request, then: Callable[[Request], None]) -> None:
         """Take a request back from its replica, or from who waits to be sent; `then` is not called if it ends before."""
+        encoding = self.encoding.get(request)
+        if encoding is not None:
+            encoding.cancel(partial(self._give_up_encoding, then))
+            return
         if self._let_go(request):
             then(request)
             return
@@ -1099,6 +1192,8 @@ class Gateway:
         request = self._movable(move, replicas)
         if request is None or request.status != WAITING or request.generated or request.carrier is not None:
             return
+        if request in self.encoding:
+            return
         target = replicas[move.target]
         if (
             request.prompt_tokens + request.output_tokens > self.pools[target.index].capacity_tokens
@@ -1313,7 +1408,7 @@ class Gateway:
 
     def left(self) -> list[Request]:
         """Requests that are at no replica when the run ends, and those that ended but wait for a copy to be taken back."""
-        return [*self.outside, *self._won]
+        return [*self.outside, *self.encoding, *self._won]
 
     def without_copies(self, left: Sequence[Request]) -> list[Request]:
         """Of the requests that are left, those that stand for themselves in the tables; they bear the cost of their copies."""

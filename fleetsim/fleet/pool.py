@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
+from fleetsim.catalog.encoder import Encoder, load_encoder
 from fleetsim.catalog.link import Link, load_link
-from fleetsim.catalog.llm import Llm, load_llm
+from fleetsim.catalog.llm import ACTIVATIONS, BYTES_PER_VALUE, Llm, load_llm
 from fleetsim.catalog.memory import (
     kv_bytes_per_token,
     memory_plan,
@@ -22,11 +24,13 @@ from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.replica import Meter, Replica
 from fleetsim.engine.steptime.governor import governed
+from fleetsim.engine.steptime.roofline import Roofline, RooflineConfig
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import DataError, Finding
 from fleetsim.fleet.life import Life
 from fleetsim.fleet.probe import DecodeTime, PrefillTime
 from fleetsim.scenario import schema
+from fleetsim.workload.request import Request
 
 _CHUNK_TOKENS = 8192
 """Prompt tokens per step where the scheduler says none: for the prediction of prefill times only."""
@@ -64,6 +68,10 @@ class Pool:
     """By name of the LLM, what the pool is while its replicas hold it: itself for `llm`, others where it has `models`."""
     seats: dict[int, Any] = field(default_factory=dict)
     """Where its replicas change their LLM: what each holds and did (`fleet/swapping.py`), by number over the fleet."""
+    encoder: Encoder | None = None
+    """What encodes images, if anything does."""
+    encode_model: StepTimeModel | None = None
+    """Physics of its layers."""
     _prefill_time: PrefillTime | None = None
     _decode_time: DecodeTime | None = None
 
@@ -121,6 +129,24 @@ class Pool:
         return self.llm.kv_bytes_per_token(self.config.engine.kv.dtype)
 
     @property
+    def embedding_bytes_per_token(self) -> float:
+        """What an encoder sends for one token of a prompt [bytes]."""
+        return self.llm.hidden * BYTES_PER_VALUE[ACTIVATIONS]
+
+    def encode_time(self, images: int, tokens: int) -> tuple[float, float]:
+        """Duration [s] and dynamic energy [J] of encoding images that become so many tokens together."""
+        encoder, model = self.encoder, self.encode_model
+        assert encoder is not None
+        assert model is not None
+        patches = encoder.patches(tokens)
+        return model.mixed(patches, 0, encoder.pairs(images, tokens), patches, images, 0, 0, patches)
+
+    def pay_encoding(self, request: Request, seconds: float) -> None:
+        """Charge a request for its share of a replica's time while its images were encoded."""
+        request.paid_usd += seconds * (self.price_usd_per_h / 3600.0)
+        request.host_energy_j += seconds * self.host_busy_w
+
+    @property
     def suspended_tokens(self) -> float:
         """Tokens of cache whose room the activations of one token take while its step is suspended."""
         parallelism = self.config.parallelism
@@ -146,9 +172,15 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
     llm = load_llm(config.llm, base_dir)
     accelerator = accelerator_for(load_accelerator(config.accelerator), engine)
     link: Link = link_for(load_link(config.link or accelerator.link), engine)
-    capacity_tokens = (
-        engine.kv.capacity_tokens or memory_plan(llm, accelerator, config.parallelism, engine).capacity_tokens
-    )
+    encoder = None if config.encoder is None else load_encoder(config.encoder.model)
+    if config.role == "encode":
+        capacity_tokens = engine.kv.block_tokens  # nothing is cached there
+    else:
+        weights = encoder_bytes_per_accelerator(encoder, config.parallelism)
+        capacity_tokens = (
+            engine.kv.capacity_tokens
+            or memory_plan(llm, accelerator, config.parallelism, engine, weights).capacity_tokens
+        )
     if engine.kv.reuse is not None:
         kept = getattr(engine.kv.reuse.config, "reserved_tokens", 0)
         if kept >= capacity_tokens:
@@ -170,9 +202,29 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
         ),
         capacity_blocks=max(capacity_tokens // engine.kv.block_tokens, 1),
         price_usd_per_h=price * config.parallelism.accelerators,
+        encoder=encoder,
+        encode_model=None if encoder is None else _encode_model(encoder, config, accelerator, link),
     )
     pool.variants[llm.name] = pool
     for name in config.models:
         other = describe_pool(config.model_copy(update={"llm": name, "models": ()}), index, base_dir)
         pool.variants[other.llm.name] = other
     return pool
+
+
+def encoder_parallelism(encoder: Encoder, parallelism: schema.Parallelism) -> schema.Parallelism:
+    """How an encoder is spread: over the tensor ranks of one data-parallel rank's first stage, if its heads can be divided."""
+    return schema.Parallelism(tp=parallelism.tp if encoder.heads % parallelism.tp == 0 else 1)
+
+
+def encoder_bytes_per_accelerator(encoder: Encoder | None, parallelism: schema.Parallelism) -> float:
+    """Weights of an encoder on each accelerator [bytes]."""
+    return 0.0 if encoder is None else encoder.weight_bytes / encoder_parallelism(encoder, parallelism).tp
+
+
+def _encode_model(encoder: Encoder, config: schema.Pool, accelerator: Accelerator, link: Link) -> StepTimeModel:
+    """Roofline of an encoder's layers, in 16 bits, under the pool's clocks and caps."""
+    engine = config.engine.model_copy(update={"weights": "auto"})
+    create = partial(Roofline, RooflineConfig())
+    spread = encoder_parallelism(encoder, config.parallelism)
+    return governed(create, config.power, encoder.as_llm, accelerator, link, spread, engine)

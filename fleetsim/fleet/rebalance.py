@@ -88,7 +88,8 @@ def rebalancings(scenario: Scenario, streams: Streams, fleet: Fleet) -> list[Reb
         return []
     kinds: dict[tuple[str, str], list[Replica]] = {}
     for replica, pool in zip(fleet.replicas, fleet.pool_of, strict=True):
-        kinds.setdefault((pool.llm.name, pool.config.engine.kv.dtype), []).append(replica)
+        if pool.config.role != "encode":
+            kinds.setdefault((pool.llm.name, pool.config.engine.kv.dtype), []).append(replica)
     found = []
     for (llm, dtype), replicas in kinds.items():
         rebalancing = Rebalancing(replicas, fleet)

@@ -300,6 +300,8 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
 
 
 def _bound(pool: Pool, measured: bool = False) -> float:
+    if pool.config.role == "encode":
+        return 0.0
     return optimal_tokens_per_s(pool.llm, pool.accelerator, pool.config.engine, measured)
 
 

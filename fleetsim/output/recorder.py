@@ -101,7 +101,10 @@ class RequestLog:
         arrival, end, first = floats("arrival_s"), floats("end_s"), floats("first_token_s")
         queued, scheduled = floats("queued_s"), floats("first_scheduled_s")
         output, replica = ints("generated"), ints("replica")
-        prefill = ints("prefill_replica")
+        prefill, images = ints("prefill_replica"), ints("images")
+        encoder, encode_start, encode_end = images, np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+        if images.any():
+            encoder, encode_start, encode_end = ints("encode_replica"), floats("encode_start_s"), floats("encode_end_s")
         status = ints("status")
         finished = status == FINISHED
         served = replica >= 0
@@ -126,14 +129,19 @@ class RequestLog:
             "pool": _coded(pool, self._pool_names),
             "replica": column(replica, ~served, pa.int32()),
             "prefill_replica": column(prefill, prefill < 0, pa.int32()),
+            "encode_replica": column(encoder, np.isnan(encode_start), pa.int32()),
             "status": _coded(status, STATUS),
             "reason": _names(list(map(attrgetter("reason"), rows))),
             "arrival_s": arrival,
+            "encode_start_s": _float_or_null(encode_start),
+            "encode_end_s": _float_or_null(encode_end),
             "queued_s": _float_or_null(queued),
             "first_scheduled_s": _float_or_null(scheduled),
             "first_token_s": _float_or_null(first),
             "end_s": _float_or_null(end),
             "prompt_tokens": ints("prompt_tokens"),
+            "images": column(images, None, pa.int32()),
+            "image_tokens": ints("image_tokens") if images.any() else images,
             "output_tokens": output,
             "cached_tokens": ints("cached_tokens"),
             "loaded_tokens": ints("loaded_tokens"),
@@ -146,6 +154,7 @@ class RequestLog:
             "tpot_s": _float_or_null(tpot),
             "ntpot_s": _float_or_null(ntpot),
             "e2el_s": _float_or_null(e2el),
+            "encode_s": _float_or_null(encode_end - encode_start),
             "queue_wait_s": _float_or_null(scheduled - queued),
             "itl_max_s": _float_or_null(np.where(output > 1, floats("itl_max_s"), np.nan)),
             "energy_j": energy,

@@ -35,14 +35,21 @@ REQUESTS = (
     Column("pool", _N, "", "Pool that served it; null if rejected"),
     Column("replica", "int32", "", "Replica that served it, numbered over the fleet; null if rejected"),
     Column("prefill_replica", "int32", "", "Replica that computed its prompt, if that was another one; else null"),
+    Column(
+        "encode_replica", "int32", "", "Replica that encoded its images; null if it has none or they were not encoded"
+    ),
     Column("status", _N, "", "finished, rejected, timed_out, failed or unfinished"),
     Column("reason", _N, "", "Why it was rejected or failed"),
     Column("arrival_s", _F, "s", "Arrival at the gateway"),
-    Column("queued_s", _F, "s", "Joined a replica's queue"),
+    Column("encode_start_s", _F, "s", "Encoding of its images began; null without images"),
+    Column("encode_end_s", _F, "s", "They were encoded"),
+    Column("queued_s", _F, "s", "Joined a replica's queue, with what was made of its images"),
     Column("first_scheduled_s", _F, "s", "First step that computed some of it began"),
     Column("first_token_s", _F, "s", "First output token"),
     Column("end_s", _F, "s", "Last output token, or end for another reason"),
     Column("prompt_tokens", _I, "tokens", "Prompt length"),
+    Column("images", "int32", "count", "Images in its prompt"),
+    Column("image_tokens", _I, "tokens", "Of the prompt, what an encoder makes of them"),
     Column("output_tokens", _I, "tokens", "Tokens produced"),
     Column("cached_tokens", _I, "tokens", "Prompt tokens found in the prefix cache when first scheduled"),
     Column(
@@ -74,6 +81,13 @@ REQUESTS = (
     ),
     Column("ntpot_s", _F, "s", "End-to-end latency per output token", "e2el_s / output_tokens"),
     Column("e2el_s", _F, "s", "End-to-end latency", "end_s - arrival_s"),
+    Column(
+        "encode_s",
+        _F,
+        "s",
+        "Time of the pass that encoded its images; null without images",
+        "encode_end_s - encode_start_s",
+    ),
     Column("queue_wait_s", _F, "s", "Wait in the replica's queue", "first_scheduled_s - queued_s"),
     Column("itl_max_s", _F, "s", "Largest gap between two of its tokens; null below two tokens"),
     Column(

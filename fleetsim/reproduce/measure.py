@@ -91,9 +91,23 @@ def value_of(result: Result, metric: Metric, warmup_ratio: float = 0.0) -> float
 
 
 def _summary(result: Result, key: str) -> float | None:
+    if key.startswith("class."):
+        return _of_class(result, key)
     if key not in result.summary:
         raise ScenarioError(Finding(f'the summary has no "{key}"', hint=nearest(key, result.summary, "figures")))
     value = result.summary[key]
+    return None if value is None else float(value)
+
+
+def _of_class(result: Result, key: str) -> float | None:
+    """Figure of one class of requests: ``class.NAME.FIGURE``."""
+    name, _, figure = key.removeprefix("class.").rpartition(".")
+    rows = {str(row["value"]): row for row in result.groups if row["by"] == "class"}
+    if name not in rows:
+        raise ScenarioError(Finding(f'no requests are of class "{name}"', hint=nearest(name, rows, "classes")))
+    if figure not in rows[name]:
+        raise ScenarioError(Finding(f'a class has no "{figure}"', hint=nearest(figure, rows[name], "figures")))
+    value = rows[name][figure]
     return None if value is None else float(value)
 
 

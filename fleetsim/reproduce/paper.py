@@ -89,7 +89,7 @@ class Capacity(Block):
     high: Annotated[Number, Field(gt=0)]
     """A rate that is surely too high; if it is not, this is the answer."""
     at_least: dict[str, Number] = Field(default_factory=dict)
-    """The limits are kept while these figures of the summary are at least so much, …"""
+    """The limits are kept while these figures of the summary (or ``class.NAME.FIGURE`` of a class) are at least so much, …"""
     at_most: dict[str, Number] = Field(default_factory=dict)
     """… and these at most so much."""
     tolerance: Annotated[Number, Field(gt=0, le=0.5)] = 0.02

@@ -78,6 +78,16 @@ class RequestView:
         return self._request.model
 
     @property
+    def images(self) -> int:
+        """Images that it brings."""
+        return self._request.images
+
+    @property
+    def image_tokens(self) -> int:
+        """Of its prompt, what an encoder makes of them [tokens]."""
+        return self._request.image_tokens
+
+    @property
     def session(self) -> int:
         """Conversation it belongs to; -1 if none."""
         return self._request.session
@@ -244,6 +254,9 @@ class Route:
     """Number of another replica whose cache sends keys and values of the prompt's beginning over the network; -1: none does."""
     fetch_tokens: int = 0
     """How much of the beginning that is, at most: as far as that cache holds it [tokens]."""
+    encode: int = -1
+    """Number, in the view's `encoders`, of the replica that encodes the request's images; -1: the one that computes the prompt if
+    it has an encoder, otherwise the one with the fewest image tokens to do."""
 
 
 class Window(NamedTuple):
@@ -329,6 +342,8 @@ class FleetView:
         "decode",
         "decode_weight_tokens",
         "decoding",
+        "encode_tokens",
+        "encoders",
         "expected_output_tokens",
         "freshness",
         "in_flight",
@@ -357,6 +372,10 @@ class FleetView:
         """Tokens that each replica's KV cache holds (all equal where nobody says)."""
         self.numbers = tuple(numbers) or tuple(range(len(self.pools)))
         """Number of each replica over the whole fleet, as in `RequestView.tried`."""
+        self.encoders: tuple[int, ...] = ()
+        """Numbers over the fleet of the replicas that encode images."""
+        self.encode_tokens: Sequence[int] = ()
+        """Image tokens that the gateway gave each replica of the fleet to encode and that are not encoded yet."""
         self.decode: FleetView | None = None
         """View of the replicas that may decode what these have begun; None where every replica does all of a request itself."""
         self.freshness = Freshness() if freshness is None else freshness

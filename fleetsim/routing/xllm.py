@@ -10,6 +10,7 @@ from pydantic import Field
 from fleetsim.errors import PolicyError
 from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import FleetView, RequestView, Route
+from fleetsim.workload.request import LOCAL
 
 
 class XllmConfig(PolicyConfig):
@@ -30,6 +31,12 @@ class XllmConfig(PolicyConfig):
     """Prefill instances that are always left."""
     least_decode: int = Field(default=1, ge=1, strict=True)
     """Decode instances that are always left (the report says two, the code one)."""
+    encode_at: Literal["prefill", "decode", "least"] = "prefill"
+    """Where images are encoded if all instances have an encoder: where the prompt is computed (EP-D), where the answer is
+    (ED-P), or where the fewest image tokens wait. Pools of the role `encode` take them all (E-P-D) if no other pool has an
+    encoder."""
+    offline: tuple[str, ...] = ()
+    """Classes of requests whose answers may be computed by prefill instances too: by whichever instance has the shortest step."""
     dwell_s: float = Field(default=0.0, ge=0, json_schema_extra={"unit": "s"})
     """Least time between two changes of one instance's role (0 in the code)."""
 
@@ -48,9 +55,15 @@ class Xllm:
 
     Rule, `car`: for each side, the instance with the highest ``matched / most matched - KV in use - waiting / most waiting``.
 
+    Rule for images: `encode_at`. That decodes come before prompts and prompts before encoding on each instance is the pool's
+    `encoder.order: last`.
+
+    Rule for offline requests (`offline`): their prompts go where those of others do; of all instances, the one whose next step is
+    predicted to be the shortest computes the answer. Their own scheduler, `xllm-colocation`, keeps them from delaying others.
+
     Predictions are least squares over each instance's own step times: a quadratic in the prompt's length, and ``b0 + b1 batch
-    + b2 context`` for steps. All pools have the role `mixed`: this router keeps the roles. Changes are in the table of events
-    as `flip_to_prefill` and `flip_to_decode`.
+    + b2 context`` for steps. All pools but those that only encode have the role `mixed`: this router keeps the roles. Changes
+    are in the table of events as `flip_to_prefill` and `flip_to_decode`.
 
     What is charged: transfers over the network; a change of roles costs nothing but the work that the instance still has.
 
@@ -90,15 +103,31 @@ class Xllm:
     def route(self, request: RequestView) -> Route:
         """Choose a pair."""
         if self._config.rule != "slo-aware":
-            return Route(self._by_cache(request, self._prefill), self._by_cache(request, self._decode))
-        if self._flips:
-            self._release()
-        return self._slo_aware(request)
+            prefill, decode = self._by_cache(request, self._prefill), self._by_cache(request, self._decode)
+        else:
+            if self._flips:
+                self._release()
+            prefill, decode = self._slo_aware(request)
+        return Route(prefill, decode, encode=self._encoder(prefill, decode) if request.images else LOCAL)
 
-    def _slo_aware(self, request: RequestView) -> Route:
+    def _encoder(self, prefill: int, decode: int) -> int:
+        """Number, of those with an encoder, of the instance that encodes."""
+        fleet, at = self._fleet, self._config.encode_at
+        encoders = fleet.encoders
+        number = fleet.numbers[prefill if at == "prefill" else decode]
+        if at == "least" and encoders:
+            number = min(encoders, key=fleet.encode_tokens.__getitem__)
+        return encoders.index(number) if number in encoders else LOCAL
+
+    def _slo_aware(self, request: RequestView) -> tuple[int, int]:
         config, prefills, decodes = self._config, self._prefill, self._decode
         queue_s = self._board.pending_s
         best_p = min(prefills, key=queue_s.__getitem__)
+        if request.klass is not None and request.klass in config.offline:
+            shortest = min(range(self._answers.count), key=lambda place: self._step_s(place, request))
+            if shortest in decodes:
+                self._used[shortest] = None
+            return best_p, shortest
         target_s = config.tpot_slo_s
         good = next((d for d in decodes if self._step_s(d, request) <= target_s), -1)
         prefill, decode = best_p, good
@@ -113,7 +142,7 @@ class Xllm:
             elif good != best_d and step_s[best_d] < spare_s and queue_s[best_d] < queue_s[best_p]:
                 prefill = best_d
         self._used[decode] = None
-        return Route(prefill, decode)
+        return prefill, decode
 
     def _step_s(self, place: int, request: RequestView) -> float:
         """Predicted step of a decode instance with this request too."""

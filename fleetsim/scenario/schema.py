@@ -246,6 +246,17 @@ class Sessions(Block):
     which are the n-th agent's in every session, then come the task (the first turn's `prompt_tokens`) and all answers so far."""
 
 
+class Images(Block):
+    """Images that requests bring: an encoder turns them into tokens of the prompt, beside those of its text."""
+
+    tokens: Lengths
+    """Prompt tokens of one image."""
+    per_request: Lengths = FixedTokens(distribution="fixed", value=1)
+    """Images of a request that has any."""
+    share: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Share of the requests that have images."""
+
+
 class SyntheticWorkload(Block):
     """Requests drawn from distributions or from a public trace's profile."""
 
@@ -266,6 +277,8 @@ class SyntheticWorkload(Block):
     """Shared prompt starts."""
     sessions: Sessions | None = None
     """Multi-turn structure."""
+    images: Images | None = None
+    """Images of the requests; default: none have any."""
     model: str | None = None
     """Send every request to pools of this LLM only."""
     klass: Annotated[str | None, Field(alias="class", min_length=1)] = None
@@ -287,6 +300,10 @@ class SyntheticWorkload(Block):
         if self.prefixes is not None and self.sessions is not None and self.sessions.agent_tokens:
             raise ValueError(
                 "prefixes and sessions.agent_tokens cannot be combined: the prompts start with the instructions"
+            )
+        if self.images is not None and self.sessions is not None:
+            raise ValueError(
+                "images and sessions cannot be combined: which images a later turn encodes again is not modelled"
             )
         if isinstance(self.arrivals, ClosedLoopArrivals) and self.sessions is not None:
             raise ValueError(
@@ -330,6 +347,9 @@ class TraceWorkload(Block):
     """Replay the slice this many times, one after the other."""
     on_bad_rows: Literal["refuse", "skip"] = "refuse"
     """Rows that cannot be read: refuse the run and show them, or skip them and report how many."""
+    tokens_per_image: Tokens | None = None
+    """Prompt tokens of an image where the trace counts images without saying how many tokens they are: as many of the prompt's
+    tokens come from images, all but one at most."""
     sessions: Literal["recorded", "released"] = "recorded"
     """Later turns of a session: at their recorded time, or released by the end of the turn before plus its pause."""
     model: str | None = None
@@ -725,6 +745,23 @@ class ModelSwap(Block):
     """Room in host memory for these, per accelerator; those that find none are computed again."""
 
 
+class Encoder(Block):
+    """Encodes images of requests between the steps of a replica: meanwhile nothing else is computed there."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """Name in the catalogue (`fleetsim list encoders`)."""
+    max_images: Count = 8
+    """Images encoded at a time at most; a request that has more of them is encoded alone."""
+    order: Literal["first", "last"] = "first"
+    """`first`: images that wait are encoded before the next step. `last`: decodes and prompts come first; while requests decode,
+    images are encoded only as far as steps and encoding together take `step_target` a step, on average since the first of them
+    waits (the stage scheduling of xLLM)."""
+    step_target: Seconds = 0.05
+    """With order `last`: that target, such as the objective for the time per output token."""
+    max_wait: SecondsOrZero = 1.0
+    """With order `last`: who has waited this long for the encoder is encoded before the next step all the same. An assumption."""
+
+
 class Pool(Block):
     """Replicas of one LLM on one kind of accelerator."""
 
@@ -753,8 +790,12 @@ class Pool(Block):
     drain: Literal["wait", "migrate", "kill"] = "wait"
     """What becomes of the requests of a replica that is to go: they end there; they move to other replicas, running ones with their
     keys and values; or they are taken away and begin again elsewhere (`gateway.on_failure`)."""
-    role: Literal["mixed", "prefill", "decode"] = "mixed"
-    """Part of a request that these replicas compute: all of it, its prompt and first token, or the tokens after that."""
+    role: Literal["mixed", "prefill", "decode", "encode"] = "mixed"
+    """Part of a request that these replicas compute: all of it, its prompt and first token, the tokens after that, or nothing but
+    the encoding of its images."""
+    encoder: Encoder | None = None
+    """Encodes images; default: this pool cannot. A prompt whose replica has an encoder is encoded there, any other at the
+    encoder with the fewest image tokens to do, from where the embeddings go to the prompt over the network."""
     kv_transfer: Literal["serial", "layerwise"] = "serial"
     """Keys and values of a prompt go to where its answer is computed when the prompt is done; or each layer's as soon as it is
     computed, so that only the last layer's, and what the network could not carry by then, are left to send. The latter assumes that
@@ -779,6 +820,10 @@ class Pool(Block):
     def _bounds(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")
+        if self.encoder is not None and (self.autoscaler is not None or self.max_replicas is not None):
+            raise ValueError(
+                "autoscaler and max_replicas: pools with an encoder that change their size are not modelled"
+            )
         if self.autoscaler is not None and self.min_replicas > self.replicas:
             raise ValueError(f"min_replicas {self.min_replicas} is above replicas {self.replicas}")
         return self
@@ -798,9 +843,16 @@ class Pool(Block):
             ("engine.kv.preemption.mode: swap", kv.preemption.mode == "swap"),
             (f"engine.kv.{kv.approximate}", bool(kv.approximate)),
             ("autoscaler or max_replicas", self.autoscaler is not None or self.max_replicas is not None),
+            ("encoder", self.encoder is not None),
         ):
             if there:
                 raise ValueError(f"models: replicas that change their LLM are not modelled with {what}")
+        return self
+
+    @model_validator(mode="after")
+    def _encoders_encode(self) -> Self:
+        if self.role == "encode" and self.encoder is None:
+            raise ValueError("role: encode needs an encoder: such as {model: qwen2-vl-vit}")
         return self
 
     @model_validator(mode="after")
@@ -956,6 +1008,12 @@ class Scenario(Block):
     """What energy costs besides being drawn."""
     run: Run = Run()
     """How to simulate."""
+
+    @model_validator(mode="after")
+    def _faults_can_strike(self) -> Self:
+        if self.faults and any(pool.encoder is not None for pool in self.pools):
+            raise ValueError("faults: failures beside encoders (`pools[].encoder`) are not modelled")
+        return self
 
     @model_validator(mode="after")
     def _placements_place(self) -> Self:

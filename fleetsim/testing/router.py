@@ -30,6 +30,8 @@ _KNOWN = frozenset(
         "deadline_s",
         "priority",
         "weight",
+        "images",
+        "image_tokens",
         "predicted_tokens",
         "attempt",
         "tried",

@@ -68,7 +68,7 @@ def convert_trace(
 
 
 _KEPT = {
-    "parquet": {"hashes", "hash_tokens", "session", "pause_s", "klass", "tenant", "model"},
+    "parquet": {"hashes", "hash_tokens", "session", "pause_s", "klass", "tenant", "model", "images", "image_tokens"},
     "mooncake": {"hashes", "hash_tokens"},
     "azure": set[str](),
 }

@@ -112,6 +112,8 @@ class Scan:
     """Rows of each session."""
     block_tokens: set[int] = field(default_factory=set)
     """Block sizes of the prompts' hashes."""
+    counts_images: bool = False
+    """Whether some row has images without saying how many tokens they are."""
     columns: set[str] = field(default_factory=set)
     """Optional fields of `Row` that some row has."""
     bad: BadRows = field(default_factory=BadRows)
@@ -214,6 +216,8 @@ def _note(scan: Scan, row: Row) -> None:
         scan.turns[row.session] = scan.turns.get(row.session, 0) + 1
     if row.hashes:
         scan.block_tokens.add(row.hash_tokens)
+    if row.images and row.image_tokens < 0:
+        scan.counts_images = True
     for name, value, default in zip(Row._fields[_PLAIN:], row[_PLAIN:], _NOTHING, strict=True):
         if value != default:
             scan.columns.add(name)

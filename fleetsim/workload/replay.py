@@ -80,6 +80,10 @@ class Replay:
         if not self._scan.rows:
             raise DataError(self._nothing_left())
         self.skipped_rows = self._scan.bad.count
+        if self._scan.counts_images and config.tokens_per_image is None:
+            message = "the trace counts images, but does not say how many of the prompt's tokens they are"
+            hint = "set workload.tokens_per_image, such as 1024"
+            raise DataError(Finding(message, file=str(trace.path), hint=hint))
         self._sessions = Sessions(streams.contents)
         self._made = 0
 
@@ -140,9 +144,20 @@ class Replay:
             row.klass,
             row.tenant,
             model,
+            *self._images(row),
         )
         self._made += 1
         return request
+
+    def _images(self, row: Row) -> tuple[int, int]:
+        """Images of a row, and how many of the prompt's tokens they are."""
+        if not row.images:
+            return 0, 0
+        tokens = row.image_tokens
+        if tokens < 0:
+            assert self._config.tokens_per_image is not None
+            tokens = min(row.images * self._config.tokens_per_image, max(row.prompt_tokens - 1, 1))
+        return row.images, tokens
 
     def _kept(self) -> Iterator[tuple[float, int, Row]]:
         """Rows to replay with their new times and which time round it is."""

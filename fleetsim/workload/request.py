@@ -55,6 +55,10 @@ class Request:
         "deadline_s",
         "decode_at",
         "dropped_tokens",
+        "embedded_at",
+        "encode_end_s",
+        "encode_replica",
+        "encode_start_s",
         "end_s",
         "energy_j",
         "energy_mark",
@@ -64,6 +68,8 @@ class Request:
         "generated",
         "host_energy_j",
         "id",
+        "image_tokens",
+        "images",
         "itl_max_s",
         "klass",
         "last_token_s",
@@ -122,6 +128,8 @@ class Request:
         klass: str | None = None,
         tenant: str | None = None,
         model: str | None = None,
+        images: int = 0,
+        image_tokens: int = 0,
     ) -> None:
         self.id = id
         self.arrival_s = arrival_s
@@ -133,6 +141,9 @@ class Request:
         self.klass = klass
         self.tenant = tenant
         self.model = model
+        self.images = images
+        self.image_tokens = image_tokens
+        """Of the prompt's tokens, those that an encoder makes of the images."""
         # what the gateway adds
         self.deadline_s = inf
         """Latest first token that keeps the limit of its class [s]."""
@@ -179,6 +190,12 @@ class Request:
         """Times it was sent to a replica before, and taken back without an answer."""
         self.ready_s = _NEVER
         """When it joins the queue of the replica that it was sent to last."""
+        self.encode_replica = -1
+        """Replica that encoded its images."""
+        self.encode_start_s = _NEVER
+        self.encode_end_s = _NEVER
+        self.embedded_at = -1
+        """Replica that holds what the encoder made of them."""
         self.generated = 0
         self.finish_step = -1
         self.segment_mark = -1
@@ -204,6 +221,8 @@ class Request:
             self.klass,
             self.tenant,
             self.model,
+            self.images,
+            self.image_tokens,
         )
         twin.deadline_s = self.deadline_s
         twin.priority = self.priority

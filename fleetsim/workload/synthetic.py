@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fleetsim.errors import DataError, Finding
 from fleetsim.scenario import schema
 from fleetsim.workload.arrivals import CHUNK, Arrivals, Floats, arrival_process
-from fleetsim.workload.lengths import Lengths, length_source
+from fleetsim.workload.lengths import Ints, Lengths, length_source
 from fleetsim.workload.prefixes import OPEN_END, Content
 from fleetsim.workload.profiles import Profile, load_profile
 from fleetsim.workload.request import REJECTED, Request
@@ -66,6 +66,24 @@ class PrefixGroups(dict[int, Content]):
         return drawn
 
 
+class ImageDraws:
+    """Images of requests: how many each has, and how many tokens they become together."""
+
+    def __init__(self, config: schema.Images, streams: Streams) -> None:
+        self._rng = streams.get("workload.images")
+        self._share = config.share
+        self._counts = length_source(config.per_request, self._rng)
+        self._tokens = length_source(config.tokens, self._rng)
+
+    def draw(self, count: int) -> tuple[Ints, Ints]:
+        """Images and their tokens of the next `count` requests."""
+        images = np.where(self._rng.random(count) < self._share, self._counts(count), 0)
+        each = self._tokens(int(images.sum()))
+        ends = np.cumsum(images)
+        total = np.concatenate(([0], np.cumsum(each)))
+        return images, total[ends] - total[ends - images]
+
+
 class _Parts:
     """What every synthetic workload is drawn from: the config's blocks, a profile's for those that it leaves out."""
 
@@ -75,6 +93,7 @@ class _Parts:
         self._profile = load_profile(config.profile) if config.profile is not None else None
         self.prompts = self._lengths(config.prompt_tokens, "prompt_tokens")
         self.outputs = self._lengths(config.output_tokens, "output_tokens")
+        self.images = None if config.images is None else ImageDraws(config.images, streams)
         prefixes = config.prefixes
         self.contents = streams.contents
         self.groups = None
@@ -133,11 +152,22 @@ class OpenLoop:
                 parts.outputs(count).tolist(),
                 contents,
             )
-            if model is None:
+            if parts.images is not None:
+                yield from self._with_images(parts.images, count, columns)
+            elif model is None:
                 yield from map(Request, *columns)
             else:
                 yield from map(Request, *columns, repeat(-1), repeat(0), repeat(None), repeat(None), repeat(model))
             first += count
+
+    def _with_images(self, draws: ImageDraws, count: int, columns: tuple[Iterable[Any], ...]) -> Iterator[Request]:
+        """Requests whose prompts are longer by their images' tokens."""
+        images, tokens = draws.draw(count)
+        for cells in zip(*columns, images.tolist(), tokens.tolist(), strict=False):
+            number, time_s, prompt, output, content, shown, seen = cells
+            yield Request(
+                number, time_s, prompt + seen, output, content, -1, 0, None, None, self._config.model, shown, seen
+            )
 
     def released_by(self, request: Request, now_s: float) -> Request | None:  # noqa: ARG002
         """Nothing: no request waits for another."""
@@ -291,16 +321,17 @@ class ClosedLoop:
     def _next(self, now_s: float, user: int, turn: int, wait_s: float = 0.0) -> Request | None:
         if self._sent == self._config.requests:
             return None
-        prompt, output, content, pause_s = next(self._drawn)
+        prompt, output, content, images, seen, pause_s = next(self._drawn)
         time_s = now_s + max(pause_s, wait_s) if turn else now_s
         if self._config.duration is not None and time_s > self._config.duration:
             return None
         number = self._sent
         self._sent += 1
-        return Request(number, time_s, prompt, output, content, user, turn, None, None, self._config.model)
+        model = self._config.model
+        return Request(number, time_s, prompt + seen, output, content, user, turn, None, None, model, images, seen)
 
-    def _draws(self) -> Iterator[tuple[int, int, Content | None, float]]:
-        """Prompt, output, content and pause before it of each request in the order of sending."""
+    def _draws(self) -> Iterator[tuple[int, int, Content | None, int, int, float]]:
+        """Prompt, output, content, images with their tokens, and pause before it of each request in the order of sending."""
         parts = self._parts
         rng = parts.rng("think")
         while True:
@@ -309,7 +340,11 @@ class ClosedLoop:
                 contents = [parts.groups[group] for group in parts.groups.draw(CHUNK)]
             pauses = rng.standard_exponential(CHUNK) * self._loop.think_time
             lengths = (parts.prompts(CHUNK).tolist(), parts.outputs(CHUNK).tolist())
-            yield from zip(*lengths, contents, pauses.tolist(), strict=True)
+            images: tuple[Iterable[int], Iterable[int]] = (repeat(0, CHUNK), repeat(0, CHUNK))
+            if parts.images is not None:
+                counts, tokens = parts.images.draw(CHUNK)
+                images = (counts.tolist(), tokens.tolist())
+            yield from zip(*lengths, contents, *images, pauses.tolist(), strict=True)
 
 
 def synthetic_workload(config: schema.SyntheticWorkload, streams: Streams) -> OpenLoop | Conversations | ClosedLoop:

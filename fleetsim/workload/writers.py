@@ -147,6 +147,8 @@ _COLUMNS: tuple[tuple[str, Any, str | None, Callable[[Row], Any]], ...] = (
     ("category", pa.string(), "klass", lambda row: row.klass),
     ("tenant", pa.string(), "tenant", lambda row: row.tenant),
     ("tool_time_s", pa.float64(), "pause_s", lambda row: row.pause_s),
+    ("images", pa.int32(), "images", lambda row: row.images),
+    ("image_tokens", pa.int32(), "image_tokens", lambda row: None if row.image_tokens < 0 else row.image_tokens),
 )
 """Columns of fleetsim's own format: name, type, the field of `Row` without which it is left out, and its value."""
 

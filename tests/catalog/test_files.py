@@ -10,6 +10,7 @@ import pytest
 from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.catalog.calibration import GROUPS, calibration_of
 from fleetsim.catalog.data import KINDS, catalogue, models_folder, names, read_yaml
+from fleetsim.catalog.encoder import load_encoder
 from fleetsim.catalog.engine import load_engine
 from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import load_llm
@@ -19,7 +20,13 @@ from fleetsim.units import UNITS, parse
 
 FILES = [path for kind in KINDS for path in catalogue(kind).values()]
 SOURCES = read_yaml(models_folder() / "SOURCES.yaml")
-LOADERS = {"accelerator": load_accelerator, "link": load_link, "llm": load_llm, "engine": load_engine}
+LOADERS = {
+    "accelerator": load_accelerator,
+    "link": load_link,
+    "llm": load_llm,
+    "encoder": load_encoder,
+    "engine": load_engine,
+}
 
 
 def cited(value: Any) -> Iterator[tuple[str, str]]:

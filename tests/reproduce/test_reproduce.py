@@ -190,14 +190,24 @@ def test_metrics_of_the_requests_table(tmp_path: Path) -> None:
     assert 0 < expected[4] < 1
 
 
-def test_capacity_is_where_the_formula_of_the_queue_says(tmp_path: Path) -> None:
-    """M/D/1 with service 0.1 s: the mean time in the system is 0.2 s at 2/3 of its capacity."""
-    head = """\
+@pytest.mark.parametrize("limited", ["e2el_mean_s", "class.chat.e2el_mean_s"])
+def test_capacity_is_where_the_formula_of_the_queue_says(limited: str, tmp_path: Path) -> None:
+    """M/D/1 with service 0.1 s: the mean time in the system is 0.2 s at 2/3 of its capacity; of its only class too."""
+    outcome = run(written(tmp_path, "", head=QUEUE.replace("e2el_mean_s", limited)))
+    assert outcome.verdict == "reproduced", outcome.ours
+
+
+def test_an_unknown_class_of_a_capacity_is_named(tmp_path: Path) -> None:
+    told = findings(written(tmp_path, "", head=QUEUE.replace("e2el_mean_s", "class.chit.e2el_mean_s")))
+    assert 'did you mean "chat"?' in told
+
+
+QUEUE = """\
 paper: {title: T, venue: V, link: L}
 setting: S
 seeds: 4
 scenario:
-  workload: {kind: trace, format: parquet, path: made:t}
+  workload: {kind: trace, format: parquet, path: made:t, class: chat}
   pools:
     - name: p
       llm: llama-2-13b
@@ -218,8 +228,6 @@ figures:
     band: [6.5, 6.8]
     source: Pollaczek-Khinchine
 """
-    outcome = run(written(tmp_path, "", head=head))
-    assert outcome.verdict == "reproduced", outcome.ours
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------------

@@ -36,11 +36,13 @@ def test_every_optional_column(tmp_path):
         tenant=["t", None, None],
         tool_time_s=[None, 2.0, None],
         think_time_s=[None, 1.0, float("nan")],
+        images=[None, 2, 1],
+        image_tokens=[None, 7, None],
     )
     assert not bad.count
-    assert rows[0][4:] == ((1, -2), 16, "s", None, "chat", "t", "m")
-    assert rows[1][4:] == ((1,), 16, "s", 2.0, "chat", None, None)
-    assert rows[2][4:] == ((), 0, None, None, None, None, None)
+    assert rows[0][4:] == ((1, -2), 16, "s", None, "chat", "t", "m", 0, -1)
+    assert rows[1][4:] == ((1,), 16, "s", 2.0, "chat", None, None, 2, 7)
+    assert rows[2][4:] == ((), 0, None, None, None, None, None, 1, -1)
 
 
 def test_sessions_follow_from_parents(tmp_path):

@@ -96,6 +96,9 @@ class FlowPrefill:
         batch.held = False
         while batch.spare_blocks() < 0:
             batch.preempt(batch.newest())
+        if batch.suspended and not batch.decoding:
+            # what was admitted still waits for its keys and values: go on with the most urgent step until they come
+            batch.resume(min(batch.suspended, key=lambda plan: self._rank_of_step(batch, plan.chunks, plan.share_left)))
 
     def admits(self, batch: Batch) -> bool:
         """A new request can run next if there is a seat: whatever waits, it may be smaller."""

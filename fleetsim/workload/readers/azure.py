@@ -1,5 +1,6 @@
 """Azure LLM inference traces of 2023 and 2024: ``TIMESTAMP, ContextTokens, GeneratedTokens``.
 
+The trace of requests with images has ``NumImages`` too; a column ``ImageTokens`` beside it is read where there is one.
 https://github.com/Azure/AzurePublicDataset. Times have up to nine decimals, with or without an offset from UTC.
 """
 
@@ -9,10 +10,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fleetsim.workload.readers.rows import BadRows, Row, whole
+from fleetsim.workload.readers.rows import BadRows, Row, images_of, whole
 from fleetsim.workload.readers.table import Table
 
 COLUMNS = frozenset({"timestamp", "contexttokens", "generatedtokens"})
+_NO_IMAGES = (0, -1)
 _NS = 10**9
 _EXAMPLE = "2023-11-16 18:15:46.6805900"
 _SECOND = len("2023-11-16 18:15:46")
@@ -74,6 +76,7 @@ def read(path: Path, bad: BadRows) -> Iterator[Row]:
     """Rows with times from the first one that can be read."""
     table = Table(path, bad)
     when, prompt, output = (table.columns[name] for name in ("timestamp", "contexttokens", "generatedtokens"))
+    shown, seen = table.place("numimages", "images"), table.place("imagetokens", "image_tokens")
     clock_ns = Clock().ns
     start_ns: int | None = None
     for number, cells in table.rows():
@@ -81,9 +84,18 @@ def read(path: Path, bad: BadRows) -> Iterator[Row]:
             prompt_tokens = whole(cells[prompt], "ContextTokens")
             output_tokens = whole(cells[output], "GeneratedTokens")
             time_ns = clock_ns(cells[when])
+            images = _NO_IMAGES
+            if shown is not None or seen is not None:
+                images = images_of(
+                    None if shown is None else cells[shown], None if seen is None else cells[seen], prompt_tokens
+                )
         except ValueError as error:
             bad.add(number, str(error))
             continue
         if start_ns is None and prompt_tokens > 0 and output_tokens > 0:
             start_ns = time_ns
-        yield Row(number, 0.0 if start_ns is None else (time_ns - start_ns) / _NS, prompt_tokens, output_tokens)
+        time_s = 0.0 if start_ns is None else (time_ns - start_ns) / _NS
+        if images is _NO_IMAGES:
+            yield Row(number, time_s, prompt_tokens, output_tokens)
+        else:
+            yield Row(number, time_s, prompt_tokens, output_tokens, images=images[0], image_tokens=images[1])

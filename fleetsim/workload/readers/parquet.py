@@ -2,7 +2,7 @@
 
 ``arrival_s, prompt_tokens, output_tokens``, then where known ``session_id, turn, parent_request`` (row index, from 0),
 ``block_hashes`` (list of int64) with ``block_size``, ``model``, ``category``, ``tenant``, ``tool_time_s``,
-``think_time_s``. Other columns are left alone.
+``think_time_s``, ``images`` and ``image_tokens`` (of the prompt, what an encoder makes of them). Other columns are left alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fleetsim.workload.readers.rows import BadRows, Row, decimal, key, label, whole
+from fleetsim.workload.readers.rows import BadRows, Row, decimal, images_of, key, label, whole
 from fleetsim.workload.readers.source import PARQUET, failure, first_bytes, integers
 
 NEEDED = ("arrival_s", "prompt_tokens", "output_tokens")
@@ -29,6 +29,8 @@ OPTIONAL = (
     "tenant",
     "tool_time_s",
     "think_time_s",
+    "images",
+    "image_tokens",
 )
 _BATCH_ROWS = 4096
 _Columns = dict[str, Sequence[Any]]
@@ -134,12 +136,15 @@ def _row(
     tenant: object,
     tool: object,
     think: object,
+    images: object,
+    image_tokens: object,
 ) -> Row:
+    prompt_tokens = whole(prompt, "prompt_tokens")
     known, block_tokens = _hashes(hashes, block)
     return Row(
         number,
         decimal(arrival, "arrival_s"),
-        whole(prompt, "prompt_tokens"),
+        prompt_tokens,
         whole(output, "output_tokens"),
         known,
         block_tokens,
@@ -148,6 +153,7 @@ def _row(
         label(category),
         label(tenant),
         label(model),
+        *images_of(images, image_tokens, prompt_tokens),
     )
 
 

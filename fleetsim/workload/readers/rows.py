@@ -38,6 +38,9 @@ class Row(NamedTuple):
     klass: str | None = None
     tenant: str | None = None
     model: str | None = None
+    images: int = 0
+    image_tokens: int = -1
+    """Of the prompt, what an encoder makes of the images; -1 where the trace does not say."""
 
 
 @dataclass
@@ -188,6 +191,26 @@ def decimal(value: object, name: str) -> float:
 def label(value: object) -> str | None:
     """A name such as a model's or a tenant's; nothing where the field is empty."""
     return None if value is None or value == "" else str(value)
+
+
+def images_of(images: object, tokens: object, prompt_tokens: int) -> tuple[int, int]:
+    """Images of a row and their tokens (-1: not known) from two cells, either of which may be empty.
+
+    Raises
+    ------
+    ValueError
+        If they are no whole numbers, below zero, or more tokens than the prompt has.
+    """
+    known = tokens is not None and tokens != ""
+    seen = whole(tokens, "image_tokens") if known else -1
+    count = whole(images, "images") if images is not None and images != "" else int(seen > 0)
+    if not 0 <= count <= MAX_TOKENS:
+        raise ValueError(f"images: {_shown(count)} is not between 0 and {MAX_TOKENS}")
+    if known and not 0 <= seen <= prompt_tokens:
+        raise ValueError(f"image_tokens: {_shown(seen)} is not between 0 and the prompt's {prompt_tokens} tokens")
+    if known and (seen == 0) != (count == 0):
+        raise ValueError(f"images: {count} images with {seen} image_tokens")
+    return count, seen if count else -1
 
 
 def key(value: object) -> int | str | None:
