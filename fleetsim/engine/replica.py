@@ -677,6 +677,8 @@ class Replica:
             limit = min(limit, self._let_reserved_go_first(batch))
         if batch.to_load:
             self._fetch_admitted(batch)
+            if batch.waiting:
+                limit = 1  # the budget of a step may be all that kept the next one out, although this step computes nothing of them
         if batch.recheck:
             limit = 1
         if order is not None and batch.waiting and limit > 1:
