@@ -18,13 +18,13 @@ class InfiniteLlmConfig(PolicyConfig):
 
     inner: Inner = Field(default_factory=least_outstanding)
     """Router of all requests that fit on one replica: a name or a block with `policy`."""
-    own_ratio: Annotated[float, Field(gt=0, le=1, json_schema_extra={"unit": "ratio"})] = 0.5
+    own_ratio: "Annotated[float, Field(gt=0, le=1, json_schema_extra={'unit': 'ratio'})]" = 0.5
     """Part of a replica's KV cache that one request takes at most where it runs; what is longer lies on others."""
-    lent_ratio: Annotated[float, Field(gt=0, le=1, json_schema_extra={"unit": "ratio"})] = 0.8
+    lent_ratio: "Annotated[float, Field(gt=0, le=1, json_schema_extra={'unit': 'ratio'})]" = 0.8
     """Part of a replica's KV cache that one request borrows at most."""
-    block_tokens: Annotated[int, Field(ge=1, strict=True, json_schema_extra={"unit": "tokens"})] = 16
+    block_tokens: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'tokens'})]" = 16
     """Tokens per KV block of the engines."""
-    again_s: Annotated[float, Field(gt=0, json_schema_extra={"unit": "s"})] = 1.0
+    again_s: "Annotated[float, Field(gt=0, json_schema_extra={'unit': 's'})]" = 1.0
     """Time after which a request that found no room is looked at again."""
 
 

@@ -38,11 +38,9 @@ class RouteBalanceConfig(PolicyConfig):
     """Weight of `quality`."""
     balance_weight: "Annotated[float, Field(ge=0, json_schema_extra={'unit': 'ratio'})]" = 0.0
     """Weight of a KV cache with room."""
-    quality: "Annotated[dict[str, float], Field(json_schema_extra={'unit': 'ratio'})]" = Field(default_factory=dict)
+    quality: "Annotated[dict[str, float], Field(json_schema_extra={'unit': 'ratio'})]" = {}  # noqa: RUF012 - pydantic copies it; to the compiler a Field is no dict
     """Quality of each pool's answers by pool name, 0 to 1; pools that are not named have 0."""
-    usd_per_token: "Annotated[dict[str, float], Field(json_schema_extra={'unit': 'USD/token'})]" = Field(
-        default_factory=dict
-    )
+    usd_per_token: "Annotated[dict[str, float], Field(json_schema_extra={'unit': 'USD/token'})]" = {}  # noqa: RUF012 - pydantic copies it; to the compiler a Field is no dict
     """Price of a token of each pool by pool name."""
     output_tokens: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'tokens'})]" = 256
     """Answer that is expected where no predictor says."""
