@@ -216,10 +216,10 @@ def _simulate(
         fleet.network_bytes,
         fleet.gateway.migrations[0],
         sum(fleet.gateway.paused_in_s),
-        fleet.gateway.loan_counts(),
+        fleet.gateway.lending.counts(),
         sum(replica.remote_bytes for replica in fleet.replicas),
-        fleet.gateway.recoveries,
-        fleet.gateway.lost_tokens + sum(replica.lost_tokens for replica in fleet.replicas),
+        fleet.gateway.presence.recoveries,
+        fleet.gateway.presence.lost_tokens + sum(replica.lost_tokens for replica in fleet.replicas),
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()

@@ -12,12 +12,14 @@ from typing import Any
 from fleetsim.engine.batch import Parked
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
-from fleetsim.fleet.borrowing import Ahead, Borrowing, Place
 from fleetsim.fleet.encoding import Encoding
 from fleetsim.fleet.handover import Fetch, Handover, gpu
+from fleetsim.fleet.lending import Lending
 from fleetsim.fleet.migration import Migration
 from fleetsim.fleet.pool import Pool
+from fleetsim.fleet.presence import Presence
 from fleetsim.fleet.probe import ReplicaProbe
+from fleetsim.fleet.windows import Windows
 from fleetsim.kernel.clock import Clock, Timer
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
@@ -33,12 +35,10 @@ from fleetsim.routing.api import (
     Reject,
     RequestView,
     Route,
-    Window,
 )
 from fleetsim.routing.decisions import DecisionLog
 from fleetsim.scenario.schema import Scenario, View
 from fleetsim.workload.request import (
-    FAILED,
     FINISHED,
     LOCAL,
     REJECTED,
@@ -156,8 +156,6 @@ class Gateway:
         """Where requests wait for replicas that change their LLM (`fleet/swapping.py`), if there are any."""
         self.outside: dict[Request, None] = {}
         """Requests that are at no replica: put off, waiting for a decision, or between two replicas."""
-        self._held: dict[Request, Group] = {}
-        """Those of them that wait for a decision about several at once."""
         self.encoding: dict[Request, Encoding] = {}
         """Requests whose images are encoded, or on their way, before they join a queue."""
         self.encode_tokens = [0] * len(replicas)
@@ -174,26 +172,22 @@ class Gateway:
         """Migrations to each replica that were given up."""
         self.paused_in_s = [0.0] * len(replicas)
         """Time from leaving their source to joining the queue of each replica, summed over the migrations completed."""
-        self._migrating: dict[Request, None] = {}
-        self.loans: dict[Place, None] = {}
-        """Loans of memory that have been asked for and are not over."""
-        self.loans_begun = [0] * len(replicas)
-        """Loans at each replica, as the one that lends, that began."""
-        self.loans_given_up = [0] * len(replicas)
-        """Those that did not."""
-        self.loans_recalled = [0] * len(replicas)
-        """Those that ended because the blocks were brought back."""
-        self.lent_bytes = 0.0
-        """Keys and values copied for loans and recalls."""
-        self._network = network
-        self._config = config = scenario.gateway
+        self.on_the_move: dict[Request, None] = {}
+        self.network = network
+        self.presence = Presence(self)
+        """Which replicas take requests."""
+        self.lending = Lending(self)
+        """Loans of memory between them."""
+        self.windows = Windows(self)
+        """Requests that are decided about together."""
+        self.config = config = scenario.gateway
         self._streams = streams
         self._pool_index = [pool.index for pool in pools]
-        self._groups: dict[str | None, Group] = {}
+        self.groups: dict[str | None, Group] = {}
         self._probes = [ReplicaProbe(r, p.prefill_time, p.decode_time) for r, p in zip(replicas, pools, strict=True)]
-        self._views: list[list[tuple[FleetView, int]]] = [[] for _ in replicas]
+        self.views: list[list[tuple[FleetView, int]]] = [[] for _ in replicas]
         """The views in which each replica counts, and its number there."""
-        self._view = RequestView(Request(-1, 0.0, 1, 1))
+        self.view = RequestView(Request(-1, 0.0, 1, 1))
         slo = scenario.slo
         self._ttft_limit_s = inf if slo is None or slo.ttft is None else slo.ttft
         classes = {} if slo is None else slo.classes
@@ -207,36 +201,22 @@ class Gateway:
         self._timeout_s = config.timeout
         self._first_token_timeout_s = config.first_token_timeout
         workers = config.decision.workers
-        self._free_s = [0.0] * workers if workers else []
+        self.free_s = [0.0] * workers if workers else []
         """When each process that decides is free again."""
         self._tells_ends = False
         """Whether some admission policy counts who ends."""
         self._careful = bool(config.admission or config.timeout or config.first_token_timeout or workers)
-        self.present = [True] * len(replicas)
-        """Whether each replica takes requests."""
-        self.gone = 0
-        """Replicas that do not."""
-        self.waiting_room: dict[Request, Group] = {}
-        """Requests that wait for a replica to come, in the order in which they began to."""
         self.on_first_token: Callable[[Request], None] | None = None
         """Told first tokens, where somebody counts them (`fleet/lifecycle.py`)."""
         self.on_done: Callable[[Request], None] | None = None
         """Told each request that ended or left its replica."""
-        self.stand_ins = 0
-        """Requests that went elsewhere because the replica that the router named was gone."""
-        self.lost_tokens = 0
-        """Tokens whose keys and values were given up because nobody was there to go on with them."""
-        self.recoveries = 0
-        """Requests that were sent again because their replica was gone."""
-        self._lost: dict[int, list[Request]] = {}
-        """What was at each replica that is gone without anybody having noticed."""
-        self._losers: dict[Request, None] = {}
+        self.losers: dict[Request, None] = {}
         """Copies that are being taken back because their twin answered first."""
         self._heirs: dict[Request, Request] = {}
         """Who stands for a copy that was taken back."""
         self._patience: dict[Request, list[Timer]] = {}
         """Timers of hedges and retries of requests without a first token."""
-        self._twins: dict[Request, Request] = {}
+        self.twins: dict[Request, Request] = {}
         """Requests that are at two replicas at once: both by each other."""
         self._won: dict[Request, int] = {}
         """How requests ended while their twins are still being taken back."""
@@ -247,7 +227,7 @@ class Gateway:
         """Replicas for requests that ask for `model` (a catalogue name); all replicas where they ask for none."""
         chosen = [i for i, pool in enumerate(self.pools) if model is None or model in pool.variants]
         roles = {self.pools[i].config.role for i in chosen}
-        config = self._config
+        config = self.config
         apart = bool(roles - {"mixed", "encode"}) or config.decode_router is not None or config.router.says("pairs")
         encoders = [self.replicas[i] for i in chosen if self.pools[i].encoder is not None]
         chosen = [i for i in chosen if self.pools[i].config.role != "encode"]
@@ -276,7 +256,7 @@ class Gateway:
         time_s, energy_j = config.decision.time, config.decision.energy
         group.delay_s = sum(getattr(p, "decision_s", 0.0) for p in policies) if time_s is None else time_s
         group.energy_j = sum(getattr(p, "decision_j", 0.0) for p in policies) if energy_j is None else energy_j
-        self._groups[model] = group
+        self.groups[model] = group
         for side in (entry, decode):
             if side is not None:
                 self._attach(side)
@@ -293,7 +273,7 @@ class Gateway:
     def _attach(self, side: Side) -> None:
         """Keep a view up to date from now on."""
         for position, replica in enumerate(side.replicas):
-            self._views[replica.index].append((side.view, position))
+            self.views[replica.index].append((side.view, position))
             if side.view.wants_first_tokens or self.on_first_token is not None:
                 replica.on_first_token = self.started
             side.view.set_present(position, replica.present)
@@ -304,15 +284,15 @@ class Gateway:
             [pool.name for pool in pools],
             [pool.capacity_tokens for pool in pools],
             [self._probes[i] for i in chosen],
-            _freshness(self._config.view),
+            _freshness(self.config.view),
             self._time_s,
             chosen,
             self._transfer_s,
-            lambda position: self._lending(self.replicas[chosen[position]]),
+            lambda position: self.lending.side_of(self.replicas[chosen[position]]),
         )
         for position, i in enumerate(chosen):
-            if self._views[i]:
-                view.begin_like(position, *self._views[i][0])
+            if self.views[i]:
+                view.begin_like(position, *self.views[i][0])
         return Side([self.replicas[i] for i in chosen], pools, view)
 
     def _time_s(self) -> float:
@@ -320,13 +300,13 @@ class Gateway:
 
     def _transfer_s(self, source: int, target: int, tokens: int) -> float:
         size_bytes = tokens * self.pools[source].kv_bytes_per_token
-        return self._network().estimate_s(gpu(self.replicas[source]), gpu(self.replicas[target]), size_bytes)
+        return self.network().estimate_s(gpu(self.replicas[source]), gpu(self.replicas[target]), size_bytes)
 
     def events(self) -> list[tuple[float, str, str, int, int]]:
         """What routers say has happened to replicas: time, kind, pool, replica over the fleet, count."""
         return [
             (time_s, kind, self.pools[index].name, index, 1)
-            for group in self._groups.values()
+            for group in self.groups.values()
             for time_s, kind, index in getattr(group.entry.router, "events", ())
         ]
 
@@ -336,7 +316,7 @@ class Gateway:
         """Take a request that arrives now."""
         if self.swapping is not None and request.model is None:
             request.model = self.swapping.default_model
-        group = self._groups.get(request.model) or self._group(request.model)
+        group = self.groups.get(request.model) or self._group(request.model)
         limit_s = self._ttft_limit_s
         if request.klass is not None:
             limit_s = self._class_ttft_limit_s.get(request.klass, limit_s)
@@ -350,7 +330,7 @@ class Gateway:
         if self._predictor is not None:
             self._predict(request)
         if not self._careful:
-            self._route(group, request)
+            self.route(group, request)
             return
         if self._timeout_s is not None:
             self.clock.at(request.arrival_s + self._timeout_s, partial(self._expire, request, False))
@@ -360,11 +340,11 @@ class Gateway:
 
     def _predict(self, request: Request) -> None:
         """Note what output length is expected."""
-        self._view._request = request
+        self.view._request = request
         if self._knows_length:
-            expected = self._predictor.predict_knowing(self._view, request.output_tokens)
+            expected = self._predictor.predict_knowing(self.view, request.output_tokens)
         else:
-            expected = self._predictor.predict(self._view)
+            expected = self._predictor.predict(self.view)
         if not (isinstance(expected, float | int) and 0.0 <= expected < inf):
             raise PolicyError(f"predictor answered {expected!r} for request {request.id}")
         request.predicted_tokens = float(expected)
@@ -372,14 +352,14 @@ class Gateway:
     def _decide(self, group: Group, request: Request) -> None:
         """Decide about a request as soon as somebody is free to."""
         now_s = self.clock.now_s
-        if self._free_s and not group.collects:
-            if self._free_s[0] > now_s:
+        if self.free_s and not group.collects:
+            if self.free_s[0] > now_s:
                 self.outside[request] = None
-                start_s = self._free_s[0]
-                heapreplace(self._free_s, start_s + group.delay_s)
+                start_s = self.free_s[0]
+                heapreplace(self.free_s, start_s + group.delay_s)
                 self.clock.at(start_s, partial(self._judge_later, group, request))
                 return
-            heapreplace(self._free_s, now_s + group.delay_s)
+            heapreplace(self.free_s, now_s + group.delay_s)
         self._judge(group, request)
 
     def _judge_later(self, group: Group, request: Request) -> None:
@@ -391,8 +371,8 @@ class Gateway:
         if group.admission is not None:
             view = group.entry.view
             now_s = view.now_s = self.clock.now_s
-            self._view._request = request
-            answer = group.admission.decide(self._view)
+            self.view._request = request
+            answer = group.admission.decide(self.view)
             if isinstance(answer, Reject):
                 self._reject(request, answer.reason)
                 return
@@ -404,37 +384,37 @@ class Gateway:
                 return
             if answer is not ADMIT:
                 raise PolicyError(f"admission answered {answer!r} for request {request.id}")
-        self._route(group, request)
+        self.route(group, request)
 
     def _decide_later(self, group: Group, request: Request) -> None:
         if self.outside.pop(request, _GONE) is not _GONE:
             self._decide(group, request)
 
-    def _route(self, group: Group, request: Request) -> None:
+    def route(self, group: Group, request: Request) -> None:
         """Let the router choose a replica and send the request there."""
-        if self.gone and not self._open(group):
-            self._wait_for_a_replica(group, request)
+        if self.presence.gone and not self.presence.is_open(group):
+            self.presence.wait(group, request)
             return
         if group.swaps:
             self._queue(group, request)
             return
         if group.collects:
-            self._collect(group, request)
+            self.windows.collect(group, request)
             return
         side = group.entry
         view = side.view
-        self._view._request = request
+        self.view._request = request
         now_s = view.now_s = self.clock.now_s
         ready_s = now_s + group.delay_s
         if group.decode is not None:
             group.decode.view.now_s = now_s
-        decision = side.router.route(self._view) if self.decisions is None else self._explained(side, request)
+        decision = side.router.route(self.view) if self.decisions is None else self._explained(side, request)
         if group.energy_j:
             self.energy_j += group.energy_j
             request.host_energy_j += group.energy_j
-        self._follow(group, request, decision, ready_s)
+        self.follow(group, request, decision, ready_s)
 
-    def _follow(self, group: Group, request: Request, decision: Any, ready_s: float) -> None:
+    def follow(self, group: Group, request: Request, decision: Any, ready_s: float) -> None:
         """Do what the router answered; `ready_s` is when its decision is over."""
         side = group.entry
         route = _PLAIN
@@ -449,8 +429,8 @@ class Gateway:
             raise PolicyError(
                 f"router answered {decision!r} for request {request.id}; there are {len(side.replicas)} replicas"
             )
-        if self.gone:
-            decision, route = self._standing_in(group, decision, route)
+        if self.presence.gone:
+            decision, route = self.presence.standing_in(group, decision, route)
         if self.steered and not request.attempt and request.id in self.steered:
             decision = _position(side, self.steered[request.id], decision)
         self._dispatch(group, request, decision, route, ready_s)
@@ -477,13 +457,13 @@ class Gateway:
 
     def send(self, request: Request, replica: Replica) -> None:
         """Send a request that waited for a replica's LLM there."""
-        for view, _ in self._views[replica.index]:
+        for view, _ in self.views[replica.index]:
             view.now_s = self.clock.now_s
-        self._send(request, replica, self.clock.now_s + replica.model.frontend_s)
+        self.forward(request, replica, self.clock.now_s + replica.model.frontend_s)
 
     def take_back(self, request: Request, then: Callable[[Request], None]) -> None:
         """Take a request back from its replica; `then` is not called if it ends before."""
-        self._withdraw(request, partial(self._taken_back, then))
+        self.withdraw(request, partial(self._taken_back, then))
 
     def _taken_back(self, then: Callable[[Request], None], request: Request) -> None:
         if request.reason is not None:
@@ -496,91 +476,11 @@ class Gateway:
         log = self.decisions
         assert log is not None
         if request.id not in log.requests:
-            return side.router.route(self._view)
-        candidates = log.candidates(side.router, side.view, self._view)
-        decision = side.router.route(self._view)
-        log.note(side.router, side.view, self._view, candidates, decision)
+            return side.router.route(self.view)
+        candidates = log.candidates(side.router, side.view, self.view)
+        decision = side.router.route(self.view)
+        log.note(side.router, side.view, self.view, candidates, decision)
         return decision
-
-    # --- decisions about several requests at once ----------------------------------------------------------------------
-
-    def _collect(self, group: Group, request: Request) -> None:
-        """Hold a request until the router decides about it and others."""
-        self.outside[request] = None
-        self._held[request] = group
-        group.held[request] = None
-        if group.timer is None:
-            now_s = group.entry.view.now_s = self.clock.now_s
-            window = group.entry.router.window()
-            if not (isinstance(window, Window) and window.max_requests >= 1 and 0.0 <= window.max_wait_s < inf):
-                raise PolicyError(f"router answered {window!r} for a window")
-            group.most = window.max_requests
-            group.timer = self.clock.at(now_s + window.max_wait_s, partial(self._close, group))
-        if len(group.held) >= group.most:
-            self._close(group)
-
-    def _close(self, group: Group) -> None:
-        """Wait for no more requests: decide, as soon as somebody is free to."""
-        assert group.timer is not None
-        group.timer.cancel()
-        group.timer = None
-        requests = list(group.held)
-        group.held = {}
-        if not requests:
-            return
-        start_s = now_s = self.clock.now_s
-        if self._free_s:
-            start_s = max(self._free_s[0], now_s)
-            heapreplace(self._free_s, start_s + group.delay_s)
-        if start_s > now_s:
-            self.clock.at(start_s, partial(self._decide_together, group, requests))
-        else:
-            self._decide_together(group, requests)
-
-    def _decide_together(self, group: Group, requests: list[Request]) -> None:
-        """Ask the router about those of these requests that still want an answer, and send them where it says."""
-        requests = [request for request in requests if self._let_go(request)]
-        if self.gone and not self._open(group):
-            for request in requests:
-                self._wait_for_a_replica(group, request)
-            return
-        if not requests:
-            return
-        side = group.entry
-        now_s = side.view.now_s = self.clock.now_s
-        if group.decode is not None:
-            group.decode.view.now_s = now_s
-        views = [RequestView(request) for request in requests]
-        answers = side.router.route_window(views) if self.decisions is None else self._explained_together(side, views)
-        if len(answers) != len(requests):
-            raise PolicyError(f"router gave {len(answers)} answers about {len(requests)} requests")
-        self.energy_j += group.energy_j
-        for request, answer in zip(requests, answers, strict=True):
-            request.host_energy_j += group.energy_j / len(requests)
-            self._follow(group, request, answer, now_s + group.delay_s)
-
-    def _explained_together(self, side: Side, views: list[RequestView]) -> Any:
-        """Ask the router, and keep what it knew of those requests of which somebody wants to hear."""
-        log, router = self.decisions, side.router
-        assert log is not None
-        known: list[Any] = [None] * len(views)
-        wanted = [number for number, view in enumerate(views) if view.id in log.requests]
-        if wanted and hasattr(router, "explain_window"):
-            known = router.explain_window(views)
-        candidates = {n: log.candidates(router, side.view, views[n], known[n]) for n in wanted}
-        answers = router.route_window(views)
-        for number in wanted[: len(answers)]:
-            log.note(router, side.view, views[number], candidates[number], answers[number])
-        return answers
-
-    def _let_go(self, request: Request) -> bool:
-        """Hold a request no longer; False if it was not held."""
-        group = self._held.pop(request, None)
-        if group is None:
-            return False
-        group.held.pop(request, None)
-        del self.outside[request]
-        return True
 
     # --- dispatch ------------------------------------------------------------------------------------------------------
 
@@ -592,14 +492,14 @@ class Gateway:
         if route.borrow:
             blocks = sum([blocks for _, blocks in route.borrow])
             block_tokens = replica.batches[0].block_tokens
-            if not self._can_borrow(side, position, route) or blocks * block_tokens >= request.prompt_tokens:
+            if not self.lending.can_borrow(side, position, route) or blocks * block_tokens >= request.prompt_tokens:
                 route = replace(route, borrow=())
             else:
                 needed -= blocks * block_tokens
         if needed > side.capacity_tokens[position]:
             self._reject(request, "longer than the KV cache")
             return
-        if self._twins and replica.index == self._twin_at(request):
+        if self.twins and replica.index == self._twin_at(request):
             self._reject(request, "")
             return
         if group.decode is not None:
@@ -612,13 +512,13 @@ class Gateway:
             request.encode_replica = encoder.index
         if route.fetch_tokens > 0:
             self._fetch(request, side, route, replica)
-        if (route.hedge_after_s != inf or route.retry_after_s != inf) and request not in self._twins:
+        if (route.hedge_after_s != inf or route.retry_after_s != inf) and request not in self.twins:
             self._watch(group, request, route.hedge_after_s, route.retry_after_s)
         ready_s += replica.model.frontend_s
-        if route.borrow and request not in self._twins:
-            self._borrow_ahead(group, request, replica, route, ready_s)
+        if route.borrow and request not in self.twins:
+            self.lending.borrow_ahead(group, request, replica, route, ready_s)
             return
-        self._send(request, replica, ready_s)
+        self.forward(request, replica, ready_s)
 
     def _prepare(self, side: Side, request: Request, route: Route) -> float:
         """Do what a route asks for besides sending the request; time until that may leave [s]."""
@@ -637,11 +537,11 @@ class Gateway:
         if source is target:
             return
         probe = self._probes[source.index]
-        self._view._request = request
-        held = min(route.fetch_tokens, probe.held_tokens(self._view.reusable(probe.block_tokens)))
+        self.view._request = request
+        held = min(route.fetch_tokens, probe.held_tokens(self.view.reusable(probe.block_tokens)))
         if held > 0:
             request.carried_tokens = held
-            request.carrier = Fetch(self._network(), source, target, self.pools[source.index].kv_bytes_per_token)
+            request.carrier = Fetch(self.network(), source, target, self.pools[source.index].kv_bytes_per_token)
 
     def _decode_at(self, decode: Side, side: Side, position: int, answer: int) -> int:
         """Index of the replica that gets a request after its first token."""
@@ -652,20 +552,21 @@ class Gateway:
         index = decode.replicas[answer].index
         return LOCAL if index == side.replicas[position].index else index
 
-    def _send(self, request: Request, replica: Replica, ready_s: float) -> None:
+    def forward(self, request: Request, replica: Replica, ready_s: float) -> None:
+        """Send a request to a replica, whose queue it joins at `ready_s`; its images are encoded first."""
         index = replica.index
         request.replica = index
         prompt_tokens = request.prompt_tokens
         self.sent[self._pool_index[index]] += 1
         self.sent_tokens[self._pool_index[index]] += prompt_tokens
-        for seen, position in self._views[index]:
+        for seen, position in self.views[index]:
             seen.sent(position, prompt_tokens, request)
         if request.decode_at >= 0:
             self._promise(request, 1)
         if request.images and request.embedded_at != index:
             self._encode(request, replica, ready_s)
             return
-        self._deliver(replica, request, ready_s)
+        self.presence.deliver(replica, request, ready_s)
 
     # --- images --------------------------------------------------------------------------------------------------------
 
@@ -688,7 +589,7 @@ class Gateway:
         source = self.replicas[request.embedded_at if encoded else request.encode_replica]
         size_bytes = request.image_tokens * self.pools[target.index].embedding_bytes_per_token
         encoding = self.encoding[request] = Encoding(
-            self._network, request, source, target, size_bytes, partial(self._embedded, target), self._no_longer_encoded
+            self.network, request, source, target, size_bytes, partial(self._embedded, target), self._no_longer_encoded
         )
         if encoded:
             encoding.send()
@@ -714,13 +615,13 @@ class Gateway:
         request.carried_tokens = 0
         if request.decode_at >= 0:
             self._promise(request, -1)
-        self._leave(request, queued=False)
+        self.leave(request, queued=False)
         then(request)
 
     def _promise(self, request: Request, requests: int) -> None:
         """Count that a request will come to where its answer is computed, or with -1 that it will no more."""
-        decode = self._groups[request.model].decode
-        for view, position in self._views[request.decode_at]:
+        decode = self.groups[request.model].decode
+        for view, position in self.views[request.decode_at]:
             if decode is not None and view is decode.view:
                 view.promised(position, requests, request.prompt_tokens)
 
@@ -729,13 +630,13 @@ class Gateway:
     def _prefilled(self, request: Request, parked: Parked) -> None:
         """The prompt of a request is computed where its answer is not to be: send it on."""
         source = self.replicas[request.replica]
-        group = self._groups[request.model]
+        group = self.groups[request.model]
         if request.decode_at == UNDECIDED:
             decode = group.decode
             assert decode is not None
             decode.view.now_s = self.clock.now_s
-            self._view._request = request
-            answer = decode.router.route(self._view)
+            self.view._request = request
+            answer = decode.router.route(self.view)
             if isinstance(answer, Route):
                 answer = answer.replica
             if isinstance(answer, Reject) or type(answer) is not int or not 0 <= answer < len(decode.replicas):
@@ -744,18 +645,18 @@ class Gateway:
         else:
             target = self.replicas[request.decode_at]
             self._promise(request, -1)
-        if self.gone and not self.present[target.index]:
-            found = self._present_decoder(request)
+        if self.presence.gone and not self.presence.present[target.index]:
+            found = self.presence.decoder(request)
             if found is None:
-                self._strand(request, source, parked)
+                self.presence.strand(request, source, parked)
                 return
             target = found
         request.decode_at = LOCAL
         request.prefill_replica = source.index
-        self._leave(request)
+        self.leave(request)
         token_bytes = self.pools[source.index].kv_bytes_per_token
         handover = Handover(
-            self._network(),
+            self.network(),
             source,
             request.rank,
             parked,
@@ -768,22 +669,22 @@ class Gateway:
         if request.prompt_tokens + request.output_tokens > self.pools[target.index].capacity_tokens:
             handover.release()
             request.reason = "longer than the KV cache where it decodes"
-            self._end(request, REJECTED)
+            self.end(request, REJECTED)
             return
         index = request.replica = target.index
         self.sent[self._pool_index[index]] += 1
         self.sent_tokens[self._pool_index[index]] += request.prompt_tokens
-        for seen, position in self._views[index]:
+        for seen, position in self.views[index]:
             seen.sent(position, request.prompt_tokens)
             seen.started(position, request.prompt_tokens)
-        self._deliver(target, request, self.clock.now_s)
+        self.presence.deliver(target, request, self.clock.now_s)
 
     def _hidden_bytes(self, request: Request, source: Replica, target: Replica, size_bytes: float) -> float:
         """What was sent while the prompt was computed: of all layers but the last, as much as the way allows."""
         pool = self.pools[source.index]
         if pool.config.kv_transfer == "serial" or pool.llm.layers < 2:
             return 0.0
-        sent_s = self._network().estimate_s(gpu(source), gpu(target), size_bytes)
+        sent_s = self.network().estimate_s(gpu(source), gpu(target), size_bytes)
         computed_s = self.clock.now_s - request.first_scheduled_s
         return size_bytes * min(1.0, computed_s / sent_s) * (1.0 - 1.0 / pool.llm.layers)
 
@@ -794,14 +695,14 @@ class Gateway:
         if self.on_first_token is not None:
             self.on_first_token(request)
         seconds = self.clock.now_s - request.queued_s
-        for view, position in self._views[request.replica]:
+        for view, position in self.views[request.replica]:
             view.started(position, request.prompt_tokens, seconds, request.id)
-        self._calm(request)
-        twin = self._twins.get(request)
-        if twin is not None and request not in self._losers:
-            self._calm(twin)
-            self._losers[twin] = None
-            self._withdraw(twin, self._settle_twin)
+        self.calm(request)
+        twin = self.twins.get(request)
+        if twin is not None and request not in self.losers:
+            self.calm(twin)
+            self.losers[twin] = None
+            self.withdraw(twin, self.settle_twin)
 
     def done(self, request: Request) -> None:
         """Note a last token."""
@@ -809,14 +710,14 @@ class Gateway:
         if request.decode_at >= 0:
             self._promise(request, -1)
             request.decode_at = LOCAL
-        for view, position in self._views[index]:
+        for view, position in self.views[index]:
             view.ended(position, request.prompt_tokens)
         if self.swapping is not None:
             self.swapping.gone(request)
-        if request in self._twins:
-            if request in self._losers:
+        if request in self.twins:
+            if request in self.losers:
                 self._pay(request)
-                self._settle_twin(request)
+                self.settle_twin(request)
             else:
                 self._won[request] = FINISHED
             return
@@ -825,8 +726,8 @@ class Gateway:
     def _finish(self, request: Request) -> None:
         self.finished[self._pool_index[request.replica]] += 1
         if self._predictor is not None:
-            self._view._request = request
-            self._predictor.observe(self._view, request.output_tokens)
+            self.view._request = request
+            self._predictor.observe(self.view, request.output_tokens)
         self._over(request)
 
     def _over(self, request: Request) -> None:
@@ -835,18 +736,18 @@ class Gateway:
         if self.by_id is not None:
             del self.by_id[request.id]
         if self._tells_ends:
-            ended = getattr(self._groups[request.model].admission, "ended", None)
+            ended = getattr(self.groups[request.model].admission, "ended", None)
             if ended is not None:
-                self._view._request = request
-                ended(self._view)
+                self.view._request = request
+                ended(self.view)
         self.on_end(request)
 
-    def _leave(self, request: Request, queued: bool = True) -> None:
+    def leave(self, request: Request, queued: bool = True) -> None:
         """Note that a request leaves its replica for another one, or for good."""
         listener = self.replicas[request.replica].listener
         if listener is not None and queued:
             listener.left(request, False)
-        for view, position in self._views[request.replica]:
+        for view, position in self.views[request.replica]:
             if request.first_token_s != request.first_token_s:
                 view.started(position, request.prompt_tokens, request_id=request.id)
             view.ended(position, request.prompt_tokens)
@@ -862,47 +763,49 @@ class Gateway:
         request.cost_share_s = 0.0
 
     def _reject(self, request: Request, reason: str) -> None:
-        twin = self._twins.get(request)
-        if twin is not None and twin not in self._losers:
+        twin = self.twins.get(request)
+        if twin is not None and twin not in self.losers:
             # a copy that nobody wants, or the same replica again: the first one goes on alone
-            del self._twins[request], self._twins[twin]
+            del self.twins[request], self.twins[twin]
             request.status = UNFINISHED
             twin.energy_j += request.energy_j
             twin.host_energy_j += request.host_energy_j
             return
         request.reason = reason
-        self._end(request, REJECTED)
+        self.end(request, REJECTED)
 
-    def _end(self, request: Request, status: int) -> None:
-        if request in self._twins:  # its copy is on its way out and will be charged to it
+    def end(self, request: Request, status: int) -> None:
+        """Note the terminal state of a request that is at no replica."""
+        if request in self.twins:  # its copy is on its way out and will be charged to it
             self._won[request] = status
             return
         request.status = status
         request.end_s = self.clock.now_s
-        self._calm(request)
+        self.calm(request)
         self._over(request)
 
-    def _withdraw(self, request: Request, then: Callable[[Request], None]) -> None:
+    def withdraw(self, request: Request, then: Callable[[Request], None]) -> None:
         """Take a request back from its replica, or from who waits to be sent; `then` is not called if it ends before."""
         encoding = self.encoding.get(request)
         if encoding is not None:
             encoding.cancel(partial(self._give_up_encoding, then))
             return
-        if self._let_go(request):
+        if self.windows.let_go(request):
             then(request)
             return
         if self.outside.pop(request, _GONE) is not _GONE:  # a copy that waits for a replica to come
-            self.waiting_room.pop(request, None)
+            self.presence.waiting_room.pop(request, None)
             then(request)
             return
-        lost = self._lost.get(request.replica)
+        lost = self.presence._lost.get(request.replica)
         if lost is not None and request in lost:
             lost.remove(request)
-            self._withdrawn(then, request)
+            self.withdrawn(then, request)
             return
-        self.replicas[request.replica].withdraw(request, partial(self._withdrawn, then))
+        self.replicas[request.replica].withdraw(request, partial(self.withdrawn, then))
 
-    def _withdrawn(self, then: Callable[[Request], None], request: Request) -> None:
+    def withdrawn(self, then: Callable[[Request], None], request: Request) -> None:
+        """Note that a request has left its replica without having ended there."""
         if request.carrier is not None:
             request.carrier.release()
         request.carrier = None
@@ -911,170 +814,16 @@ class Gateway:
             self.replicas[request.replica].batches[request.rank].forget_loans(request, True)
         if request.decode_at >= 0:
             self._promise(request, -1)
-        self._leave(request)
+        self.leave(request)
         then(request)
-
-    # --- replicas that come and go -----------------------------------------------------------------------------------
-
-    def set_present(self, replica: Replica, present: bool) -> None:
-        """Let a replica take requests, or no more; those that wait for one to come are sent."""
-        index = replica.index
-        if self.present[index] == present:
-            return
-        self.present[index] = replica.present = present
-        if present:
-            replica.dead = False
-        self.gone += -1 if present else 1
-        for view, position in self._views[index]:
-            view.set_present(position, present)
-        if present and self.waiting_room:
-            for request, group in list(self.waiting_room.items()):
-                if self._open(group):
-                    del self.waiting_room[request]
-                    if self.outside.pop(request, _GONE) is not _GONE:
-                        self._route(group, request)
-
-    def kill(self, replica: Replica) -> None:
-        """Take everything from a replica now; what is sent to it until `notice` is lost too.
-
-        Requests whose last blocks are on their way from it in a migration are taken to have got them.
-        """
-        self._lost[replica.index] = replica.crash()
-        replica.dead = True
-
-    def notice(self, replica: Replica) -> None:
-        """See that a replica is gone: its requests begin again elsewhere, or have failed."""
-        self.set_present(replica, False)
-        lost = self._lost.pop(replica.index, [])
-        for loan in [loan for batch in replica.batches for loan in batch.hosted]:
-            self._withdraw_if_here(loan.request)
-        for request in self._fed_by(replica):
-            self._withdraw_if_here(request)
-        for request in lost:
-            self._withdrawn(self._recover, request)
-
-    def _deliver(self, replica: Replica, request: Request, ready_s: float) -> None:
-        """Hand a request to a replica, or to nobody where that is gone and nobody has noticed."""
-        if replica.dead:
-            self._lost[replica.index].append(request)
-        else:
-            replica.enqueue(request, ready_s)
-
-    def send_elsewhere(self, replica: Replica) -> None:
-        """Let requests that wait at a replica wait elsewhere, and those that decode there migrate to where there is room."""
-        waiting = [r for batch in replica.batches for r in batch.waiting] + [*replica.inbox, *replica.held]
-        for request in sorted(waiting, key=lambda r: (r.arrival_s, r.id, r.attempt)):
-            if not request.generated and request.carrier is None and request not in self._twins:
-                self._withdraw(request, self._moved_on)
-        decoding = [r for batch in replica.batches for r in batch.running if r.finish_step >= 0]
-        for request in decoding:
-            target = self._roomiest(replica, request)
-            if target is not None and self.by_id is not None:
-                self.migrate(Migrate(request.id, 0, 1), [replica, target])
-
-    def _moved_on(self, request: Request) -> None:
-        request.migrations += 1
-        self._route(self._groups[request.model], request)
-
-    def _roomiest(self, source: Replica, request: Request) -> Replica | None:
-        """The replica of the same LLM with most free blocks that has room for a request; None if none has."""
-        pool = self.pools[source.index]
-        best, room = None, source.context_tokens(request) // source.batches[0].block_tokens + 2
-        for replica, other in zip(self.replicas, self.pools, strict=True):
-            if not replica.present or other.llm.name != pool.llm.name or other.config.role == "prefill":
-                continue
-            if other.config.engine.kv.dtype == pool.config.engine.kv.dtype:
-                free = max(replica.free_blocks())
-                if free > room:
-                    best, room = replica, free
-        return best
-
-    def _fed_by(self, replica: Replica) -> list[Request]:
-        """Requests of other replicas whose keys and values are still at this one."""
-        found = []
-        for other in self.replicas:
-            here = [r for batch in other.batches for r in (*batch.loading, *batch.waiting)]
-            found += [request for request in (*here, *other.inbox) if _comes_from(request, replica)]
-        return found
-
-    def _withdraw_if_here(self, request: Request) -> None:
-        if request not in self.outside and request.status <= RUNNING and request not in self._losers:
-            self._withdraw(request, self._recover)
-
-    def _recover(self, request: Request) -> None:
-        """Send a request again whose replica is gone, if its turn is not over."""
-        self._calm(request)
-        twin = self._twins.get(request)
-        if twin is not None and twin not in self._losers:  # the other copy goes on
-            self._losers[request] = None
-            self._settle_twin(request)
-            return
-        config = self._config.on_failure
-        if request.reason is not None:
-            self._timed_out(request)
-            return
-        if not config.retry or request.attempt >= config.max_retries:
-            request.reason = "its replica failed"
-            self._end(request, FAILED)
-            return
-        request.attempt += 1
-        self.recoveries += 1
-        request.decode_at = LOCAL
-        if not request.generated:
-            request.cached_tokens = 0
-        self._route(self._groups[request.model], request)
-
-    def _strand(self, request: Request, source: Replica, parked: Parked) -> None:
-        """A prompt is computed and nobody is there who could go on: what was computed is given up."""
-        source.unpark(request.rank, parked)
-        request.decode_at = LOCAL
-        self.lost_tokens += request.computed
-        self._leave(request)
-        self._recover(request)
-
-    def _wait_for_a_replica(self, group: Group, request: Request) -> None:
-        self.outside[request] = None
-        self.waiting_room[request] = group
-
-    def _open(self, group: Group) -> bool:
-        """Whether replicas are there that can take a request to its end."""
-        if not group.entry.view.members:
-            return not group.entry.replicas  # nobody serves this model at all: the router says so
-        if group.decode is None or not all(group.entry.prefills_only[i] for i in group.entry.view.members):
-            return True
-        return bool(group.decode.view.members)
-
-    def _standing_in(self, group: Group, decision: int, route: Route) -> tuple[int, Route]:
-        """What a router decided, with replicas that are there in place of those that are not."""
-        view = group.entry.view
-        if not view.present[decision]:
-            self.stand_ins += 1
-            decision = _least(view)
-            if route is not _PLAIN:
-                route = replace(route, replica=decision, fetch_from=-1, fetch_tokens=0, borrow=())
-        if group.decode is not None and route.decode >= 0 and not group.decode.view.present[route.decode]:
-            self.stand_ins += 1
-            members = group.decode.view.members
-            route = replace(route, replica=decision, decode=_least(group.decode.view) if members else -1)
-        if route.borrow and not all(view.present[i] for i, _ in route.borrow):
-            route = replace(route, replica=decision, borrow=())
-        return decision, route
-
-    def _present_decoder(self, request: Request) -> Replica | None:
-        """A replica that can compute an answer in place of one that is gone; None if none is there."""
-        decode = self._groups[request.model].decode
-        if decode is None or not decode.view.members:
-            return None
-        self.stand_ins += 1
-        return decode.replicas[_least(decode.view)]
 
     # --- time-outs ---------------------------------------------------------------------------------------------------
 
     def _expire(self, request: Request, first_token: bool) -> None:
         """The client has waited for long enough."""
         request = self._heirs.get(request, request)
-        if request in self._losers:
-            request = self._twins[request]
+        if request in self.losers:
+            request = self.twins[request]
         if request.status > RUNNING or request in self._won:
             return
         if first_token and request.first_token_s == request.first_token_s:
@@ -1082,25 +831,25 @@ class Gateway:
         if request.reason is not None:
             return  # being taken back already
         request.reason = "no first token in time" if first_token else "not finished in time"
-        if request in self._twins:
-            twin = self._twins[request]
-            if twin not in self._losers:
-                self._losers[twin] = None
-                self._withdraw(twin, self._settle_twin)
-            self._withdraw(request, self._won_by_nobody)
-        elif self._let_go(request) or self.outside.pop(request, _GONE) is not _GONE:
-            self.waiting_room.pop(request, None)
+        if request in self.twins:
+            twin = self.twins[request]
+            if twin not in self.losers:
+                self.losers[twin] = None
+                self.withdraw(twin, self.settle_twin)
+            self.withdraw(request, self._won_by_nobody)
+        elif self.windows.let_go(request) or self.outside.pop(request, _GONE) is not _GONE:
+            self.presence.waiting_room.pop(request, None)
             if self.swapping is not None:
                 self.swapping.gone(request)
-            self._end(request, TIMED_OUT)
+            self.end(request, TIMED_OUT)
         else:
-            self._withdraw(request, self._timed_out)
+            self.withdraw(request, self._timed_out)
 
     def _timed_out(self, request: Request) -> None:
-        self._end(request, TIMED_OUT)
+        self.end(request, TIMED_OUT)
 
     def _won_by_nobody(self, request: Request) -> None:
-        if request in self._twins:
+        if request in self.twins:
             self._won[request] = TIMED_OUT  # until its twin is out too
         else:
             self._timed_out(request)
@@ -1124,43 +873,43 @@ class Gateway:
             if after_s < inf:
                 timers.append(self.clock.at(now_s + after_s, partial(act, group, request)))
 
-    def _calm(self, request: Request) -> None:
+    def calm(self, request: Request) -> None:
         """Stop waiting for its first token."""
         for timer in self._patience.pop(request, ()):
             timer.cancel()
 
     def _hedge(self, group: Group, request: Request) -> None:
         """Send a copy of a request without a first token to another replica too; the first of both to answer goes on."""
-        if request in self._twins or request.reason is not None:
+        if request in self.twins or request.reason is not None:
             return
         twin = request.copy()
         twin.attempt = request.attempt + 1
         twin.replica = request.replica
-        self._twins[request] = twin
-        self._twins[twin] = request
-        self._route(group, twin)
+        self.twins[request] = twin
+        self.twins[twin] = request
+        self.route(group, twin)
 
     def _retry(self, group: Group, request: Request) -> None:
         """Take a request without a first token back and send it once more; not one that was sent twice already."""
-        if request in self._twins or request.reason is not None or request in self._held:
+        if request in self.twins or request.reason is not None or request in self.windows.held:
             return
-        self._withdraw(request, partial(self._again, group))
+        self.withdraw(request, partial(self._again, group))
 
     def _again(self, group: Group, request: Request) -> None:
         request.attempt += 1
         request.cached_tokens = 0
-        self._route(group, request)
+        self.route(group, request)
 
     def _twin_at(self, request: Request) -> int:
         """Replica where the other copy of a request is; -2 if there is none."""
-        twin = self._twins.get(request)
-        return -2 if twin is None or twin in self._losers else twin.replica
+        twin = self.twins.get(request)
+        return -2 if twin is None or twin in self.losers else twin.replica
 
-    def _settle_twin(self, loser: Request) -> None:
+    def settle_twin(self, loser: Request) -> None:
         """One of two copies is out: the other one bears its cost, and ends if it was waiting for this."""
-        winner = self._twins.pop(loser)
-        del self._twins[winner]
-        self._losers.pop(loser, None)
+        winner = self.twins.pop(loser)
+        del self.twins[winner]
+        self.losers.pop(loser, None)
         loser.status = UNFINISHED
         self._pay(winner)
         winner.energy_j += loser.energy_j
@@ -1172,11 +921,11 @@ class Gateway:
             if status == FINISHED:
                 self._finish(winner)
             else:
-                self._end(winner, status)
+                self.end(winner, status)
 
     # --- moves -------------------------------------------------------------------------------------------------------
 
-    def _movable(self, move: MoveQueued | Migrate | Borrow | Recall, replicas: Sequence[Replica]) -> Request | None:
+    def movable(self, move: MoveQueued | Migrate | Borrow | Recall, replicas: Sequence[Replica]) -> Request | None:
         """The request of a move, if it still is where the policy thinks."""
         count = len(replicas)
         if not (0 <= move.source < count and 0 <= move.target < count and move.source != move.target):
@@ -1189,7 +938,7 @@ class Gateway:
 
     def move_queued(self, move: MoveQueued, replicas: Sequence[Replica]) -> None:
         """Let a waiting request wait elsewhere; nothing, if it does not wait any more."""
-        request = self._movable(move, replicas)
+        request = self.movable(move, replicas)
         if request is None or request.status != WAITING or request.generated or request.carrier is not None:
             return
         if request in self.encoding:
@@ -1200,19 +949,19 @@ class Gateway:
             or not target.present
         ):
             return
-        self._withdraw(request, partial(self._resend, target))
+        self.withdraw(request, partial(self._resend, target))
 
     def _resend(self, target: Replica, request: Request) -> None:
-        if not self.present[target.index]:
-            self._route(self._groups[request.model], request)
+        if not self.presence.present[target.index]:
+            self.route(self.groups[request.model], request)
             return
         request.migrations += 1
-        self._send(request, target, max(self.clock.now_s, request.ready_s))
+        self.forward(request, target, max(self.clock.now_s, request.ready_s))
 
     def migrate(self, move: Migrate, replicas: Sequence[Replica]) -> None:
         """Begin to move a decoding request; nothing, if it does not decode any more or is on the move."""
-        request = self._movable(move, replicas)
-        if request is None or request in self._migrating or request in self._twins or self._loans_of(request):
+        request = self.movable(move, replicas)
+        if request is None or request in self.on_the_move or request in self.twins or self.lending.of(request):
             return
         source, target = replicas[move.source], replicas[move.target]
         if not source.is_decoding(request, request.rank) or not target.present:
@@ -1222,33 +971,33 @@ class Gateway:
         token_bytes = self.pools[source.index].kv_bytes_per_token
         for replica in (source, target):
             self.migrating[replica.index] += 1
-        self._migrating[request] = None
+        self.on_the_move[request] = None
         Migration(
-            self._network(), request, source, target, token_bytes, self._left, partial(self._join, target), self._moved
+            self.network(), request, source, target, token_bytes, self._left, partial(self._join, target), self._moved
         )
 
     def _left(self, request: Request) -> None:
         self.outside[request] = None
-        self._leave(request)
+        self.leave(request)
 
     def _join(self, target: Replica, request: Request, rank: int) -> bool:
         """A request that has been copied joins its new replica, unless it was given up meanwhile."""
         if self.outside.pop(request, _GONE) is _GONE:
             return False
-        if not self.present[target.index]:
+        if not self.presence.present[target.index]:
             request.carried_tokens = 0
-            self._recover(request)
+            self.presence.recover(request)
             return False
         request.migrations += 1
         request.replica = target.index
-        for view, position in self._views[target.index]:
+        for view, position in self.views[target.index]:
             view.sent(position, request.prompt_tokens)
             view.started(position, request.prompt_tokens)
-        target.enqueue(request, self.clock.now_s, rank)
+        self.presence.deliver(target, request, self.clock.now_s, rank)
         return True
 
     def _moved(self, migration: Migration) -> None:
-        del self._migrating[migration.request]
+        del self.on_the_move[migration.request]
         for replica in (migration.source, migration.target):
             self.migrating[replica.index] -= 1
         index = migration.target.index
@@ -1261,149 +1010,6 @@ class Gateway:
             self.given_up_in[index] += 1
         self.migrated_bytes += migration.bytes
 
-    def _loans_of(self, request: Request) -> list[Place]:
-        """Loans of a request that have been asked for and are not over."""
-        return [loan for loan in self.loans if loan.loan.request is request] if self.loans else []
-
-    def borrow(self, move: Borrow, replicas: Sequence[Replica]) -> None:
-        """Begin to lend memory to a decoding request; nothing, if it does not decode any more, moves, or has blocks there."""
-        request = self._movable(move, replicas)
-        if type(move.blocks) is not int or move.blocks < 1:
-            raise PolicyError(f"cannot do {move!r}: blocks must be 1 or more")
-        if request is None or request in self._migrating or request in self._twins:
-            return
-        source, target = replicas[move.source], replicas[move.target]
-        if self._lends_on(source, [target]) or not target.present:
-            return
-        if source.interrupts is not None or target.interrupts is not None or source.batches[0].compression is not None:
-            return
-        if any(loan.target is target or not loan.began for loan in self._loans_of(request)):
-            return
-        if not source.is_decoding(request, request.rank):
-            return
-        pool = self.pools[source.index]
-        loan = Borrowing(
-            self._network(),
-            pool.llm,
-            request,
-            source,
-            target,
-            move.blocks,
-            pool.kv_bytes_per_token,
-            self._loan_over,
-        )
-        self.loans[loan] = None
-        loan.begin()
-
-    def loan_counts(self) -> tuple[int, int]:
-        """Loans that began, and those of them whose blocks were brought back before their request was over."""
-        return sum(self.loans_begun) + sum(loan.began for loan in self.loans), sum(self.loans_recalled)
-
-    def recall(self, move: Recall, replicas: Sequence[Replica]) -> None:
-        """Begin to bring lent blocks back; nothing, if there are none."""
-        request = self._movable(move, replicas)
-        if request is None:
-            return
-        target = replicas[move.target]
-        for loan in self._loans_of(request):
-            if loan.target is target:
-                loan.recall()
-
-    def _borrow_ahead(self, group: Group, request: Request, replica: Replica, route: Route, ready_s: float) -> None:
-        """Ask for room on other replicas, and send a request once all of them have it; ask the router again if one has not."""
-        pool, network = self.pools[replica.index], self._network()
-        targets = [group.entry.replicas[position] for position, _ in route.borrow]
-        self.outside[request] = None
-        if self._lends_on(replica, targets):
-            self.clock.at(self.clock.now_s + route.borrow_again_s, partial(self._route_later, group, request))
-            return
-        places = [
-            Ahead(network, pool.llm, request, replica, target, blocks, pool.kv_bytes_per_token, self._loan_over)
-            for target, (_, blocks) in zip(targets, route.borrow, strict=True)
-        ]
-        request.content = None
-        answers: list[bool] = []
-
-        def answered(yes: bool) -> None:
-            answers.append(yes)
-            if len(answers) == len(places):
-                self._lent_ahead(group, request, replica, route, ready_s, places)
-
-        for place in places:
-            self.loans[place] = None
-        for place in places:
-            place.reserve(answered)
-
-    def _lent_ahead(
-        self,
-        group: Group,
-        request: Request,
-        replica: Replica,
-        route: Route,
-        ready_s: float,
-        places: Sequence[Ahead],
-    ) -> None:
-        """All creditors have answered."""
-        now_s = self.clock.now_s
-        there = replica.present and all(place.target.present for place in places)
-        if there and all(place.began for place in places) and self.outside.pop(request, _GONE) is not _GONE:
-            request.lenders = tuple(place.loan for place in places)
-            request.remote_blocks = sum([place.loan.blocks for place in places])
-            self._send(request, replica, max(now_s, ready_s))
-            return
-        for place in places:
-            if place.began:
-                place.end()
-            else:
-                self._loan_over(place)
-        if request in self.outside:
-            self.clock.at(now_s + route.borrow_again_s, partial(self._route_later, group, request))
-
-    def _lending(self, replica: Replica) -> int:
-        """1 for a creditor, -1 for a debtor, else 0."""
-        for loan in self.loans:
-            if loan.target is replica:
-                return 1
-            if loan.source is replica:
-                return -1
-        return 0
-
-    def _lends_on(self, source: Replica, targets: Sequence[Replica]) -> bool:
-        """Whether a loan would make a replica debtor and creditor at once: they could wait for each other's room for ever."""
-        return any(loan.target is source or loan.source in targets for loan in self.loans)
-
-    def _route_later(self, group: Group, request: Request) -> None:
-        if self.outside.pop(request, _GONE) is not _GONE:
-            self._route(group, request)
-
-    def _can_borrow(self, side: Side, position: int, route: Route) -> bool:
-        """Whether the engines of a debtor and its creditors can work over each other's memory.
-
-        Raises
-        ------
-        PolicyError
-            If the route names replicas that there are not.
-        """
-        for creditor, blocks in route.borrow:
-            if not 0 <= creditor < len(side.replicas) or creditor == position or type(blocks) is not int or blocks < 1:
-                raise PolicyError(f"router borrows {blocks!r} blocks of replica {creditor!r} for replica {position}")
-        if not inf > route.borrow_again_s > 0.0 or len({creditor for creditor, _ in route.borrow}) < len(route.borrow):
-            raise PolicyError(f"router answered {route!r}")
-        engines = [side.replicas[place] for place in (position, *(creditor for creditor, _ in route.borrow))]
-        compressed = engines[0].batches[0].compression is not None
-        sizes = {replica.batches[0].block_tokens for replica in engines}
-        return not compressed and len(sizes) == 1 and all(replica.interrupts is None for replica in engines)
-
-    def _loan_over(self, loan: Place) -> None:
-        del self.loans[loan]
-        index = loan.target.index
-        self.lent_bytes += loan.bytes
-        if not loan.began:
-            self.loans_given_up[index] += 1
-            return
-        self.loans_begun[index] += 1
-        self.loans_recalled[index] += loan.recalled
-
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def left(self) -> list[Request]:
@@ -1414,8 +1020,8 @@ class Gateway:
         """Of the requests that are left, those that stand for themselves in the tables; they bear the cost of their copies."""
         alone = []
         for request in left:
-            twin = self._twins.get(request)
-            if twin is None or twin in self._losers or (request not in self._losers and request.attempt < twin.attempt):
+            twin = self.twins.get(request)
+            if twin is None or twin in self.losers or (request not in self.losers and request.attempt < twin.attempt):
                 alone.append(request)
                 continue
             self._pay(request)
@@ -1438,16 +1044,6 @@ def _compress(request: Request, tokens: int) -> None:
 def _freshness(config: View) -> Freshness:
     age_s = config.period if config.freshness == "sampled" else config.delay
     return Freshness(config.freshness, age_s, config.own_counts)
-
-
-def _comes_from(request: Request, replica: Replica) -> bool:
-    """Whether keys and values of a request are still at a replica where it is not."""
-    return isinstance(request.carrier, Handover | Fetch) and request.carrier.source is replica
-
-
-def _least(view: FleetView) -> int:
-    """Of the replicas that are there, the one with the fewest outstanding requests."""
-    return min(view.members, key=view.outstanding.__getitem__)
 
 
 def _position(side: Side, index: int, otherwise: int) -> int:

@@ -55,7 +55,9 @@ class Lifecycle:
         self._start_count = 0
         for replica, life in zip(fleet.replicas, fleet.lives, strict=True):
             if life.state == "off":
-                self._gateway.set_present(replica, False)
+                self._gateway.presence.set_present(replica, False)
+        if any(pool.config.drain == "migrate" for pool in fleet.pools) and self._gateway.by_id is None:
+            self._gateway.by_id = {}
         self._scalings = [_Scaling(self, pool, fleet, streams) for pool in fleet.pools if pool.config.autoscaler]
         if self._scalings:
             self._gateway.on_first_token = self._first_token
@@ -160,8 +162,8 @@ class Lifecycle:
         self._enter(replica, "draining", "replica_draining")
         self.draining[replica] = None
         if drain == "kill":
-            self._gateway.kill(replica)
-            self._gateway.notice(replica)
+            self._gateway.presence.kill(replica)
+            self._gateway.presence.notice(replica)
         elif drain == "migrate":
             self._send_away(replica)
         self.look()
@@ -181,7 +183,7 @@ class Lifecycle:
         life.enter("down", self._fleet.clock.now_s)
         self._note(kind, replica)
         if serving:
-            self._gateway.kill(replica)
+            self._gateway.presence.kill(replica)
             now_s = self._fleet.clock.now_s
             self._fleet.clock.at(now_s + self._fleet.detect_s, partial(self._notice, replica))
         else:
@@ -205,14 +207,14 @@ class Lifecycle:
     def _enter(self, replica: Replica, state: Any, kind: str) -> None:
         self._fleet.lives[replica.index].enter(state, self._fleet.clock.now_s)
         self._note(kind, replica)
-        self._gateway.set_present(replica, state == "ready")
+        self._gateway.presence.set_present(replica, state == "ready")
 
     def _note(self, kind: str, replica: Replica) -> None:
         pool = self._fleet.pool_of[replica.index]
         self.events.append((self._fleet.clock.now_s, kind, pool.name, replica.index, 1))
 
     def _notice(self, replica: Replica) -> None:
-        self._gateway.notice(replica)
+        self._gateway.presence.notice(replica)
         self._replace(replica)
 
     def _replace(self, replica: Replica) -> None:
@@ -288,7 +290,7 @@ class Lifecycle:
         """Have waiting requests wait elsewhere, and running ones migrate, as far as others have room; again later for the rest."""
         if replica not in self.draining or not self._fleet.active:
             return
-        self._gateway.send_elsewhere(replica)
+        self._gateway.presence.send_elsewhere(replica)
         if not replica.empty:
             now_s = self._fleet.clock.now_s
             self._fleet.clock.at(now_s + _DRAIN_PERIOD_S, partial(self._send_away, replica))
@@ -355,7 +357,7 @@ class _Scaling:
 
     def _tick(self) -> None:
         fleet = self._fleet
-        if not fleet.active or (fleet.at_rest and not fleet.gateway.waiting_room):
+        if not fleet.active or (fleet.at_rest and not fleet.gateway.presence.waiting_room):
             return
         self._observe()
         answer = self._policy.tick()
@@ -380,7 +382,7 @@ class _Scaling:
         state.running = sum(len(batch.running) for r in pool.replicas for batch in r.batches)
         state.waiting = sum(len(batch.waiting) for r in pool.replicas for batch in r.batches)
         state.waiting += sum(len(r.inbox) + len(r.held) for r in pool.replicas)
-        outside = [r for r in gateway.waiting_room if r.model is None or r.model == pool.llm.name]
+        outside = [r for r in gateway.presence.waiting_room if r.model is None or r.model == pool.llm.name]
         state.waiting_outside = len(outside) if pool.config.role != "decode" else 0
         here = [r for r, life in zip(pool.replicas, pool.lives, strict=True) if life.state == "ready"]
         used = [r.kv_used_blocks(now_s) for r in here]

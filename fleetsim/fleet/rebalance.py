@@ -49,7 +49,7 @@ class Rebalancing:
             LoanState(
                 loan.loan.request.id, places[loan.source.index], places[loan.target.index], loan.loan.blocks, loan.began
             )
-            for loan in self._gateway.loans
+            for loan in self._gateway.lending.loans
             if loan.source.index in places and loan.target.index in places
         ]
 
@@ -68,9 +68,9 @@ class Rebalancing:
             elif isinstance(move, Migrate):
                 gateway.migrate(move, self.replicas)
             elif isinstance(move, Borrow):
-                gateway.borrow(move, self.replicas)
+                gateway.lending.borrow(move, self.replicas)
             elif isinstance(move, Recall):
-                gateway.recall(move, self.replicas)
+                gateway.lending.recall(move, self.replicas)
             else:
                 raise PolicyError(f"rebalancer answered {move!r}")
         self.begin()

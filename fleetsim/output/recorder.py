@@ -322,9 +322,9 @@ def write_gaps(sink: Sink, pools: Sequence[Pool]) -> None:
 
 
 _LOANS: dict[str, Callable[[Gateway], list[int]]] = {
-    "loans": lambda gateway: gateway.loans_begun,
-    "loans_recalled": lambda gateway: gateway.loans_recalled,
-    "loans_given_up": lambda gateway: gateway.loans_given_up,
+    "loans": lambda gateway: gateway.lending.loans_begun,
+    "loans_recalled": lambda gateway: gateway.lending.loans_recalled,
+    "loans_given_up": lambda gateway: gateway.lending.loans_given_up,
 }
 """Loans of memory by the replica that lends it; those that last until the end of the run are not counted here."""
 

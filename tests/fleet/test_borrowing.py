@@ -133,7 +133,7 @@ class OneLoan:
             self.gateway.by_id[request.id] = request
             replica.enqueue(request, 0.0)
         if blocks:
-            self.clock.at(8.0, lambda: self.gateway.borrow(Borrow(0, 0, 1, blocks), self.fleet.replicas))
+            self.clock.at(8.0, lambda: self.gateway.lending.borrow(Borrow(0, 0, 1, blocks), self.fleet.replicas))
         self.clock.run(until_s)
 
     def step_s(self, replica: int) -> float:
@@ -170,11 +170,11 @@ def test_a_step_waits_for_attention_elsewhere_and_the_creditor_pays_with_time() 
 def test_memory_comes_back_when_a_loan_ends() -> None:
     lent = OneLoan(600, beside=2, until_s=400.0)
     assert [request.status for request in lent.ended] == [FINISHED] * 3
-    assert not lent.gateway.loans
-    assert lent.gateway.loans_begun[1] == 1
+    assert not lent.gateway.lending.loans
+    assert lent.gateway.lending.loans_begun[1] == 1
     assert all(not batch.cache.used and not batch.hosted for r in lent.fleet.replicas for batch in r.batches)
     copied = 600 * 16 * lent.fleet.pools[0].kv_bytes_per_token
-    assert lent.gateway.lent_bytes == pytest.approx(copied)
+    assert lent.gateway.lending.lent_bytes == pytest.approx(copied)
 
 
 def test_energy_of_attention_elsewhere_is_charged_once() -> None:
@@ -188,8 +188,8 @@ def test_energy_of_attention_elsewhere_is_charged_once() -> None:
 def test_a_replica_that_lends_does_not_borrow() -> None:
     """Else two could wait for each other's room for ever."""
     both = OneLoan(600, beside=1, until_s=14.0)
-    both.gateway.borrow(Borrow(1, 1, 0, 1), both.fleet.replicas)
-    assert len(both.gateway.loans) == 1
+    both.gateway.lending.borrow(Borrow(1, 1, 0, 1), both.fleet.replicas)
+    assert len(both.gateway.lending.loans) == 1
 
 
 def test_engines_that_stop_steps_do_not_lend(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def observed(view: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str,
         requests = list(open_workload(loaded, Streams(7)).requests())
         clock = Clock()
         live = Fleet(loaded.scenario, Path(), clock, Streams(7), lambda request: None, 16)
-        side = live.gateway._groups.get(None) or live.gateway._group(None)
+        side = live.gateway.groups.get(None) or live.gateway._group(None)
         probes = live.gateway._probes
 
         def note(request: Request) -> None:
@@ -126,7 +126,7 @@ def observed(view: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str,
 
         exact = FleetView(side.entry.view.pools)
         for position, replica in enumerate(live.replicas):
-            live.gateway._views[replica.index].append((exact, position))
+            live.gateway.views[replica.index].append((exact, position))
         freshness = side.entry.view.freshness
         for request in requests:
             at_s = request.arrival_s - 1e-9 if freshness.kind == "exact" else freshness.horizon_s(request.arrival_s)
