@@ -28,7 +28,7 @@ from tests.theory.stations import ConstantStep, SharedStep
 def test_registered_routers_pass(name: str) -> None:
     report = check_router(name, {"short_pool": "pool-0", "boundary_tokens": 600} if name == "fleetopt" else None)
     assert list(report.us_per_decision) == ["1 replica", "10 replicas", "1000 replicas"]
-    assert all(0 < cost < 1000 for cost in report.us_per_decision.values())
+    assert all(cost > 0 for cost in report.us_per_decision.values())
     assert report.decisions > 5000
     assert report.policy in str(report)
 

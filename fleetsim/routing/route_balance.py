@@ -23,6 +23,8 @@ _OBSERVED = 200
 """First tokens from which the spread of predictions is read."""
 _ADAPTIVE = ((0.3, Window(4, 0.05)), (0.7, Window(16, 0.1)))
 """Below which share of replicas with waiting requests which window is taken."""
+_EQUAL = 1e-9
+"""Scores that differ by less are equal: leaps and single steps differ in the last bits of what they add up."""
 _BUSY = Window(32, 0.2)
 """The window above."""
 
@@ -249,7 +251,7 @@ class RouteBalance:
 
     def _best(self, scores: Any) -> int:
         """The highest score; of equal ones the fewest requests, and of these the one chosen longest ago."""
-        best: list[int] = (scores == scores.max()).nonzero()[0].tolist()
+        best: list[int] = (scores >= scores.max() - _EQUAL).nonzero()[0].tolist()
         if len(best) == 1:
             return best[0]
         board, more, last = self._board, self._more_requests, self._last
