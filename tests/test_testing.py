@@ -566,14 +566,14 @@ def test_the_bases_of_the_broken_models_are_sound(model: type) -> None:
 def test_registered_orders_pass(name: str) -> None:
     report = check_order(name)
     assert len(report.checks) == 6
-    assert 0 < report.us_per_decision["queue of 1000"] < 1000
+    assert report.us_per_decision["queue of 1000"] > 0
 
 
 @pytest.mark.parametrize("name", names("predictors"))
 def test_registered_predictors_pass(name: str) -> None:
     report = check_predictor(name)
     assert len(report.checks) == 4
-    assert 0 < report.us_per_decision["3000 requests"] < 1000
+    assert report.us_per_decision["3000 requests"] > 0
 
 
 class Truth(Order):

@@ -182,6 +182,9 @@ class ReplicaProbe(Probe):
                 *replica.inbox,
             ):
                 self.arrived(request)
+            for batch in replica.batches:
+                if batch.cache.enabled and batch.cache.journal is None:
+                    batch.cache.journal = self  # pending work depends on what the cache holds: leaps end where it forgets
         self._boards.append((board, position))
 
     def show_kv(self) -> None:
@@ -296,12 +299,16 @@ class ReplicaProbe(Probe):
 
     def published(self, path: Path, blocks: int) -> None:
         """Note that the first `blocks` blocks of `path` are in the cache."""
+        if not self._caches:
+            return
         known = _first(path, blocks)
         for caches, position in self._caches:
             caches.published(self._replica.clock.now_s, position, known)
 
     def evicted(self, node: Node, kept: int) -> None:
         """Note that only the first `kept` blocks of a node's keys stay in the cache."""
+        if not self._caches:
+            return
         path = _path_to(node, node.keys)
         blocks = sum(len(segment) for segment in path) - len(node.keys) + kept
         for caches, position in self._caches:
