@@ -56,15 +56,16 @@ class Lifecycle:
         for replica, life in zip(fleet.replicas, fleet.lives, strict=True):
             if life.state == "off":
                 self._gateway.set_present(replica, False)
-        self._scalings = [_Scaling(self, pool, fleet, streams) for pool in fleet.pools if pool.config.autoscaler]
-        if self._scalings:
+        self.scalings = [Scaling(self, pool, fleet, streams) for pool in fleet.pools if pool.config.autoscaler]
+        """Autoscalers at work."""
+        if self.scalings:
             self._gateway.on_first_token = self._first_token
             self._gateway.on_done = self._done
-            self._by_pool = {scaling.pool.index: scaling for scaling in self._scalings}
+            self._by_pool = {scaling.pool.index: scaling for scaling in self.scalings}
 
     def begin(self, scenario: Scenario) -> None:
         """Ask autoscalers for the first time one period from now, and let faults strike."""
-        for scaling in self._scalings:
+        for scaling in self.scalings:
             scaling.begin()
         site = self._site() if scenario.faults else None
         for number, choice in enumerate(scenario.faults):
@@ -315,7 +316,7 @@ class Lifecycle:
             window.tpot_sum_s += (request.end_s - request.first_token_s) / (request.generated - 1)
 
 
-class _Scaling:
+class Scaling:
     """One pool's autoscaler at work."""
 
     def __init__(self, lifecycle: Lifecycle, pool: Pool, fleet: Fleet, streams: Streams) -> None:
@@ -341,13 +342,22 @@ class _Scaling:
         if slo is not None:
             self.state.ttft_limit_s = inf if slo.ttft is None else slo.ttft
             self.state.tpot_limit_s = inf if slo.tpot is None else slo.tpot
-        self._policy: Any = config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state)
-        period_s = self._policy.period_s
-        if not (isinstance(period_s, float | int) and 0.0 < period_s < inf):
-            raise PolicyError(f"autoscaler {config.autoscaler.name} wants to be asked every {period_s!r} s")
-        self._period_s = float(period_s)
+        self.use(config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state))
         self._busy_s = self._on_s = self._last_s = 0.0
         self._sent = self._sent_tokens = 0
+
+    def use(self, policy: Any) -> None:
+        """Ask this policy from now on.
+
+        Raises
+        ------
+        PolicyError
+            If its period is no time.
+        """
+        period_s = policy.period_s
+        if not (isinstance(period_s, float | int) and 0.0 < period_s < inf):
+            raise PolicyError(f"autoscaler {type(policy).__name__} wants to be asked every {period_s!r} s")
+        self._policy, self._period_s = policy, float(period_s)
 
     def begin(self) -> None:
         """Ask for the first time one period from now."""
