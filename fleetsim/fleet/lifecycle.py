@@ -13,6 +13,7 @@ from fleetsim.faults.api import Fault, Site
 from fleetsim.fleet.handover import gpu
 from fleetsim.kernel.streams import Streams
 from fleetsim.scaling.api import PoolState, Window
+from fleetsim.scaling.forecasters.api import Forecaster, Series, What
 from fleetsim.scenario.schema import Scenario
 from fleetsim.workload.request import FINISHED, Request
 
@@ -338,6 +339,11 @@ class Scaling:
             lambda tokens: pool.prefill_time().seconds(tokens, 0.0),
             lambda batch, tokens: pool.decode_time().seconds(batch, tokens),
         )
+        self._streams = streams
+        if config.forecaster is not None:
+            self.state.new_forecaster = self._new_forecaster
+        if config.autoscaler.says("knows_future"):
+            self.state.future = fleet.future
         slo = fleet.slo
         if slo is not None:
             self.state.ttft_limit_s = inf if slo.ttft is None else slo.ttft
@@ -358,6 +364,17 @@ class Scaling:
         if not (isinstance(period_s, float | int) and 0.0 < period_s < inf):
             raise PolicyError(f"autoscaler {type(policy).__name__} wants to be asked every {period_s!r} s")
         self._policy, self._period_s = policy, float(period_s)
+
+    def _new_forecaster(self, what: What, period_s: float) -> Forecaster:
+        """One of the kind that the scenario names."""
+        choice, fleet, llm = self.pool.config.forecaster, self._fleet, self.pool.llm.name
+        assert choice is not None
+        truth = None
+        if choice.says("knows_future") and fleet.future is not None:
+            truth = partial(fleet.future.between, llm, what)
+        rng = self._streams.get(f"forecaster.{self.pool.name}.{what}")
+        forecaster: Forecaster = choice.create(rng, Series(period_s, truth))
+        return forecaster
 
     def begin(self) -> None:
         """Ask for the first time one period from now."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf, nan
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+
+from fleetsim.scaling.forecasters.api import Forecaster, Series, What
+from fleetsim.scaling.forecasters.constant import Constant, ConstantConfig
 
 
 class Window:
@@ -108,6 +113,10 @@ class PoolState:
         self.tpot_limit_s = inf
         self.window = Window()
         """What happened since the last tick."""
+        self.new_forecaster: Callable[[What, float], Forecaster] = _constant
+        """Build the pool's forecaster (`forecaster`), for what, and for periods of how many seconds."""
+        self.future: Any = None
+        """What will come (`fleetsim.scaling.future.Future`), for policies whose class says `knows_future`; None for others."""
 
     @property
     def concurrency(self) -> int:
@@ -117,6 +126,11 @@ class PoolState:
     def clip(self, replicas: int) -> int:
         """The nearest number of replicas that is allowed."""
         return min(max(replicas, self.minimum), self.maximum)
+
+
+def _constant(_what: What, period_s: float) -> Forecaster:
+    """What a pool expects where nobody says."""
+    return Constant(ConstantConfig(), np.random.default_rng(0), Series(period_s))
 
 
 class Autoscaler(Protocol):
