@@ -14,6 +14,7 @@ from fleetsim.fleet.handover import gpu
 from fleetsim.kernel.streams import Streams
 from fleetsim.scaling.api import PoolState, Window
 from fleetsim.scaling.forecasters.api import Forecaster, Series, What
+from fleetsim.scaling.future import Known
 from fleetsim.scenario.schema import Scenario
 from fleetsim.workload.request import FINISHED, Request
 
@@ -301,7 +302,9 @@ class Lifecycle:
         scaling = self._by_pool.get(self._fleet.pool_of[request.replica].index)
         if scaling is not None and request.first_token_s == request.first_token_s:
             scaling.window.ttfts += 1
-            scaling.window.ttft_sum_s += request.first_token_s - request.arrival_s
+            ttft_s = request.first_token_s - request.arrival_s
+            scaling.window.ttft_sum_s += ttft_s
+            scaling.window.late += ttft_s > scaling.state.ttft_limit_s
 
     def _done(self, request: Request) -> None:
         if request.status != FINISHED:
@@ -312,9 +315,12 @@ class Lifecycle:
         window = scaling.window
         window.finished += 1
         window.output_tokens += request.generated
+        window.latency_sum_s += request.end_s - request.arrival_s
         if request.generated > 1:
+            tpot_s = (request.end_s - request.first_token_s) / (request.generated - 1)
             window.tpots += 1
-            window.tpot_sum_s += (request.end_s - request.first_token_s) / (request.generated - 1)
+            window.tpot_sum_s += tpot_s
+            window.slow += tpot_s > scaling.state.tpot_limit_s
 
 
 class Scaling:
@@ -342,13 +348,15 @@ class Scaling:
         self._streams = streams
         if config.forecaster is not None:
             self.state.new_forecaster = self._new_forecaster
-        if config.autoscaler.says("knows_future"):
-            self.state.future = fleet.future
+        self.state.max_seqs = self.state.slots // config.parallelism.dp
+        if config.autoscaler.says("knows_future") and fleet.future is not None:
+            self.state.future = Known(fleet.future, pool.llm.name)
         slo = fleet.slo
         if slo is not None:
             self.state.ttft_limit_s = inf if slo.ttft is None else slo.ttft
             self.state.tpot_limit_s = inf if slo.tpot is None else slo.tpot
         self.use(config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state))
+        self._seats = self.state.max_seqs
         self._busy_s = self._on_s = self._last_s = 0.0
         self._sent = self._sent_tokens = 0
 
@@ -371,7 +379,7 @@ class Scaling:
         assert choice is not None
         truth = None
         if choice.says("knows_future") and fleet.future is not None:
-            truth = partial(fleet.future.between, llm, what)
+            truth = partial(Known(fleet.future, llm).between, what)
         rng = self._streams.get(f"forecaster.{self.pool.name}.{what}")
         forecaster: Forecaster = choice.create(rng, Series(period_s, truth))
         return forecaster
@@ -393,7 +401,24 @@ class Scaling:
             note = (fleet.clock.now_s, "replicas_wanted", self.pool.name, -1, wanted)
             self._lifecycle.events.append(note)
         self._lifecycle.want(self.pool, wanted)
+        self._seat()
         self.begin()
+
+    def _seat(self) -> None:
+        """Let as many requests run at a time as the policy says, if it does, from the next step on."""
+        seats = getattr(self._policy, "max_seqs", None)
+        if seats is None or seats == self._seats:
+            return
+        if type(seats) is not int or not 1 <= seats <= self.state.max_seqs:
+            raise PolicyError(f"the autoscaler of {self.pool.name} lets {seats!r} of 1 to {self.state.max_seqs} run")
+        self._seats, self.state.slots = seats, seats * self.pool.config.parallelism.dp
+        for replica in self.pool.replicas:
+            scheduler: Any = replica.scheduler
+            scheduler.max_seqs = seats
+            for batch in replica.batches:
+                batch.seats = seats
+            if any(batch.waiting for batch in replica.batches):
+                replica.at_boundary(_look)
 
     def _observe(self) -> None:
         """Bring the state up to date, and begin a new window."""
@@ -422,6 +447,10 @@ class Scaling:
         window.arrivals, self._sent = sent - self._sent, sent
         window.prompt_tokens, self._sent_tokens = tokens - self._sent_tokens, tokens
         state.window = window
+
+
+def _look() -> None:
+    """Nothing but an end of the leap."""
 
 
 def lifecycle_startup_s(fleet: Fleet, pool: Pool) -> float:

@@ -37,3 +37,14 @@ class Future:
             found = np.array([row[0] for row in rows]), np.concatenate(([0.0], np.cumsum(values)))
             self._sums[key] = found
         return found
+
+
+class Known:
+    """What of the future concerns one LLM."""
+
+    def __init__(self, future: Future, llm: str) -> None:
+        self._future, self._llm = future, llm
+
+    def between(self, what: What, from_s: float, to_s: float) -> float:
+        """How much comes from one time until before another."""
+        return self._future.between(self._llm, what, from_s, to_s)
