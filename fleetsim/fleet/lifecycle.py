@@ -358,7 +358,7 @@ class Scaling:
         self.use(config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state))
         self._seats = self.state.max_seqs
         self._busy_s = self._on_s = self._last_s = 0.0
-        self._sent = self._sent_tokens = 0
+        self._came = self._came_tokens = 0
 
     def use(self, policy: Any) -> None:
         """Ask this policy from now on.
@@ -432,8 +432,12 @@ class Scaling:
         state.running = sum(len(batch.running) for r in pool.replicas for batch in r.batches)
         state.waiting = sum(len(batch.waiting) for r in pool.replicas for batch in r.batches)
         state.waiting += sum(len(r.inbox) + len(r.held) for r in pool.replicas)
-        outside = [r for r in gateway.waiting_room if r.model is None or r.model == pool.llm.name]
-        state.waiting_outside = len(outside) if pool.config.role != "decode" else 0
+        outside = [
+            r.prompt_tokens
+            for r in (gateway.waiting_room if pool.config.role != "decode" else ())
+            if r.model is None or r.model == pool.llm.name
+        ]
+        state.waiting_outside = len(outside)
         here = [r for r, life in zip(pool.replicas, pool.lives, strict=True) if life.state == "ready"]
         used = [r.kv_used_blocks(now_s) for r in here]
         room = pool.capacity_blocks * pool.config.parallelism.dp
@@ -443,9 +447,9 @@ class Scaling:
         state.busy_ratio = (busy_s - self._busy_s) / (on_s - self._on_s) if on_s > self._on_s else 0.0
         self._busy_s, self._on_s = busy_s, on_s
         window, self.window = self.window, Window()
-        sent, tokens = gateway.sent[pool.index], gateway.sent_tokens[pool.index]
-        window.arrivals, self._sent = sent - self._sent, sent
-        window.prompt_tokens, self._sent_tokens = tokens - self._sent_tokens, tokens
+        came, tokens = gateway.sent[pool.index] + len(outside), gateway.sent_tokens[pool.index] + sum(outside)
+        window.arrivals, self._came = max(came - self._came, 0), came
+        window.prompt_tokens, self._came_tokens = max(tokens - self._came_tokens, 0), tokens
         state.window = window
 
 

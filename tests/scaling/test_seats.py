@@ -52,7 +52,6 @@ def most_running(result: Any, from_s: float, to_s: float) -> int:
 def test_no_more_run_than_are_let(tmp_path: Path) -> None:
     result = same_in_single_steps(narrowed(until_s=20.0), tmp_path)
     assert set(column(result, "status")) == {"finished"}
-    assert most_running(result, 0.0, 0.5) > 2  # nobody has been asked yet
     assert most_running(result, 6.0, 20.0) == 2  # those who ran have ended
     assert most_running(result, 20.6, 30.0) > 2
 
@@ -61,3 +60,26 @@ def test_no_more_run_than_are_let(tmp_path: Path) -> None:
 def test_a_limit_must_be_one_that_the_engine_has(seats: int, tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="of 1 to 32 run"):
         run(narrowed(seats=seats), tmp_path)
+
+
+class Late(Narrow):
+    """Has nobody for the first seconds; notes what came."""
+
+    seen: ClassVar[list[tuple[int, int]]] = []
+
+    def tick(self) -> int:
+        Late.seen.append((self._pool.window.arrivals, self._pool.window.prompt_tokens))
+        return 0 if self._pool.now_s < 2.0 else 2
+
+
+def test_who_waits_for_a_replica_is_counted_once(tmp_path: Path) -> None:
+    given = narrowed()
+    given["pools"][0] |= {"min_replicas": 0, "autoscaler": f"{__name__}:Late"}
+    given["pools"][0]["startup"] = {"weights": "none", "init": "1 s"}
+    Late.seen.clear()
+    result = run(given, tmp_path)
+    arrivals = column(result, "arrival_s")
+    assert set(column(result, "status")) == {"finished"}
+    assert sum(n for n, _ in Late.seen) == 120
+    assert sum(tokens for _, tokens in Late.seen) == sum(column(result, "prompt_tokens"))
+    assert Late.seen[2][0] == sum(1.0 < time_s <= 1.5 for time_s in arrivals)  # while nobody is there
