@@ -359,6 +359,8 @@ class Scaling:
         self._seats = self.state.max_seqs
         self._busy_s = self._on_s = self._last_s = 0.0
         self._came = self._came_tokens = 0
+        self._busy_each_s = [0.0] * len(pool.replicas)
+        self._were_off = [False] * len(pool.replicas)
 
     def use(self, policy: Any) -> None:
         """Ask this policy from now on.
@@ -420,6 +422,18 @@ class Scaling:
             if any(batch.waiting for batch in replica.batches):
                 replica.at_boundary(_look)
 
+    def _seen(self, now_s: float) -> list[Replica]:
+        """Replicas that are not off, with what all have been busy for brought up to date: those that are off do nothing."""
+        pool, there = self.pool, []
+        for place, (replica, life) in enumerate(zip(pool.replicas, pool.lives, strict=True)):
+            off = life.state == "off"
+            if not off:
+                there.append(replica)
+            if not off or not self._were_off[place]:
+                self._busy_each_s[place] = replica.meter(now_s).busy_s
+                self._were_off[place] = off
+        return there
+
     def _observe(self) -> None:
         """Bring the state up to date, and begin a new window."""
         state, pool, now_s, gateway = self.state, self.pool, self._fleet.clock.now_s, self._fleet.gateway
@@ -429,9 +443,10 @@ class Scaling:
         state.wanted = self._lifecycle.wanted[pool.index]
         state.ready, state.starting = states.count("ready"), states.count("starting")
         state.draining = states.count("draining")
-        state.running = sum(len(batch.running) for r in pool.replicas for batch in r.batches)
-        state.waiting = sum(len(batch.waiting) for r in pool.replicas for batch in r.batches)
-        state.waiting += sum(len(r.inbox) + len(r.held) for r in pool.replicas)
+        there = self._seen(now_s)
+        state.running = sum(len(batch.running) for r in there for batch in r.batches)
+        state.waiting = sum(len(batch.waiting) for r in there for batch in r.batches)
+        state.waiting += sum(len(r.inbox) + len(r.held) for r in there)
         outside = [
             r.prompt_tokens
             for r in (gateway.waiting_room if pool.config.role != "decode" else ())
@@ -442,7 +457,7 @@ class Scaling:
         used = [r.kv_used_blocks(now_s) for r in here]
         room = pool.capacity_blocks * pool.config.parallelism.dp
         state.kv_used_ratio = sum(used) / (len(used) * room) if used else 0.0
-        busy_s = sum([r.meter(now_s).busy_s for r in pool.replicas])
+        busy_s = sum(self._busy_each_s)
         on_s = pool.on_s(now_s)
         state.busy_ratio = (busy_s - self._busy_s) / (on_s - self._on_s) if on_s > self._on_s else 0.0
         self._busy_s, self._on_s = busy_s, on_s
