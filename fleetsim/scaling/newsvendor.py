@@ -57,10 +57,11 @@ class Newsvendor:
     then on, `y`, are compared with what `a` replicas carry, ``u a``: the answer minimises ``replica_cost a + violation_cost
     E[max(0, y - u a) / y] + switching_cost |a - a_now|`` among those with ``P(y > u a)`` at most `violation_probability`. For
     each load per replica the chance that a request meets the objectives has a beta posterior: a request that met them at a load
-    counts for all lower ones too, one that did not for all higher ones. `u` is the highest load at which the posterior mean
-    reaches `attainment_ratio`. Where demand lay above what all but `violation_probability` of the samples said more often than
-    that, samples are spread further around their mean, until it does not. One replica stays while there are requests. Without an
-    objective, all requests meet it.
+    counts for all lower ones too, one that did not for all higher ones. The load is the highest since nobody waited, over the
+    replicas that were ready all the time: a queue outlives what made it. `u` is the highest load at which the posterior mean
+    reaches `attainment_ratio`. Samples are spread around their mean by the factor with which, over the last 60 forecasts of one
+    period, all but `violation_probability` of the demands would have been below the bound; by no less than 1. One replica stays
+    while there are requests. Without an objective, all requests meet it.
 
     References
     ----------
@@ -84,10 +85,16 @@ class Newsvendor:
         self._loads = loads
         self._prior = good * config.prior_windows, (1.0 - good) * config.prior_windows
         self._met, self._missed = np.zeros(_BINS), np.zeros(_BINS)
+        self._ready = pool.ready
+        self._queued = False
+        """Whether requests waited at the last look: what comes late then is the fault of what was before."""
+        self._highest = 0.0
+        """Highest load per replica since nobody waited."""
         self._keep = exp(-1.0 / config.memory_windows)
-        self._bounds: deque[float] = deque()
-        """What demand was promised to stay below, for the periods to come."""
-        self._inside: deque[bool] = deque(maxlen=_LAST_FORECASTS)
+        self._forecasts: deque[tuple[float, float]] = deque()
+        """Mean of the samples for the period to come, and what all but so many of them stay below."""
+        self._errors: deque[float] = deque(maxlen=_LAST_FORECASTS)
+        """By how much demand was above the mean, over the distance of that bound."""
         self.spread = 1.0
         """Factor on the samples' distance from their mean."""
         self._length = 0.0
@@ -111,8 +118,9 @@ class Newsvendor:
         tokens = self._mean_prompt(lead + 2)
         courses = requests * np.array([self._per_request(n) for n in tokens])
         mean = courses.mean(axis=0)
+        bound = float(np.quantile(courses[:, 0], 1.0 - config.violation_probability))
+        self._forecasts.append((float(mean[0]), bound))
         courses = (mean + self.spread * (courses - mean)).clip(min=0.0)
-        self._bounds.append(float(np.quantile(courses[:, 0], 1.0 - config.violation_probability)))
         highest = courses[:, lead:].max(axis=1)
         return self._cheapest(highest, self.load_ratio)
 
@@ -136,21 +144,27 @@ class Newsvendor:
         self._prompts.observe(pool.now_s, float(window.prompt_tokens))
         prompt = window.prompt_tokens / window.arrivals if window.arrivals else 0.0
         demand = window.arrivals * self._per_request(prompt)
-        if self._bounds:
-            self._inside.append(demand <= self._bounds.popleft() + 1e-9)
-            if len(self._inside) == _LAST_FORECASTS:
-                enough = sum(self._inside) / _LAST_FORECASTS >= 1.0 - self._config.violation_probability
-                self.spread = max(self.spread * (0.98 if enough else 1.05), 1.0)
+        if self._forecasts:
+            mean, bound = self._forecasts.popleft()
+            if bound > mean:
+                self._errors.append((demand - mean) / (bound - mean))
+            if len(self._errors) == _LAST_FORECASTS:
+                needed = np.quantile(self._errors, 1.0 - self._config.violation_probability)
+                self.spread = max(float(needed), 1.0)
         return demand
 
     def _learn(self, demand: float) -> None:
         """How objectives were met at the load of the last period."""
-        window, ready = self._pool.window, self._pool.ready
+        pool, window = self._pool, self._pool.window
         self._met *= self._keep
         self._missed *= self._keep
-        if not window.ttfts or not ready:
+        ready, self._ready = min(self._ready, pool.ready), pool.ready
+        load = demand / max(ready, 1)
+        self._highest = max(self._highest, load) if self._queued else load
+        self._queued = bool(pool.waiting or pool.waiting_outside)
+        if not window.ttfts:
             return
-        place = min(int(demand / ready / _WIDTH), _BINS - 1)
+        place = min(int(self._highest / _WIDTH), _BINS - 1)
         share = (1.0 - window.late / window.ttfts) * (1.0 - (window.slow / window.tpots if window.tpots else 0.0))
         self._met[place] += share
         self._missed[place] += 1.0 - share
