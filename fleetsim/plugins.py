@@ -27,6 +27,7 @@ GROUPS = {
     "predictors": "output length that the gateway expects",
     "faults": "what breaks, and when",
     "autoscalers": "how many replicas are wanted",
+    "forecasters": "what demand an autoscaler expects",
     "placements": "which LLM a replica holds, and who runs there next",
     "rebalancers": "who moves to which other replica",
     "reuses": "which keys and values are reused that stand behind another start",

@@ -31,6 +31,7 @@ from fleetsim.output.recorder import RequestLog, Sampler, table_of, write_events
 from fleetsim.output.tables import SCHEMA_VERSION
 from fleetsim.plugins import allowing_imports
 from fleetsim.routing.decisions import DecisionLog
+from fleetsim.scaling.future import Future
 from fleetsim.scenario.export import digest
 from fleetsim.scenario.load import LoadedScenario, load_mapping, load_scenario
 from fleetsim.scenario.merge import Overrides
@@ -170,11 +171,20 @@ class _Live:
         self.workload = open_workload(loaded, streams)
         self.log = RequestLog(scenario.slo, scenario.energy)
         ended = self._verified if check else self.log.take
-        self.fleet = Fleet(scenario, loaded.base_dir, clock, streams, ended, VERIFY_EVERY if check else 0)
+        every = VERIFY_EVERY if check else 0
+        self.fleet = Fleet(scenario, loaded.base_dir, clock, streams, ended, every, _future(loaded))
 
     def _verified(self, request: Request) -> None:
         _verify_request(request)
         self.log.take(request)
+
+
+def _future(loaded: LoadedScenario) -> Future | None:
+    """What will come, if a policy of the scenario says that it knows: the workload read once before the run."""
+    choices = [choice for pool in loaded.scenario.pools for choice in (pool.autoscaler, pool.forecaster)]
+    if not any(choice is not None and choice.says("knows_future") for choice in choices):
+        return None
+    return Future(open_workload(loaded, Streams(loaded.scenario.seed)).requests())
 
 
 def _simulate(

@@ -31,6 +31,7 @@ from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
 from fleetsim.placement.on_demand import OnDemandConfig
 from fleetsim.plugins import Choice
+from fleetsim.scaling.future import Future
 from fleetsim.scenario.schema import KvTiers, Scenario, Slo
 from fleetsim.workload.request import FINISHED, UNFINISHED, Request, Workload, each_released
 
@@ -52,6 +53,8 @@ class Fleet:
         Called with every request that reached a terminal state.
     verify_every : int
         Recount all books at every n-th boundary of each replica; 0 never.
+    future : Future, optional
+        What will come; only for policies that say that they know it.
     """
 
     def __init__(
@@ -62,8 +65,11 @@ class Fleet:
         streams: Streams,
         on_end: Callable[[Request], None],
         verify_every: int = 0,
+        future: Future | None = None,
     ) -> None:
         self.clock = clock
+        self.future = future
+        """What will come, where a policy of the scenario says that it knows."""
         self.base_dir = base_dir
         self._scenario = scenario
         self._streams = streams

@@ -13,6 +13,8 @@ from fleetsim.faults.api import Fault, Site
 from fleetsim.fleet.handover import gpu
 from fleetsim.kernel.streams import Streams
 from fleetsim.scaling.api import PoolState, Window
+from fleetsim.scaling.forecasters.api import Forecaster, Series, What
+from fleetsim.scaling.future import Known
 from fleetsim.scenario.schema import Scenario
 from fleetsim.workload.request import FINISHED, Request
 
@@ -58,15 +60,16 @@ class Lifecycle:
                 self._gateway.presence.set_present(replica, False)
         if any(pool.config.drain == "migrate" for pool in fleet.pools) and self._gateway.by_id is None:
             self._gateway.by_id = {}
-        self._scalings = [_Scaling(self, pool, fleet, streams) for pool in fleet.pools if pool.config.autoscaler]
-        if self._scalings:
+        self.scalings = [Scaling(self, pool, fleet, streams) for pool in fleet.pools if pool.config.autoscaler]
+        """Autoscalers at work."""
+        if self.scalings:
             self._gateway.on_first_token = self._first_token
             self._gateway.on_done = self._done
-            self._by_pool = {scaling.pool.index: scaling for scaling in self._scalings}
+            self._by_pool = {scaling.pool.index: scaling for scaling in self.scalings}
 
     def begin(self, scenario: Scenario) -> None:
         """Ask autoscalers for the first time one period from now, and let faults strike."""
-        for scaling in self._scalings:
+        for scaling in self.scalings:
             scaling.begin()
         site = self._site() if scenario.faults else None
         for number, choice in enumerate(scenario.faults):
@@ -301,7 +304,9 @@ class Lifecycle:
         scaling = self._by_pool.get(self._fleet.pool_of[request.replica].index)
         if scaling is not None and request.first_token_s == request.first_token_s:
             scaling.window.ttfts += 1
-            scaling.window.ttft_sum_s += request.first_token_s - request.arrival_s
+            ttft_s = request.first_token_s - request.arrival_s
+            scaling.window.ttft_sum_s += ttft_s
+            scaling.window.late += ttft_s > scaling.state.ttft_limit_s
 
     def _done(self, request: Request) -> None:
         if request.status != FINISHED:
@@ -312,12 +317,15 @@ class Lifecycle:
         window = scaling.window
         window.finished += 1
         window.output_tokens += request.generated
+        window.latency_sum_s += request.end_s - request.arrival_s
         if request.generated > 1:
+            tpot_s = (request.end_s - request.first_token_s) / (request.generated - 1)
             window.tpots += 1
-            window.tpot_sum_s += (request.end_s - request.first_token_s) / (request.generated - 1)
+            window.tpot_sum_s += tpot_s
+            window.slow += tpot_s > scaling.state.tpot_limit_s
 
 
-class _Scaling:
+class Scaling:
     """One pool's autoscaler at work."""
 
     def __init__(self, lifecycle: Lifecycle, pool: Pool, fleet: Fleet, streams: Streams) -> None:
@@ -339,17 +347,46 @@ class _Scaling:
             lambda tokens: pool.prefill_time().seconds(tokens, 0.0),
             lambda batch, tokens: pool.decode_time().seconds(batch, tokens),
         )
+        self._streams = streams
+        if config.forecaster is not None:
+            self.state.new_forecaster = self._new_forecaster
+        self.state.max_seqs = self.state.slots // config.parallelism.dp
+        if config.autoscaler.says("knows_future") and fleet.future is not None:
+            self.state.future = Known(fleet.future, pool.llm.name)
         slo = fleet.slo
         if slo is not None:
             self.state.ttft_limit_s = inf if slo.ttft is None else slo.ttft
             self.state.tpot_limit_s = inf if slo.tpot is None else slo.tpot
-        self._policy: Any = config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state)
-        period_s = self._policy.period_s
-        if not (isinstance(period_s, float | int) and 0.0 < period_s < inf):
-            raise PolicyError(f"autoscaler {config.autoscaler.name} wants to be asked every {period_s!r} s")
-        self._period_s = float(period_s)
+        self.use(config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state))
+        self._seats = self.state.max_seqs
         self._busy_s = self._on_s = self._last_s = 0.0
-        self._sent = self._sent_tokens = 0
+        self._came = self._came_tokens = 0
+        self._busy_each_s = [0.0] * len(pool.replicas)
+        self._were_off = [False] * len(pool.replicas)
+
+    def use(self, policy: Any) -> None:
+        """Ask this policy from now on.
+
+        Raises
+        ------
+        PolicyError
+            If its period is no time.
+        """
+        period_s = policy.period_s
+        if not (isinstance(period_s, float | int) and 0.0 < period_s < inf):
+            raise PolicyError(f"autoscaler {type(policy).__name__} wants to be asked every {period_s!r} s")
+        self._policy, self._period_s = policy, float(period_s)
+
+    def _new_forecaster(self, what: What, period_s: float) -> Forecaster:
+        """One of the kind that the scenario names."""
+        choice, fleet, llm = self.pool.config.forecaster, self._fleet, self.pool.llm.name
+        assert choice is not None
+        truth = None
+        if choice.says("knows_future") and fleet.future is not None:
+            truth = partial(Known(fleet.future, llm).between, what)
+        rng = self._streams.get(f"forecaster.{self.pool.name}.{what}")
+        forecaster: Forecaster = choice.create(rng, Series(period_s, truth))
+        return forecaster
 
     def begin(self) -> None:
         """Ask for the first time one period from now."""
@@ -368,7 +405,36 @@ class _Scaling:
             note = (fleet.clock.now_s, "replicas_wanted", self.pool.name, -1, wanted)
             self._lifecycle.events.append(note)
         self._lifecycle.want(self.pool, wanted)
+        self._seat()
         self.begin()
+
+    def _seat(self) -> None:
+        """Let as many requests run at a time as the policy says, if it does, from the next step on."""
+        seats = getattr(self._policy, "max_seqs", None)
+        if seats is None or seats == self._seats:
+            return
+        if type(seats) is not int or not 1 <= seats <= self.state.max_seqs:
+            raise PolicyError(f"the autoscaler of {self.pool.name} lets {seats!r} of 1 to {self.state.max_seqs} run")
+        self._seats, self.state.slots = seats, seats * self.pool.config.parallelism.dp
+        for replica in self.pool.replicas:
+            scheduler: Any = replica.scheduler
+            scheduler.max_seqs = seats
+            for batch in replica.batches:
+                batch.seats = seats
+            if any(batch.waiting for batch in replica.batches):
+                replica.at_boundary(_look)
+
+    def _seen(self, now_s: float) -> list[Replica]:
+        """Replicas that are not off, with what all have been busy for brought up to date: those that are off do nothing."""
+        pool, there = self.pool, []
+        for place, (replica, life) in enumerate(zip(pool.replicas, pool.lives, strict=True)):
+            off = life.state == "off"
+            if not off:
+                there.append(replica)
+            if not off or not self._were_off[place]:
+                self._busy_each_s[place] = replica.meter(now_s).busy_s
+                self._were_off[place] = off
+        return there
 
     def _observe(self) -> None:
         """Bring the state up to date, and begin a new window."""
@@ -379,24 +445,33 @@ class _Scaling:
         state.wanted = self._lifecycle.wanted[pool.index]
         state.ready, state.starting = states.count("ready"), states.count("starting")
         state.draining = states.count("draining")
-        state.running = sum(len(batch.running) for r in pool.replicas for batch in r.batches)
-        state.waiting = sum(len(batch.waiting) for r in pool.replicas for batch in r.batches)
-        state.waiting += sum(len(r.inbox) + len(r.held) for r in pool.replicas)
-        outside = [r for r in gateway.presence.waiting_room if r.model is None or r.model == pool.llm.name]
-        state.waiting_outside = len(outside) if pool.config.role != "decode" else 0
+        there = self._seen(now_s)
+        state.running = sum(len(batch.running) for r in there for batch in r.batches)
+        state.waiting = sum(len(batch.waiting) for r in there for batch in r.batches)
+        state.waiting += sum(len(r.inbox) + len(r.held) for r in there)
+        outside = [
+            r.prompt_tokens
+            for r in (gateway.presence.waiting_room if pool.config.role != "decode" else ())
+            if r.model is None or r.model == pool.llm.name
+        ]
+        state.waiting_outside = len(outside)
         here = [r for r, life in zip(pool.replicas, pool.lives, strict=True) if life.state == "ready"]
         used = [r.kv_used_blocks(now_s) for r in here]
         room = pool.capacity_blocks * pool.config.parallelism.dp
         state.kv_used_ratio = sum(used) / (len(used) * room) if used else 0.0
-        busy_s = sum([r.meter(now_s).busy_s for r in pool.replicas])
+        busy_s = sum(self._busy_each_s)
         on_s = pool.on_s(now_s)
         state.busy_ratio = (busy_s - self._busy_s) / (on_s - self._on_s) if on_s > self._on_s else 0.0
         self._busy_s, self._on_s = busy_s, on_s
         window, self.window = self.window, Window()
-        sent, tokens = gateway.sent[pool.index], gateway.sent_tokens[pool.index]
-        window.arrivals, self._sent = sent - self._sent, sent
-        window.prompt_tokens, self._sent_tokens = tokens - self._sent_tokens, tokens
+        came, tokens = gateway.sent[pool.index] + len(outside), gateway.sent_tokens[pool.index] + sum(outside)
+        window.arrivals, self._came = max(came - self._came, 0), came
+        window.prompt_tokens, self._came_tokens = max(tokens - self._came_tokens, 0), tokens
         state.window = window
+
+
+def _look() -> None:
+    """Nothing but an end of the leap."""
 
 
 def lifecycle_startup_s(fleet: Fleet, pool: Pool) -> float:

@@ -184,7 +184,9 @@ class ReplicaProbe(Probe):
                 self.arrived(request)
             for batch in replica.batches:
                 if batch.cache.enabled and batch.cache.journal is None:
-                    batch.cache.journal = self  # pending work depends on what the cache holds: leaps end where it forgets
+                    batch.cache.journal = (
+                        self  # pending work depends on what the cache holds: leaps end where it forgets
+                    )
         self._boards.append((board, position))
 
     def show_kv(self) -> None:

@@ -6,6 +6,12 @@ from collections.abc import Callable
 from math import inf, nan
 from typing import Protocol
 
+import numpy as np
+
+from fleetsim.scaling.forecasters.api import Forecaster, Series, What
+from fleetsim.scaling.forecasters.constant import Constant, ConstantConfig
+from fleetsim.scaling.future import Known
+
 
 class Window:
     """What happened in a pool since the autoscaler was asked last."""
@@ -13,8 +19,11 @@ class Window:
     __slots__ = (
         "arrivals",
         "finished",
+        "late",
+        "latency_sum_s",
         "output_tokens",
         "prompt_tokens",
+        "slow",
         "tpot_sum_s",
         "tpots",
         "ttft_sum_s",
@@ -30,12 +39,18 @@ class Window:
         """Requests that ended."""
         self.output_tokens = 0
         """Of these: the answer's length is known when it is over."""
+        self.latency_sum_s = 0.0
+        """Times from arrival to end of these, summed."""
         self.ttfts = 0
         self.ttft_sum_s = 0.0
         """Times to first token seen, and their sum."""
+        self.late = 0
+        """Of these, those beyond the scenario's objective."""
         self.tpots = 0
         self.tpot_sum_s = 0.0
         """Times per output token of requests that finished, and their sum."""
+        self.slow = 0
+        """Of these, those beyond the scenario's objective."""
 
     @property
     def ttft_s(self) -> float:
@@ -75,6 +90,8 @@ class PoolState:
         """Of one replica."""
         self.slots = slots
         """Requests that one replica runs at a time at most."""
+        self.max_seqs = slots
+        """The same of one data-parallel rank, as the scenario says."""
         self.capacity_tokens = capacity_tokens
         """Tokens of keys and values that one replica holds."""
         self.startup_s = startup_s
@@ -108,6 +125,10 @@ class PoolState:
         self.tpot_limit_s = inf
         self.window = Window()
         """What happened since the last tick."""
+        self.new_forecaster: Callable[[What, float], Forecaster] = _constant
+        """Build the pool's forecaster (`forecaster`), for what, and for periods of how many seconds."""
+        self.future: Known | None = None
+        """What will come, for policies whose class says `knows_future`; None for others."""
 
     @property
     def concurrency(self) -> int:
@@ -119,12 +140,18 @@ class PoolState:
         return min(max(replicas, self.minimum), self.maximum)
 
 
+def _constant(_what: What, period_s: float) -> Forecaster:
+    """What a pool expects where nobody says."""
+    return Constant(ConstantConfig(), np.random.default_rng(0), Series(period_s))
+
+
 class Autoscaler(Protocol):
     """Says how many replicas a pool should have.
 
     Built as ``Policy(config, rng, pool)``: its parameters, its own random stream, and the state of the pool, which is brought up
     to date before each tick. Its attribute `period_s` says how often it is asked. What it answers is brought into the bounds of
-    the pool.
+    the pool. One with an attribute `max_seqs` that is a number sets so the requests that a data-parallel rank runs at a time, from
+    the next step on; at most what the scenario's scheduler says.
     """
 
     period_s: float

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from collections import deque
 from math import ceil
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from numpy.random import Generator
 from pydantic import Field
 
-from fleetsim.plugins import PolicyConfig
 from fleetsim.scaling.api import PoolState
+from fleetsim.scaling.behaviour import Behaviour, BehaviourConfig, Period, Ratio
+from fleetsim.scaling.metrics import Metric, per_replica
 
-_Seconds = Annotated[float, Field(ge=0, json_schema_extra={"unit": "s"})]
 
-
-class HpaConfig(PolicyConfig):
+class HpaConfig(BehaviourConfig):
     """Parameters of the autoscaler; defaults as in Kubernetes."""
 
-    metric: Literal["concurrency", "waiting", "kv_used", "busy"] = "concurrency"
+    metric: Metric = "concurrency"
     """What is held at its target: requests in the pool or waiting for it, requests in queues, the mean share of KV blocks in use,
     or the mean share of time in which steps run."""
     target: Annotated[float, Field(gt=0)] = 32.0
     """Value of the metric per replica: a number of requests, or a share for `kv_used` and `busy`."""
-    period_s: Annotated[float, Field(gt=0, json_schema_extra={"unit": "s"})] = 15.0
+    period_s: Period = 15.0
     """Time between two looks."""
-    tolerance_ratio: Annotated[float, Field(ge=0, json_schema_extra={"unit": "ratio"})] = 0.1
+    tolerance_ratio: Ratio = 0.1
     """Deviation of the metric from its target below which nothing changes."""
-    down_window_s: _Seconds = 300.0
-    """Stabilisation: of all recommendations within this time, the highest counts on the way down."""
-    up_window_s: _Seconds = 0.0
-    """The same on the way up, where the lowest counts."""
-    up_ratio: Annotated[float, Field(ge=0, json_schema_extra={"unit": "ratio"})] = 1.0
-    """Replicas added within `policy_period_s` at most, as a share of those there at its beginning; or …"""
-    up_replicas: Annotated[int, Field(ge=0, strict=True, json_schema_extra={"unit": "count"})] = 4
-    """… this many, whichever is more."""
-    down_ratio: Annotated[float, Field(ge=0, le=1, json_schema_extra={"unit": "ratio"})] = 1.0
-    """Replicas removed within `policy_period_s` at most, as a share of those there at its beginning."""
-    policy_period_s: _Seconds = 15.0
-    """Time over which additions and removals are counted."""
 
 
 class Hpa:
@@ -61,59 +47,23 @@ class Hpa:
         self.period_s = config.period_s
         self._config = config
         self._pool = pool
-        self._recommended: deque[tuple[float, int]] = deque()
-        self._changes: deque[tuple[float, int]] = deque()
+        self._behaviour = Behaviour(config, pool)
 
     def tick(self) -> int:
         """Replicas wanted."""
-        config, pool = self._config, self._pool
-        now_s, current = pool.now_s, max(pool.wanted, 1)
-        recommended = self._recommendation(current)
-        self._recommended.append((now_s, recommended))
-        longest_s = max(config.down_window_s, config.up_window_s)
-        while self._recommended[0][0] < now_s - longest_s:
-            self._recommended.popleft()
-        highest = max(n for at_s, n in self._recommended if at_s >= now_s - config.down_window_s)
-        lowest = min(n for at_s, n in self._recommended if at_s >= now_s - config.up_window_s)
-        wanted = current
-        if lowest > current:
-            wanted = lowest
-        elif highest < current:
-            wanted = highest
-        wanted = pool.clip(max(self._limited(wanted, current), 1))
-        if wanted != pool.wanted:
-            self._changes.append((now_s, wanted - pool.wanted))
-        return wanted
+        current = max(self._pool.wanted, 1)
+        return self._behaviour.follow(self._recommendation(current), current)
 
     def _recommendation(self, current: int) -> int:
         config, pool = self._config, self._pool
         ready = max(pool.ready, 1)
-        if config.metric in ("kv_used", "busy"):
-            per_replica = pool.kv_used_ratio if config.metric == "kv_used" else pool.busy_ratio
-        else:
-            total = pool.concurrency if config.metric == "concurrency" else pool.waiting + pool.waiting_outside
-            per_replica = total / ready
-        ratio = per_replica / config.target
+        value = per_replica(pool, config.metric)
+        ratio = value / config.target
         unready = max(current - ready, 0)
         if unready:  # they have no load if more are to be added, and just the right one if some are to go
-            ratio = per_replica * ready / config.target / current if ratio > 1.0 else ratio
-            if ratio < 1.0 and per_replica < config.target:
-                ratio = (per_replica * ready + config.target * unready) / config.target / current
+            ratio = value * ready / config.target / current if ratio > 1.0 else ratio
+            if ratio < 1.0 and value < config.target:
+                ratio = (value * ready + config.target * unready) / config.target / current
         if abs(ratio - 1.0) <= config.tolerance_ratio:
             return current
         return ceil(current * ratio - 1e-9)
-
-    def _limited(self, wanted: int, current: int) -> int:
-        """What the scaling policies allow of a change."""
-        config, now_s = self._config, self._pool.now_s
-        while self._changes and self._changes[0][0] <= now_s - config.policy_period_s:
-            self._changes.popleft()
-        added = sum(change for _, change in self._changes if change > 0)
-        removed = -sum(change for _, change in self._changes if change < 0)
-        if wanted > current:
-            begin = current - added
-            most = begin + max(ceil(begin * config.up_ratio), config.up_replicas)
-            return max(min(wanted, most), current)
-        begin = current + removed
-        least = begin - int(begin * config.down_ratio)
-        return min(max(wanted, least), current)

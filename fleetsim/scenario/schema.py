@@ -785,6 +785,8 @@ class Pool(Block):
     """Most that an autoscaler asks for; default: as many as at the start."""
     autoscaler: Annotated[Choice, PolicyField("autoscalers")] | None = None
     """How many replicas are wanted; by default always as many as at the start."""
+    forecaster: Annotated[Choice, PolicyField("forecasters")] | None = None
+    """What demand its autoscaler expects, where that looks ahead; by default what it was last."""
     startup: Startup = Startup()
     """What another replica costs in time."""
     drain: Literal["wait", "migrate", "kill"] = "wait"

@@ -11,6 +11,7 @@ Each takes a class (or its registered name, or ``module:Class``), tries it on ge
 from __future__ import annotations
 
 from fleetsim.testing.admission import check_admission
+from fleetsim.testing.autoscaler import check_autoscaler
 from fleetsim.testing.eviction import check_cache
 from fleetsim.testing.order import check_order
 from fleetsim.testing.placement import check_placement
@@ -25,6 +26,7 @@ from fleetsim.testing.step_time_model import check_step_time_model
 __all__ = [
     "Report",
     "check_admission",
+    "check_autoscaler",
     "check_cache",
     "check_order",
     "check_placement",

@@ -107,6 +107,11 @@ class Policy(Subject):
         except (ValidationError, TypeError) as error:
             self.fail(f"`Config` does not take {config or 'its defaults'}: {error}")
 
+    @property
+    def policy(self) -> Any:
+        """The class."""
+        return self._class
+
     def create(self, *args: Any) -> Any:
         """A new policy object."""
         with self.complaining("cannot be built"):

@@ -1,0 +1,1 @@
+"""What demand is expected to be: one file a forecaster."""
