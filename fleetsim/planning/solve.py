@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any, Literal
@@ -202,7 +203,8 @@ def require_solution(program: LinearProgram, effort: Effort | None = None, what:
         hint = f"what has a negative price and no limit: {', '.join(endless[:5]) or 'a combination'}"
         raise InputError(Finding(f"the {what} is unbounded: more of it would always be cheaper", hint=hint))
     if solution.status == "infeasible":
-        missed = shortfalls(program, effort)
+        limits = [row.more != "" for row in program.requirements]
+        missed = (shortfalls(program, effort, limits) if any(limits) else []) or shortfalls(program, effort)
         listed = "; ".join(map(str, missed)) or "bounds of variables contradict each other"
         hint = "the least that would have to give way, relative to each requirement; relax one of them or offer more"
         raise InputError(Finding(f"no {what} keeps all requirements: {listed}", hint=hint))
@@ -219,20 +221,23 @@ def _require_numbers(program: LinearProgram) -> None:
             raise InputError(Finding(f"{row.words}: not a finite number"))
 
 
-def shortfalls(program: LinearProgram, effort: Effort | None = None) -> list[Shortfall]:
+def shortfalls(
+    program: LinearProgram, effort: Effort | None = None, bends: Sequence[bool] | None = None
+) -> list[Shortfall]:
     """Requirements that would have to give way, and by how much: the least in sum, each relative to its own amount.
 
-    Every elastic requirement gets slack, and the slack is minimised instead of the cost.
+    Every elastic requirement (of those that `bends` marks, if given) gets slack, and the slack is minimised instead of the cost.
+    None if that is not enough either.
     """
-    elastic = [row for row in program.requirements if row.elastic]
+    bending = [row.elastic for row in program.requirements] if bends is None else list(bends)
     signs = {"<=": (-1.0,), ">=": (1.0,), "==": (1.0, -1.0)}
     rows: list[Requirement] = []
     weights: list[float] = []
     owners: list[Requirement] = []
     count = len(program.names)
-    for row in program.requirements:
+    for row, bent_here in zip(program.requirements, bending, strict=True):
         columns, factors = row.columns, row.coefficients
-        for sign in signs[row.sense] if row.elastic else ():
+        for sign in signs[row.sense] if bent_here else ():
             columns, factors = np.append(columns, count + len(weights)), np.append(factors, sign)
             weights.append(1.0 / abs(row.amount) if row.amount else 1.0)
             owners.append(row)
@@ -246,7 +251,7 @@ def shortfalls(program: LinearProgram, effort: Effort | None = None) -> list[Sho
         np.concatenate([program.integer, np.zeros(slacks, dtype=bool)]),
         tuple(rows),
     )
-    if not elastic:
+    if not slacks:
         return []
     solution = optimise(bent, effort)
     if solution.status not in ("optimal", "timed out"):
