@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from fleetsim.errors import Finding, ScenarioError, nearest
+from fleetsim.planning.fleetopt import StatedFleetOpt
+from fleetsim.planning.queueing import StatedQueue
 from fleetsim.planning.result import Plan
 from fleetsim.planning.solve import Effort
 from fleetsim.planning.stated import StatedMelange
@@ -21,7 +23,7 @@ from fleetsim.scenario.source import Located, located, read_tree
 from fleetsim.scenario.template import scenarios_folder, summary_of
 
 _EMBEDDED = "embedded:plans/"
-Problem = StatedMelange
+Problem = Annotated[StatedMelange | StatedQueue | StatedFleetOpt, Field(discriminator="kind")]
 
 
 class ProblemFile(Block):
