@@ -11,8 +11,11 @@ from pydantic import Field, ValidationError
 
 from fleetsim.errors import Finding, ScenarioError, nearest
 from fleetsim.planning.fleetopt import StatedFleetOpt
+from fleetsim.planning.portfolio import StatedPortfolio
 from fleetsim.planning.queueing import StatedQueue
+from fleetsim.planning.regions import StatedRegions
 from fleetsim.planning.result import Plan
+from fleetsim.planning.sageserve import StatedSageServe
 from fleetsim.planning.solve import Effort
 from fleetsim.planning.stated import StatedMelange
 from fleetsim.scenario.explain import findings_of
@@ -23,7 +26,10 @@ from fleetsim.scenario.source import Located, located, read_tree
 from fleetsim.scenario.template import scenarios_folder, summary_of
 
 _EMBEDDED = "embedded:plans/"
-Problem = Annotated[StatedMelange | StatedQueue | StatedFleetOpt, Field(discriminator="kind")]
+Problem = Annotated[
+    StatedMelange | StatedQueue | StatedFleetOpt | StatedRegions | StatedPortfolio | StatedSageServe,
+    Field(discriminator="kind"),
+]
 
 
 class ProblemFile(Block):

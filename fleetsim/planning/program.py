@@ -70,7 +70,7 @@ class Formulation:
     def variables(
         self,
         names: Sequence[str],
-        cost: Floats | float = 0.0,
+        cost: Floats | Sequence[float] | float = 0.0,
         lower: Floats | float = 0.0,
         upper: Floats | float = inf,
         integer: bool = False,

@@ -23,7 +23,9 @@ _FEASIBLE = 2
 _SHOWN = 8
 """Requirements named in an explanation at most."""
 _RESOLVES = 12
-"""Shadow prices that are found by solving again, at most."""
+"""Shadow prices that are found by solving again, at most …"""
+_SMALL = 2000
+"""… of integer programs with no more variables than this; larger ones show the duals of the program without integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,8 @@ class ShadowPrice:
     """Objective saved; below zero it costs so much more."""
     unit: str
     """Of `saved`."""
-    method: Literal["dual", "solved again"]
-    """Duals hold for a small change of a linear program; integer programs are solved again with one more."""
+    method: Literal["dual", "solved again", "dual without integers"]
+    """Duals hold for a small change of a linear program; integer programs are solved again with one more unless they are large."""
 
     def __str__(self) -> str:
         verb = "save" if self.saved >= 0 else "cost"
@@ -174,6 +176,7 @@ def _read(
     found = np.array(answer.col_value)
     values = found[[variable.index for variable in variables]]
     values[program.integer] = np.round(values[program.integer])
+    values += 0.0  # no zero below zero
     objective = float(program.cost @ values)
     whole = bool(program.integer.any())
     duals = nothing if whole else np.array(answer.row_dual)[[row.index for row in rows]]
@@ -268,14 +271,17 @@ def shortfalls(
 def shadow_prices(program: LinearProgram, solution: Solution, effort: Effort | None = None) -> list[ShadowPrice]:
     """What one more unit of each requirement that asks for a price is worth, most first; those worth nothing are left out.
 
-    Duals of linear programs. Integer programs have none: those whose row is nearly tight are solved again with one more unit.
+    Duals of linear programs. Integer programs have none: those whose row is nearly tight are solved again with one more unit. Large
+    ones, for which that would take long, show the duals of the same program without integers.
     """
     asked = [number for number, row in enumerate(program.requirements) if row.more]
-    prices = []
-    if not program.integer.any():
-        for number in asked:
-            row = program.requirements[number]
-            prices.append(ShadowPrice(row.more, -float(solution.duals[number]), program.unit, "dual"))
+    prices: list[ShadowPrice] = []
+    whole = bool(program.integer.any())
+    if not whole or len(program.names) > _SMALL:
+        duals = (optimise(program.relaxed, effort) if whole and asked else solution).duals
+        method: Literal["dual", "dual without integers"] = "dual without integers" if whole else "dual"
+        rows = [(program.requirements[number].more, number) for number in asked] if duals.size else []
+        prices += [ShadowPrice(more, -float(duals[number]), program.unit, method) for more, number in rows]
     else:
         for number in [n for n in asked if _tight(program.requirements[n], solution.values)][:_RESOLVES]:
             row = program.requirements[number]
