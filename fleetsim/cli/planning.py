@@ -119,7 +119,7 @@ def tell(plan: Plan) -> None:
     """Print a plan for people."""
     head = f"{show(plan.objective)} {plan.unit}"
     if plan.gap_ratio > 5e-5:
-        head += f", at most {plan.gap_ratio:.1%} above the bound of {show(plan.bound)} {plan.unit}"
+        head += f", at most {plan.gap_ratio:.1%} from the bound of {show(plan.bound)} {plan.unit}"
     click.echo(f"{plan.status}: {head}")
     if plan.proof is not None:
         _tell_proof(plan.proof)

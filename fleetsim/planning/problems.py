@@ -11,7 +11,9 @@ from pydantic import Field, ValidationError
 
 from fleetsim.errors import Finding, ScenarioError, nearest
 from fleetsim.planning.fleetopt import StatedFleetOpt
+from fleetsim.planning.helix import StatedHelix
 from fleetsim.planning.portfolio import StatedPortfolio
+from fleetsim.planning.prism import StatedPrism
 from fleetsim.planning.queueing import StatedQueue
 from fleetsim.planning.regions import StatedRegions
 from fleetsim.planning.result import Plan
@@ -27,7 +29,14 @@ from fleetsim.scenario.template import scenarios_folder, summary_of
 
 _EMBEDDED = "embedded:plans/"
 Problem = Annotated[
-    StatedMelange | StatedQueue | StatedFleetOpt | StatedRegions | StatedPortfolio | StatedSageServe,
+    StatedMelange
+    | StatedQueue
+    | StatedFleetOpt
+    | StatedRegions
+    | StatedPortfolio
+    | StatedSageServe
+    | StatedPrism
+    | StatedHelix,
     Field(discriminator="kind"),
 ]
 

@@ -39,12 +39,12 @@ class Plan:
     kind: str
     """Which problem was solved."""
     status: str
-    """``optimal`` (within the gap asked for) or ``timed out`` (the best found, with its gap)."""
+    """``optimal`` (within the gap asked for), ``timed out`` (the best found, with its gap), or ``heuristic`` (by a rule)."""
     objective: float
     unit: str
     """Of the objective."""
     bound: float
-    """No plan is cheaper than this."""
+    """No plan is better than this."""
     fleet: Mapping[str, Any]
     """Fragment of a scenario: what to lay over it to run the plan; empty where a plan is no single fleet."""
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Plan:
     @property
     def gap_ratio(self) -> float:
         """How far from optimal at most, over the objective."""
-        return (self.objective - self.bound) / abs(self.objective) if self.objective else 0.0
+        return abs(self.objective - self.bound) / abs(self.objective) if self.objective else 0.0
 
     def __repr__(self) -> str:
         """One line."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fleetsim.planning.fleetopt import StepProfile
+from fleetsim.planning.prism import greedy, published_cases, score
 from fleetsim.planning.problems import load_problem
 from fleetsim.planning.stated import StatedMelange
 from fleetsim.reproduce.functions import check
@@ -32,3 +33,9 @@ def tokens_per_joule(seed: int, context_tokens: int, **profile: Any) -> float:
 def melange_cost(seed: int, **problem: Any) -> float:
     """Cost of the cheapest fleet for a stated histogram [USD/h]."""
     return StatedMelange.model_validate({"kind": "melange", **problem}).solve().objective
+
+
+@check
+def prism_baseline(seed: int) -> float:
+    """Score of the published baseline over the evaluator's cases, each placement checked."""
+    return score([greedy(models, accelerators, 80.0).pressure for accelerators, models in published_cases()])
