@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fleetsim.errors import DataError, FleetsimError, InputError, LawError, PolicyError, ScenarioError
     from fleetsim.experiment.run import Result, run
+    from fleetsim.planning.api import find_fleet, find_rate, plan
+    from fleetsim.planning.result import Plan
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
 
@@ -24,12 +26,16 @@ __all__ = [
     "InputError",
     "LawError",
     "LoadedScenario",
+    "Plan",
     "PolicyError",
     "Result",
     "Scenario",
     "ScenarioError",
     "__version__",
+    "find_fleet",
+    "find_rate",
     "load_scenario",
+    "plan",
     "run",
 ]
 
@@ -39,11 +45,15 @@ _HOME = {
     "InputError": "fleetsim.errors",
     "LawError": "fleetsim.errors",
     "LoadedScenario": "fleetsim.scenario.load",
+    "Plan": "fleetsim.planning.result",
     "PolicyError": "fleetsim.errors",
     "Result": "fleetsim.experiment.run",
     "Scenario": "fleetsim.scenario.schema",
     "ScenarioError": "fleetsim.errors",
+    "find_fleet": "fleetsim.planning.api",
+    "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
+    "plan": "fleetsim.planning.api",
     "run": "fleetsim.experiment.run",
 }
 """Module of each public name, imported when the name is first used: ``import fleetsim`` itself stays light."""

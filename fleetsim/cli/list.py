@@ -134,6 +134,13 @@ def _scenarios() -> Rows:
         yield {"name": f"embedded:{name}", "summary": summary}
 
 
+def _plans() -> Rows:
+    from fleetsim.planning.problems import embedded_problems
+
+    for name, summary in embedded_problems().items():
+        yield {"name": name, "summary": summary}
+
+
 def _papers() -> Rows:
     from fleetsim.reproduce.paper import load_paper, paper_names, paper_path
     from fleetsim.reproduce.reproduce import recorded
@@ -158,6 +165,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "profiles": _profiles,
     "metrics": _metrics,
     "scenarios": _scenarios,
+    "plans": _plans,
     "papers": _papers,
 }
 
@@ -181,8 +189,8 @@ def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
 def command(kind: str, of: str | None, as_json: bool) -> None:
     """What can be named in a scenario.
 
-    KIND is policies, accelerators, llms, encoders, links, traces, profiles, metrics, scenarios or papers. POLICIES is a kind of
-    policies, such as routers or schedulers: `fleetsim list policies routers`.
+    KIND is policies, accelerators, llms, encoders, links, traces, profiles, metrics, scenarios, plans or papers. POLICIES is a
+    kind of policies, such as routers or schedulers: `fleetsim list policies routers`.
     """
     rows = list(KINDS[kind]())
     if of is not None:

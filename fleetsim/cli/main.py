@@ -19,6 +19,9 @@ OK, FAILED, BAD_INPUT, SLO_MISSED, TERMINATED, INTERRUPTED = 0, 1, 2, 3, 143, 13
 
 COMMANDS = {
     "run": "Simulate a scenario and say whether the fleet keeps up.",
+    "plan": "The cheapest fleet for a workload and its SLO, proved by simulation.",
+    "find-rate": "Highest request rate at which a fleet keeps its SLO.",
+    "find-fleet": "Cheapest fleet whose simulation keeps the SLO.",
     "validate": "Check scenario files without running them.",
     "init": "Write a commented scenario to start from.",
     "show": "Memory, limits and physical floors of a model, a chip or a pool.",
@@ -48,7 +51,7 @@ class Commands(click.Group):
         """Command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"fleetsim.cli.{cmd_name}").command
+        command = import_module(f"fleetsim.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

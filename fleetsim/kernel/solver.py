@@ -27,13 +27,13 @@ def solve(problem: pulp.LpProblem, nodes: int | None = None, gap: float | None =
     import pulp
 
     limits = {} if nodes is None else {"mip_max_nodes": nodes}
-    with _quiet():
+    with quiet():
         status = problem.solve(pulp.HiGHS(msg=False, threads=1, gapRel=gap, **limits))
     return bool(status == pulp.LpStatusOptimal)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what HiGHS prints about itself, whatever it is told, off the standard output, where answers are read from."""
     sys.stdout.flush()
     kept = os.dup(1)

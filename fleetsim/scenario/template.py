@@ -24,10 +24,11 @@ def scenarios_folder() -> Path:
 
 def embedded_scenarios() -> dict[str, str]:
     """One line about each scenario by name: the comment that its file starts with."""
-    return {path.stem: _summary(path) for path in sorted(scenarios_folder().glob("*.yaml"))}
+    return {path.stem: summary_of(path) for path in sorted(scenarios_folder().glob("*.yaml"))}
 
 
-def _summary(path: Path) -> str:
+def summary_of(path: Path) -> str:
+    """The comment that a file starts with."""
     lines = (line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
     return next((line.removeprefix("# ") for line in lines if "yaml-language-server" not in line), "")
 

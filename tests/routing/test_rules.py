@@ -34,6 +34,7 @@ PARAMETERS: list[tuple[str, dict[str, Any]]] = [
     ("fleetopt", {"short_pool": "pool-0", "boundary_tokens": 400, "gamma": 2.0, "compressed_share": 0.5}),
     ("route-balance", {"least_chance": 0.7, "balance_weight": 0.5, "holders": 8}),
     ("weighted-least-outstanding", {"weights": {"pool-0": 1.0, "pool-1": 3.0}}),
+    ("melange", {"prompt_edges": [200], "shares": {"pool-0": [[1.0], [0.0]]}}),
     ("epsilon", {"inner": "preble", "epsilon": 0.3}),
     ("shadow", {"inner": "min-ttft", "shadow": "lmetric"}),
     ("hedge", {"inner": "dynamo-kv"}),
@@ -300,6 +301,22 @@ def test_fleetopt_routes_by_length_and_compresses_the_borderline() -> None:
     assert 150 < sum(isinstance(answer, Route) for answer in answers) == half.compressed < 250
     with pytest.raises(PolicyError, match="finds no pool 'tiny'"):
         course.router("fleetopt", short_pool="tiny")
+
+
+def test_melange_keeps_the_shares_of_a_plan() -> None:
+    course = Course([1000.0] * 3, ["fast", "cheap", "cheap"])
+    shares = {"fast": [[0.25], [1.0]], "cheap": [[0.75], [0.0]]}
+    router = course.router("melange", prompt_edges=[500], shares=shares)
+    short = []
+    for _ in range(8):
+        short.append(course.ask(router, 500))
+        course.view.sent(short[-1], 500)
+    assert short == [1, 0, 2, 1, 2, 0, 1, 2]
+    assert [course.ask(router, 501) for _ in range(5)] == [0] * 5
+    with pytest.raises(PolicyError, match="shares of pools that are not there: slow"):
+        course.router("melange", shares={"slow": [[1.0]]})
+    with pytest.raises(PolicyError, match="must be 2 rows of 1"):
+        course.router("melange", prompt_edges=[500], shares={"fast": [[1.0]]})
 
 
 def test_epsilon_explores_as_often_as_it_says() -> None:

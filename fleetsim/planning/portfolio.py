@@ -1,0 +1,277 @@
+"""A portfolio of reserved, on-demand and spot replicas, bought before it is known which demand comes: two stages, with risk."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from fleetsim.errors import Finding, InputError
+from fleetsim.planning.program import Formulation, Integers, LinearProgram
+from fleetsim.planning.result import Plan, solved
+from fleetsim.planning.solve import Effort, require_solution, shadow_prices
+from fleetsim.scenario.schema import Block, Count, Flag, Number, Ratio
+from fleetsim.units import SecondsOrZero, UsdPerHour
+
+Text = Annotated[str, Field(min_length=1)]
+Series = Annotated[tuple[Annotated[Number, Field(ge=0)], ...], Field(min_length=1)]
+_HOUR_S = 3600.0
+_TAIL = 1e-9
+
+
+class Spot(Block):
+    """Replicas that may be taken away."""
+
+    price: UsdPerHour
+    """Of a replica."""
+    interruptions: Annotated[Number, Field(ge=0)] = 0.0
+    """Of a replica, per hour."""
+    lost: SecondsOrZero = 0.0
+    """Work that an interruption destroys …"""
+    restart: SecondsOrZero = 0.0
+    """… and time until another replica serves in its place."""
+    limit: Series | None = None
+    """Replicas to be had in each hour; default: no limit."""
+
+    @property
+    def useful_ratio(self) -> float:
+        """Share of a replica's time that serves: 1 - interruptions x (lost + restart)."""
+        return 1.0 - self.interruptions * (self.lost + self.restart) / _HOUR_S
+
+
+class PortfolioChip(Block):
+    """A kind of replica and the terms on which it can be had."""
+
+    throughput: Annotated[Number, Field(gt=0)]
+    """Of a replica within the SLO [requests/s]."""
+    reserved: UsdPerHour | None = None
+    """Price of one that is paid for in every hour of the horizon; none: not to be had."""
+    on_demand: UsdPerHour | None = None
+    """Price of one that is paid for while it runs."""
+    spot: Spot | None = None
+    """Of one that may be taken away."""
+    limit: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """Replicas on all terms together, in any hour; default: no limit."""
+
+
+class DemandCase(Block):
+    """A demand that may come."""
+
+    probability: Annotated[Number, Field(gt=0, le=1)]
+    """That it comes."""
+    demand: Series
+    """Requests per second in each hour, or one number for all."""
+
+
+class StatedPortfolio(Block):
+    """Cheapest reservation today, with on-demand and spot replicas for what then comes."""
+
+    kind: Literal["portfolio"]
+    hours: Count = 24
+    """Horizon."""
+    chips: Annotated[dict[Text, PortfolioChip], Field(min_length=1)]
+    """Kinds of replicas by name."""
+    cases: Annotated[dict[Text, DemandCase], Field(min_length=1)]
+    """Demands that may come; probabilities add up to 1."""
+    utilisation: Annotated[Number, Field(gt=0, le=1)] = 0.85
+    """Share of a replica's throughput to plan with."""
+    spot_share: Ratio = 1.0
+    """Of each hour's demand that spot replicas may serve at most; the rest is a floor of others."""
+    risk: Literal["mean", "cvar", "robust"] = "mean"
+    """What is minimised: the mean cost; a mix of it with the mean of the worst cases; or the cost of the worst case."""
+    risk_weight: Ratio = 0.5
+    """Weight of the worst cases against the mean (cvar)."""
+    tail: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    """Probability of the worst cases that are averaged (cvar)."""
+    whole: Flag = True
+    """Whole replicas only."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        total = sum(case.probability for case in self.cases.values())
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"probabilities add up to {total:g}, not to 1")
+        series = [(f"demand of {name}", case.demand) for name, case in self.cases.items()]
+        series += [(f"spot limit of {n}", c.spot.limit) for n, c in self.chips.items() if c.spot and c.spot.limit]
+        for what, values in series:
+            if 1 < len(values) < self.hours:
+                raise ValueError(f"{what} ends after {len(values)} hours, the horizon is {self.hours}")
+        for name, chip in self.chips.items():
+            if chip.reserved is chip.on_demand is None and chip.spot is None:
+                raise ValueError(f"{name} has no price: give reserved, on_demand or spot")
+            if chip.spot is not None and chip.spot.useful_ratio <= 0.0:
+                raise ValueError(f"spot replicas of {name} are interrupted before they have served anything")
+        return self
+
+    def _hourly(self, values: tuple[float, ...]) -> list[float]:
+        return [values[0] if len(values) == 1 else values[h] for h in range(self.hours)]
+
+    def formulate(self) -> tuple[LinearProgram, dict[str, Integers]]:
+        """The program, and columns of reserved [chip], on-demand and spot replicas [case, chip, hour], and costs [case].
+
+        What on-demand and spot replicas cost in a case is a variable of its own, in which all measures of risk are linear: the mean
+        of the worst share `a` of cases is ``min over v of v + sum p max(0, cost - v) / a`` (Rockafellar and Uryasev, 2000).
+        """
+        form = Formulation("USD")
+        chips = list(self.chips.values())
+        g, s, t = len(chips), len(self.cases), self.hours
+        inf = np.inf
+        reserved = form.variables(
+            [f"reserved {name}" for name in self.chips],
+            cost=np.array([(chip.reserved or 0.0) * t for chip in chips]),
+            upper=np.array([0.0 if chip.reserved is None else inf for chip in chips]),
+            integer=self.whole,
+        )
+        cells = [(case, name, h) for case in self.cases for name in self.chips for h in range(t)]
+        allowed = np.array([[chip.on_demand is not None, chip.spot is not None] for chip in chips])
+        on = np.tile(np.where(allowed[:, 0], inf, 0.0).repeat(t), s)
+        most = [
+            np.array(self._hourly(c.spot.limit)) if c.spot and c.spot.limit else np.full(t, inf if c.spot else 0.0)
+            for c in chips
+        ]
+        demanded = form.variables([f"on demand {c} {n} {h}" for c, n, h in cells], upper=on, integer=self.whole)
+        spot = form.variables(
+            [f"spot {c} {n} {h}" for c, n, h in cells], upper=np.tile(np.concatenate(most), s), integer=self.whole
+        )
+        demanded, spot = demanded.reshape(s, g, t), spot.reshape(s, g, t)
+        cost = form.variables([f"cost of {case}" for case in self.cases], cost=self._weights())
+        columns = {"reserved": reserved, "on_demand": demanded, "spot": spot, "cost": cost}
+        self._serve(form, columns)
+        self._price(form, columns)
+        return form.program(), columns
+
+    def _weights(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        share = {"mean": 1.0, "cvar": 1.0 - self.risk_weight, "robust": 0.0}[self.risk]
+        return np.array([case.probability * share for case in self.cases.values()])
+
+    def _serve(self, form: Formulation, columns: dict[str, Integers]) -> None:
+        speed = np.array([chip.throughput for chip in self.chips.values()]) * self.utilisation
+        useful = np.array([chip.spot.useful_ratio if chip.spot else 0.0 for chip in self.chips.values()])
+        for s, (name, case) in enumerate(self.cases.items()):
+            for h, demand in enumerate(self._hourly(case.demand)):
+                fixed = np.concatenate([columns["reserved"], columns["on_demand"][s, :, h]])
+                taken = columns["spot"][s, :, h]
+                factors = np.concatenate([speed, speed])
+                form.require(
+                    f"the demand of {name} in hour {h}",
+                    np.concatenate([fixed, taken]),
+                    np.concatenate([factors, speed * useful]),
+                    ">=",
+                    demand,
+                    unit="requests/s",
+                )
+                if self.spot_share < 1.0:
+                    words = f"others than spot serve {1 - self.spot_share:.0%} of {name} in hour {h}"
+                    form.require(words, fixed, factors, ">=", demand * (1.0 - self.spot_share), unit="requests/s")
+                for i, (chip_name, chip) in enumerate(self.chips.items()):
+                    if chip.limit is not None:
+                        mine = [columns["reserved"][i], columns["on_demand"][s, i, h], columns["spot"][s, i, h]]
+                        words = f"at most {chip.limit} {chip_name} in hour {h} of {name}"
+                        more = f"one more {chip_name} in hour {h} of {name}"
+                        form.require(words, mine, 1.0, "<=", chip.limit, unit=chip_name, more=more)
+
+    def _price(self, form: Formulation, columns: dict[str, Integers]) -> None:
+        on = np.array([chip.on_demand or 0.0 for chip in self.chips.values()]).repeat(self.hours)
+        spot = np.array([chip.spot.price if chip.spot else 0.0 for chip in self.chips.values()]).repeat(self.hours)
+        cost = columns["cost"].tolist()
+        for s, name in enumerate(self.cases):
+            bought = np.concatenate([columns["on_demand"][s].ravel(), columns["spot"][s].ravel(), [cost[s]]])
+            form.require(f"bill of {name}", bought, np.concatenate([on, spot, [-1.0]]), "<=", 0.0, elastic=False)
+        if self.risk == "robust":
+            (worst,) = form.variables(["worst bill"], cost=1.0)
+            for s, name in enumerate(self.cases):
+                form.require(f"worst bill, {name}", [cost[s], int(worst)], [1.0, -1.0], "<=", 0.0, elastic=False)
+        if self.risk == "cvar":
+            (value,) = form.variables(["value at risk"], cost=self.risk_weight)
+            chances = np.array([case.probability for case in self.cases.values()])
+            beyond = form.variables(
+                [f"beyond, {name}" for name in self.cases], cost=self.risk_weight * chances / self.tail
+            )
+            for s, name in enumerate(self.cases):
+                row = [cost[s], int(value), int(beyond[s])]
+                form.require(f"tail, {name}", row, [1.0, -1.0, -1.0], "<=", 0.0, elastic=False)
+
+    def solve(self, effort: Effort | None = None) -> Plan:
+        """Solve the program."""
+        if not any(max(case.demand) > 0 for case in self.cases.values()):
+            raise InputError(Finding("there is no demand in any case", "cases"))
+        program, columns = self.formulate()
+        solution = require_solution(program, effort)
+        values = solution.values
+        chances = np.array([case.probability for case in self.cases.values()])
+        reserved = values[columns["reserved"]]
+        first = sum(
+            float(n) * (chip.reserved or 0.0) * self.hours
+            for n, chip in zip(reserved, self.chips.values(), strict=True)
+        )
+        bills = self._bills(values, columns) + first
+        rows = []
+        for i, name in enumerate(self.chips):
+            on = values[columns["on_demand"][:, i]].sum(axis=1)
+            spot = values[columns["spot"][:, i]].sum(axis=1)
+            rows.append(
+                {
+                    "chip": name,
+                    "reserved": float(reserved[i]),
+                    "mean on-demand hours": float(chances @ on),
+                    "mean spot hours": float(chances @ spot),
+                }
+            )
+        order = np.argsort(-bills, kind="stable")
+        figures = {
+            "cost_mean_usd": float(chances @ bills),
+            "cost_worst_usd": float(bills.max()),
+            "cost_tail_mean_usd": _tail_mean(bills[order], chances[order], self.tail),
+            "cost_reserved_usd": first,
+            **{f"cost_usd of {name}": float(bill) for name, bill in zip(self.cases, bills, strict=True)},
+        }
+        prices = shadow_prices(program, solution, effort)
+        return solved(
+            "portfolio",
+            solution,
+            "USD",
+            fleet={},
+            figures=figures,
+            table=tuple(rows),
+            prices=prices,
+            notes=self._notes(),
+        )
+
+    def _bills(
+        self, values: np.ndarray[tuple[int], np.dtype[np.float64]], columns: dict[str, Integers]
+    ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """On-demand and spot cost of each case."""
+        on = np.array([chip.on_demand or 0.0 for chip in self.chips.values()])
+        spot = np.array([chip.spot.price if chip.spot else 0.0 for chip in self.chips.values()])
+        taken = values[columns["on_demand"]].sum(axis=2) @ on + values[columns["spot"]].sum(axis=2) @ spot
+        return np.asarray(taken, dtype=np.float64)
+
+    def _notes(self) -> list[str]:
+        notes = []
+        for name, chip in self.chips.items():
+            if chip.spot is not None:
+                useful = chip.spot.useful_ratio
+                notes.append(
+                    f"a spot {name} serves {useful:.1%} of its time: {chip.spot.price / useful:.4g} USD per useful hour"
+                )
+            if chip.reserved is not None and chip.on_demand:
+                ratio = chip.reserved / chip.on_demand
+                notes.append(f"a reserved {name} pays where it is used more than {ratio:.0%} of the time")
+        return notes
+
+
+def _tail_mean(
+    bills: np.ndarray[tuple[int], np.dtype[np.float64]],
+    chances: np.ndarray[tuple[int], np.dtype[np.float64]],
+    tail: float,
+) -> float:
+    """Mean of the worst share `tail` of bills, which fall."""
+    left, total = tail, 0.0
+    for bill, chance in zip(bills.tolist(), chances.tolist(), strict=True):
+        part = min(chance, left)
+        total += part * bill
+        left -= part
+        if left <= _TAIL:
+            break
+    return total / tail

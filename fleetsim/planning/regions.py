@@ -1,0 +1,293 @@
+"""Several regions through a day: which chips run where and when, by price, electricity and carbon, with work that may wait."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from fleetsim.errors import Finding, InputError
+from fleetsim.planning.program import Formulation, Integers, LinearProgram
+from fleetsim.planning.result import Plan, solved
+from fleetsim.planning.solve import Effort, require_solution, shadow_prices
+from fleetsim.scenario.schema import Block, Count, Flag, Number
+from fleetsim.units import PerSecondOrZero, Quantity, UsdPerHour, Watts
+
+Text = Annotated[str, Field(min_length=1)]
+Share = Annotated[Number, Field(ge=0)]
+Series = tuple[Annotated[Number, Field(ge=0)], ...]
+_HOUR_S = 3600.0
+
+
+class Chip(Block):
+    """A kind of replica."""
+
+    price: UsdPerHour
+    """Of a replica that runs; regions may say otherwise."""
+    power: Watts
+    """Of a replica at work."""
+    idle: Watts = 0.0
+    """Of a replica that runs without work."""
+    throughput: Annotated[tuple[Annotated[Number, Field(ge=0)], ...], Field(min_length=1)]
+    """Requests of each bucket that a replica serves within the SLO [1/s]; 0: none."""
+    startup_cost: Annotated[Number, Field(ge=0)] = 0.0
+    """Of starting a replica [USD]."""
+
+
+class Bucket(Block):
+    """Requests of a kind."""
+
+    rates: Annotated[dict[Text, PerSecondOrZero], Field(min_length=1)]
+    """Mean arrivals by region in which they arise."""
+    profile: Series = ()
+    """Factor on the rates in each hour; default: always 1."""
+    slack_h: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Hours that the work may wait."""
+    local: Flag = False
+    """Whether it must be served where it arises."""
+
+
+class Region(Block):
+    """A place with replicas."""
+
+    prices: dict[Text, UsdPerHour] = Field(default_factory=dict)
+    """Of chips that cost something else here."""
+    limits: dict[Text, Annotated[int, Field(ge=0, strict=True)]] = Field(default_factory=dict)
+    """Replicas that can be had here, by chip; others without limit."""
+    power_limit: Watts | None = None
+    """Of the site, with its PUE."""
+    pue: Annotated[Number, Field(ge=1, le=10)] = 1.0
+    """Energy of the site over energy of its replicas."""
+    electricity: Annotated[float, Quantity("price of energy", "USD/kWh", ge=0)] | Series = 0.0
+    """Price of energy, or a series of it by hour [USD/kWh]."""
+    carbon: Annotated[float, Quantity("carbon intensity", "g/kWh", ge=0)] | Series = 0.0
+    """Carbon intensity, or a series of it by hour [g/kWh]."""
+
+
+class StatedRegions(Block):
+    """Cheapest hours of replicas by chip and region that serve all work, some of it later or elsewhere."""
+
+    kind: Literal["regions"]
+    hours: Count = 24
+    """Horizon."""
+    chips: Annotated[dict[Text, Chip], Field(min_length=1)]
+    """Kinds of replicas by name."""
+    buckets: Annotated[dict[Text, Bucket], Field(min_length=1)]
+    """Kinds of requests by name, in the order of the chips' throughputs."""
+    regions: Annotated[dict[Text, Region], Field(min_length=1)]
+    """Places by name."""
+    utilisation: Annotated[Number, Field(gt=0, le=1)] = 0.85
+    """Share of a replica's throughput to plan with."""
+    carbon_price: Share = 0.0
+    """Price of carbon in the objective [USD/t]."""
+    carbon_limit: Annotated[Number, Field(ge=0)] | None = None
+    """Of all regions over the horizon [kg]."""
+    whole: Flag = False
+    """Whole replicas only: an integer program."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for name, chip in self.chips.items():
+            if len(chip.throughput) != len(self.buckets):
+                raise ValueError(f"{name} has {len(chip.throughput)} throughputs for {len(self.buckets)} buckets")
+        for name, bucket in self.buckets.items():
+            if bucket.profile and len(bucket.profile) < self.hours:
+                raise ValueError(
+                    f"the profile of {name} ends after {len(bucket.profile)} hours, the horizon is {self.hours}: "
+                    "give more values or fewer hours"
+                )
+            unknown = sorted(set(bucket.rates) - set(self.regions))
+            if unknown:
+                raise ValueError(f"{name} arises in {', '.join(unknown)}, which is no region")
+        for name, region in self.regions.items():
+            for what in ("electricity", "carbon"):
+                series = getattr(region, what)
+                if isinstance(series, tuple) and len(series) < self.hours:
+                    raise ValueError(
+                        f"{what} of {name} ends after {len(series)} hours, the horizon is {self.hours}: "
+                        "give more values or fewer hours"
+                    )
+            for chip_name in (*region.prices, *region.limits):
+                if chip_name not in self.chips:
+                    raise ValueError(f"region {name} speaks of {chip_name}, which is no chip")
+        return self
+
+    # --- the program --------------------------------------------------------------------------------------------------
+
+    def _series(self, value: float | Series) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.array(value[: self.hours]) if isinstance(value, tuple) else np.full(self.hours, value)
+
+    def _carbon_kg_per_kwh(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """By region and hour, with the PUE."""
+        return np.array([self._series(region.carbon) * region.pue for region in self.regions.values()]) / 1e3
+
+    def _usd_per_kwh(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """By region and hour, with the PUE and the price of carbon."""
+        bought = np.array([self._series(region.electricity) * region.pue for region in self.regions.values()])
+        return bought + self._carbon_kg_per_kwh() * self.carbon_price / 1e3
+
+    def formulate(self) -> tuple[LinearProgram, Integers, Integers]:
+        """The program, columns of running replicas [chip, region, hour] and of served rates [chip, bucket, region, hour].
+
+        A column of a chip that does not serve a bucket stays at zero by its bound. Work that may wait is counted cumulatively: by
+        the end of an hour no more is served than has come, and no less than had come `slack_h` hours before.
+        """
+        form = Formulation("USD")
+        chips, regions = list(self.chips.values()), list(self.regions.values())
+        g, b, r, t = len(chips), len(self.buckets), len(regions), self.hours
+        energy = self._usd_per_kwh()
+        idle_kw = np.array([chip.idle for chip in chips]) / 1e3
+        extra_kw = np.array([chip.power - chip.idle for chip in chips]) / 1e3
+        table = np.array([chip.throughput for chip in chips])
+        loads = np.divide(1.0, table, out=np.zeros_like(table), where=table > 0)
+        prices = np.array(
+            [[region.prices.get(name, chip.price) for region in regions] for name, chip in self.chips.items()]
+        )
+        upper = np.array([[float(reg.limits.get(name, np.inf)) for reg in regions] for name in self.chips])
+        running = form.variables(
+            [f"run {i} {k} {h}" for i in range(g) for k in range(r) for h in range(t)],
+            cost=(prices[:, :, None] + idle_kw[:, None, None] * energy[None]).ravel(),
+            integer=self.whole,
+        ).reshape(g, r, t)
+        work_kwh = loads * extra_kw[:, None]
+        served = form.variables(
+            [f"serve {i} {j} {k} {h}" for i in range(g) for j in range(b) for k in range(r) for h in range(t)],
+            cost=(work_kwh[:, :, None, None] * energy[None, None]).ravel(),
+            upper=np.where(table > 0, np.inf, 0.0).repeat(r * t),
+        ).reshape(g, b, r, t)
+        self._serve_all(form, served)
+        for i, name in enumerate(self.chips):
+            for k, region in enumerate(self.regions):
+                for h in range(t):
+                    columns = np.append(served[i, :, k, h], running[i, k, h])
+                    words = f"{name} in {region} carry their load in hour {h}"
+                    form.require(words, columns, np.append(loads[i], -self.utilisation), "<=", 0.0, elastic=False)
+                if np.isfinite(upper[i, k]):
+                    self._limit(form, running[i, k], upper[i, k], name, region)
+        self._start(form, running)
+        self._power(form, running, served, idle_kw, work_kwh)
+        if self.carbon_limit is not None:
+            self._cap(form, running, served, idle_kw, work_kwh)
+        return form.program(), running, served
+
+    def _limit(self, form: Formulation, columns: Integers, limit: float, name: str, region: str) -> None:
+        """At most so many in any hour, bought once: one variable is the most that runs, so that one more has one price."""
+        (most,) = form.variables([f"most {name} {region}"])
+        for column in columns.tolist():
+            form.require(f"{name} in {region} at most", [column, int(most)], [1.0, -1.0], "<=", 0.0, elastic=False)
+        words = f"at most {limit:g} {name} in {region}"
+        form.require(words, [int(most)], 1.0, "<=", limit, unit=name, more=f"one more {name} in {region}")
+
+    def _serve_all(self, form: Formulation, served: Integers) -> None:
+        for j, (name, bucket) in enumerate(self.buckets.items()):
+            profile = np.array(bucket.profile[: self.hours] or np.ones(self.hours))
+            groups: list[tuple[str, list[int], float]] = []
+            places = {region: k for k, region in enumerate(self.regions)}
+            if bucket.local:
+                groups = [(f" of {region}", [places[region]], rate) for region, rate in bucket.rates.items()]
+            else:
+                groups = [("", list(places.values()), sum(bucket.rates.values()))]
+            for where, ks, rate in groups:
+                come = rate * profile
+                if not bucket.slack_h:
+                    for h in range(self.hours):
+                        words = f"{name}{where} are served in hour {h}"
+                        form.require(words, served[:, j, ks, h].ravel(), 1.0, "==", come[h], unit="requests/s")
+                    continue
+                total = np.cumsum(come)
+                for h in range(self.hours):
+                    columns = served[:, j, ks, : h + 1].ravel()
+                    if h < self.hours - 1:
+                        form.require(
+                            f"{name}{where} come before they are served", columns, 1.0, "<=", total[h], elastic=False
+                        )
+                    due = (
+                        total[-1] if h == self.hours - 1 else total[h - bucket.slack_h] if h >= bucket.slack_h else 0.0
+                    )
+                    if due > 0.0:
+                        words = f"{name}{where} are served by hour {h}"
+                        form.require(words, columns, 1.0, ">=", due, unit="requests/s, summed over hours")
+
+    def _start(self, form: Formulation, running: Integers) -> None:
+        for i, (name, chip) in enumerate(self.chips.items()):
+            if chip.startup_cost <= 0.0:
+                continue
+            for k, region in enumerate(self.regions):
+                names = [f"start {name} {region} {h}" for h in range(1, self.hours)]
+                if not names:
+                    continue
+                started = form.variables(names, cost=chip.startup_cost)
+                for h, column in enumerate(started, 1):
+                    columns = [running[i, k, h], running[i, k, h - 1], column]
+                    form.require(f"{name} in {region} start", columns, [1.0, -1.0, -1.0], "<=", 0.0, elastic=False)
+
+    def _power(self, form: Formulation, running: Integers, served: Integers, idle_kw: Any, work_kw: Any) -> None:
+        for k, (name, region) in enumerate(self.regions.items()):
+            if region.power_limit is None:
+                continue
+            limit = region.power_limit / 1e3
+            for h in range(self.hours):
+                columns = np.concatenate([running[:, k, h], served[:, :, k, h].ravel()])
+                factors = np.concatenate([idle_kw, work_kw.ravel()]) * region.pue
+                words, more = f"at most {limit:g} kW in {name} in hour {h}", f"one more kW in {name} in hour {h}"
+                form.require(words, columns, factors, "<=", limit, unit="kW", more=more)
+
+    def _cap(self, form: Formulation, running: Integers, served: Integers, idle_kw: Any, work_kwh: Any) -> None:
+        carbon = self._carbon_kg_per_kwh()
+        columns = np.concatenate([running.ravel(), served.ravel()])
+        idle = (idle_kw[:, None, None] * carbon[None]).ravel()
+        work = (work_kwh[:, :, None, None] * carbon[None, None]).ravel()
+        assert self.carbon_limit is not None
+        words = f"at most {self.carbon_limit:g} kg of CO2"
+        form.require(
+            words, columns, np.concatenate([idle, work]), "<=", self.carbon_limit, unit="kg", more="one more kg of CO2"
+        )
+
+    # --- the answer ---------------------------------------------------------------------------------------------------
+
+    def solve(self, effort: Effort | None = None) -> Plan:
+        """Solve the program."""
+        table = np.array([chip.throughput for chip in self.chips.values()])
+        lost = [name for j, name in enumerate(self.buckets) if table[:, j].max() <= 0.0]
+        if lost:
+            raise InputError(Finding(f"no chip serves {', '.join(lost)}", "chips", hint="give a throughput above 0"))
+        program, running, served = self.formulate()
+        solution = require_solution(program, effort)
+        counts, rates = solution.values[running], solution.values[served]
+        loads = np.divide(1.0, table, out=np.zeros_like(table), where=table > 0)
+        idle = np.array([chip.idle for chip in self.chips.values()]) / 1e3
+        extra = np.array([chip.power - chip.idle for chip in self.chips.values()]) / 1e3
+        work = np.einsum("gbrt,gb,g->grt", rates, loads, extra)
+        kwh = counts * idle[:, None, None] + work
+        pue = np.array([region.pue for region in self.regions.values()])
+        rows = []
+        for i, name in enumerate(self.chips):
+            for k, region in enumerate(self.regions):
+                if counts[i, k].max() <= 1e-6:
+                    continue
+                rows.append(
+                    {
+                        "chip": name,
+                        "region": region,
+                        "most": float(counts[i, k].max()),
+                        "least": float(counts[i, k].min()),
+                        "replica hours": float(counts[i, k].sum()),
+                        "requests": float(rates[i, :, k].sum() * _HOUR_S),
+                        "kWh": float(kwh[i, k].sum() * pue[k]),
+                    }
+                )
+        figures = {
+            "cost_usd": solution.objective,
+            "cost_usd_per_h": solution.objective / self.hours,
+            "energy_kwh": float((kwh.sum(axis=0) * pue[:, None]).sum()),
+            "carbon_kg": float((kwh.sum(axis=0) * self._carbon_kg_per_kwh()).sum()),
+            "requests": float(rates.sum() * _HOUR_S),
+            "variables": float(len(program.names)),
+            "requirements": float(len(program.requirements)),
+        }
+        notes = [] if self.whole else ["replicas are divisible: round up, or set `whole: true`"]
+        prices = shadow_prices(program, solution, effort)
+        return solved(
+            "regions", solution, "USD", fleet={}, figures=figures, table=tuple(rows), prices=prices, notes=notes
+        )
