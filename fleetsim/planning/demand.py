@@ -21,6 +21,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 MAX_REQUESTS = 500_000
 """Requests of a workload that are read; longer ones are planned by their beginning."""
+_WINDOWS, _UNEVEN = 20, 1.5
+"""Arrivals are called uneven where the busiest of so many windows has so many times the mean rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,11 @@ def demand_of(
     planned = mean if window_s is None else _busy(arrivals, window_s, quantile, mean)
     if window_s is not None:
         notes.append(f"planned for the {quantile:.0%} quantile of rates in windows of {window_s:g} s")
+    elif (peak := _busy(arrivals, span_s / _WINDOWS, 1.0, mean)) > _UNEVEN * mean:
+        notes.append(
+            f"planned for the mean rate, but the busiest {span_s / _WINDOWS:.3g} s have {peak / mean:.1f} times that: "
+            "--window plans for busy times"
+        )
     grid = Grid(_edges(prompts, rows), _edges(outputs, columns))
     row, column = (
         np.searchsorted(np.array(edges), values, side="left")

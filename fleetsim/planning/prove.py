@@ -19,8 +19,10 @@ from fleetsim.units import show
 Notice = Callable[[str], None]
 ROUNDS = 12
 """Fleets that verification simulates at most."""
-_RAISE = 1.05
-"""Factor on the demand from one plan to the next."""
+_RAISE, _LEAP = 1.05, 1.25
+"""Factor on the demand from one plan to the next; where the SLO was missed by far, the larger one."""
+_FAR = 0.97
+"""Attainment over its target below which it was missed by far."""
 _RAISES = 60
 
 
@@ -64,7 +66,8 @@ def plan_and_prove(
         notice(lines[-1])
         if judgement.met or len(tried) >= rounds:
             break
-        step = _tighter(planned, problem, factor, counts, effort)
+        far = judgement.attainment[0] < _FAR * judgement.target
+        step = _tighter(planned, problem, factor, _LEAP if far else _RAISE, counts, effort)
         if isinstance(step, str):
             return _proved(planned, plan, judgement, confidence, lines, least, step)
         factor, plan, counts = step
@@ -73,11 +76,16 @@ def plan_and_prove(
 
 
 def _tighter(
-    planned: Planned, problem: MelangeProblem, factor: float, counts: tuple[int, ...], effort: Effort | None
+    planned: Planned,
+    problem: MelangeProblem,
+    factor: float,
+    step: float,
+    counts: tuple[int, ...],
+    effort: Effort | None,
 ) -> tuple[float, Plan, tuple[int, ...]] | str:
     """The first plan for more demand that buys another fleet; a reason if there is none."""
     for _ in range(_RAISES):
-        factor *= _RAISE
+        factor *= step
         try:
             plan, assignment = solve_melange(
                 replace(problem, rates_per_s=[rate * factor for rate in problem.rates_per_s]), effort
