@@ -5,6 +5,7 @@ Everywhere the laws are on (`check=True`), and leaps must give what single steps
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ HERE = "tests.fleet.policies"
 TIMES = ("arrival_s", "queued_s", "first_scheduled_s", "first_token_s", "end_s", "itl_max_s")
 COUNTS = ("request_id", "replica", "status", "output_tokens", "cached_tokens", "preemptions", "migrations")
 MANY = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=int(os.environ.get("FLEETSIM_EXAMPLES", "12")),
+    derandomize="FLEETSIM_EXAMPLES" not in os.environ,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+"""The same few each time; FLEETSIM_EXAMPLES=200 explores."""
 
 
 def scenario(**changes: Any) -> dict[str, Any]:
