@@ -181,7 +181,7 @@ class StatedQueue(Block):
     def solve(self, effort: Effort | None = None) -> Plan:  # noqa: ARG002 - closed form needs no solver
         """Fewest replicas."""
         load = self.rate * self.service_time
-        limit = WaitLimit(limit=1.0) if self.wait is None else self.wait
+        limit = WaitLimit.model_validate({"limit": "1 s"}) if self.wait is None else self.wait
         bound = inf if self.wait is None else limit.limit / self.service_time
         shape = (self.service_cv2, self.arrival_cv2)
         servers = servers_for(load, bound, limit.quantile, *shape, self.utilisation, limit.mean)
