@@ -107,7 +107,7 @@ def test_a_third_party_policy_passes() -> None:
         (NoTime, "its `period_s` is 0.0"),
         (OnTheSpot, "there are replicas 0 to"),
         (Elsewhere, "there are replicas 0 to"),
-        (Tuples, "expected `MoveQueued` or `Migrate`"),
+        (Tuples, "expected `MoveQueued`, `Migrate`, `Borrow` or `Recall`"),
         (Vandal, "a rebalancer only answers"),
         (Moody, "with the same seed"),
         (Peeking, "true output lengths"),
