@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite, isnan
+from math import ceil, isfinite, isnan, log10
 
 from fleetsim.experiment.replicate import Figures, Kept, Notice, Task, perform
 from fleetsim.metrics.statistics import mean_interval
@@ -26,7 +26,7 @@ from fleetsim.reproduce.paper import (
 from fleetsim.scenario.export import canonical_json
 
 DIGITS = 4
-"""Significant digits of a recorded figure."""
+"""Significant digits of a recorded figure at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +189,24 @@ def judged(figure: Figure, values: Sequence[float]) -> Ours:
     mean, low, high = mean_interval(values)
     if isnan(mean):
         return Ours(value=None, seeds=len(values), verdict="not reproduced")
-    ends = {} if not (isfinite(low) and isfinite(high)) else {"low": _short(low), "high": _short(high)}
-    return Ours(value=_short(mean), seeds=len(values), verdict=verdict_of(figure, _short(mean)), **ends)
+    digits = _digits(figure, mean)
+    ends = {}
+    if isfinite(low) and isfinite(high):
+        ends = {"low": _short(low, digits), "high": _short(high, digits)}
+    value = _short(mean, digits)
+    return Ours(value=value, seeds=len(values), verdict=verdict_of(figure, value), **ends)
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+def _digits(figure: Figure, value: float) -> int:
+    """Significant digits to record: enough to tell a narrow band's ends apart."""
+    width = 0.0 if figure.band is None else figure.band[1] - figure.band[0]
+    if not (width > 0.0 and value):
+        return DIGITS
+    return max(DIGITS, ceil(log10(abs(value) / width)) + 2)
+
+
+def _short(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
 
 
 ORDER_BAND = (0.8, 1.0)
