@@ -97,8 +97,8 @@ def test_overload_waits_for_ever() -> None:
 def test_the_simulator_agrees_within_15_percent(servers: int, cv2: float, rho: float, tmp_path: Path) -> None:
     """Mean waits of simulated stations, each the mean of as many runs as makes the formula's claim testable.
 
-    At low load and very uneven service (squared coefficient of variation 4 at half load) Lee and Longton's formula is about a quarter
-    too high; with 2 it holds.
+    At low load and very uneven service (squared coefficient of variation 4 at half load) Lee and Longton's formula is about a
+    quarter too high; with 2 it holds.
     """
     count, runs, waits = 8_000, 6 if rho < 0.8 else 10, []
     for seed in range(runs):
