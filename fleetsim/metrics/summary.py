@@ -58,7 +58,13 @@ class Totals:
     recoveries: int = 0
     """Requests that were sent again because their replica was gone."""
     lost_tokens: int = 0
-    """Tokens whose keys and values were lost with their replica."""
+    """Tokens whose keys and values were lost with their replica, or that were computed in vain."""
+    lost_j: float = 0.0
+    """Energy that had gone into these."""
+    lost_s: float = 0.0
+    """Time of accelerators that had."""
+    failed_tries: int = 0
+    """Times that clients found no gateway."""
 
 
 def summarise(
@@ -108,6 +114,8 @@ def summarise(
     summary["loans"], summary["loans_recalled"] = totals.loans
     summary["remote_attention_bytes"] = totals.remote_bytes
     summary |= {"recoveries": totals.recoveries, "lost_tokens": totals.lost_tokens}
+    summary |= {"lost_energy_j": totals.lost_j, "lost_accelerator_s": totals.lost_s}
+    summary["failed_tries"] = totals.failed_tries
     summary |= _site(summary, pools, totals.end_s, scenario.energy)
     summary |= _site_of_requests(read, status, scenario.energy)
     summary["power_peak_w"] = totals.peak_power_w

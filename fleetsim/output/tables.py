@@ -178,7 +178,8 @@ EVENTS = (
         "kind",
         _N,
         "",
-        "replica_ready; model_load_begun, model_loaded (a replica changes its LLM); "
+        "replica_ready, replica_failed, replica_unreachable, replica_reachable and other states of replicas; gateway_lost, "
+        "gateway_back; model_load_begun, model_loaded (a replica changes its LLM); "
         "flip_to_prefill, flip_to_decode (a router gives a replica another role); totals at the end of the "
         "run: kv_evictions, interruptions (steps stopped for a request), "
         "interruption_wait_us (from these requests to the ends of the operators under way), migrations (to the replica), "
