@@ -7,6 +7,7 @@ from functools import partial
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
+from fleetsim.engine.kv_tiers.tier import Tier
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import DataError, Finding, PolicyError
 from fleetsim.faults.api import Fault, Site
@@ -125,6 +126,14 @@ class Lifecycle:
                     hint="repeat it (`repeat: true`), or end the run before (`run.horizon`)",
                 )
             )
+        if fault.kind in ("fail", "repair", "warn", "slow"):
+            self._strike_replicas(fault)
+        else:
+            self._strike_rest(fault)
+        self._strike_next(faults, fault.time_s)
+
+    def _strike_rest(self, fault: Fault) -> None:
+        """What strikes the network, the gateways or what lies below the replicas' memory."""
         if fault.kind == "link":
             self.outages.begin(fault.links, fault.factor)
         elif fault.kind == "link_back":
@@ -133,6 +142,10 @@ class Lifecycle:
             self.gateway_loss.begin(fault.factor)
         elif fault.kind == "gateway_back":
             self.gateway_loss.end(fault.factor)
+        else:
+            self._strike_tiers(fault)
+
+    def _strike_replicas(self, fault: Fault) -> None:
         for index in fault.replicas:
             replica = self._fleet.replicas[index]
             if fault.kind == "fail":
@@ -147,7 +160,21 @@ class Lifecycle:
                 self._doomed[replica] = None
                 self.leave(replica)
                 self._replace(replica)
-        self._strike_next(faults, fault.time_s)
+
+    def _strike_tiers(self, fault: Fault) -> None:
+        """Lose or corrupt what lies below the memory of some replicas, or in the store; the event says how many blocks."""
+        struck: dict[int, Tier] = {}
+        for pool in self._fleet.pools:
+            for replica, tiers in zip(pool.replicas, pool.tiers, strict=False):
+                if fault.tier == "store" or replica.index in fault.replicas:
+                    struck |= {id(place.tier): place.tier for place in tiers.places if place.tier.name == fault.tier}
+        if not struck:
+            message = f"faults strike the tier {fault.tier} of replicas that have none"
+            raise DataError(Finding(message, hint="give their pool engine.kv.tiers, or strike another tier"))
+        lose = fault.kind == "lose_cache"
+        blocks = sum(tier.lose() if lose else tier.corrupt(fault.factor) for tier in struck.values())
+        kind = "cache_lost" if lose else "cache_corrupted"
+        self.events.append((self._fleet.clock.now_s, kind, None, None, blocks))
 
     # --- from outside ------------------------------------------------------------------------------------------------
 

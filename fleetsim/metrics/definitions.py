@@ -53,6 +53,7 @@ METRICS = (
     Metric("kv_host_ratio", "", "tokens loaded from host memory / prompt tokens of requests that were scheduled"),
     Metric("kv_ssd_ratio", "", "the same from drives"),
     Metric("kv_store_ratio", "", "the same from the remote store; what was prefetched from there to the host counts there too"),
+    Metric("corrupt_tokens", "tokens", "tokens that were loaded from below and found corrupt: computed after all"),
     Metric("preemptions", "count", "times a running request was stopped to be recomputed", {"vllm": "vllm:num_preemptions"}),
     Metric("migrations", "count", "times a waiting or running request moved to another replica"),
     Metric("migration_pause_mean_s", "s",

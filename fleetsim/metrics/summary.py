@@ -172,7 +172,18 @@ def _tiers(read: Reader, pools: Sequence[Pool]) -> Figures:
         places = [place for pool in pools for tiers in pool.tiers for place in tiers.places if place.tier.name == name]
         tokens = sum(place.read_tokens for place in places)
         figures[f"kv_{name}_ratio"] = tokens / scheduled if places and scheduled else None
+    figures["corrupt_tokens"] = _corrupt_tokens(pools)
     return figures
+
+
+def _corrupt_tokens(pools: Sequence[Pool]) -> int:
+    """Tokens whose keys and values were read from a lower tier and were not what they should be."""
+    found: dict[int, int] = {}
+    for pool in pools:
+        for tier in (place.tier for tiers in pool.tiers for place in tiers.places):
+            if tier.damage is not None:
+                found[id(tier)] = tier.damage.found_blocks * pool.config.engine.kv.block_tokens
+    return sum(found.values())
 
 
 def _makespan_s(read: Reader) -> float:
