@@ -230,6 +230,7 @@ def _simulate(
         sum(replica.remote_bytes for replica in fleet.replicas),
         fleet.gateway.presence.recoveries,
         fleet.gateway.presence.lost_tokens + sum(replica.lost_tokens for replica in fleet.replicas),
+        None if fleet.powering is None else fleet.powering.budget_peak_ratio,
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()
@@ -334,6 +335,8 @@ def _assumptions(fleet: Fleet) -> list[str]:
             used.append((f"link {pool.link.name}", pool.link.sourced))
         for name, values in used:
             for path, value in values.items():
+                if path.startswith("thermal.") and pool.config.power.thermal is None:
+                    continue
                 if value.is_assumed:
                     texts[f"{name}.{path} = {value.published:g} {value.unit}".rstrip()] = None
     return list(texts)

@@ -24,6 +24,7 @@ from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.life import Life
 from fleetsim.fleet.lifecycle import Lifecycle
 from fleetsim.fleet.pool import Pool, describe_pool
+from fleetsim.fleet.powering import Powering
 from fleetsim.fleet.rebalance import Rebalancing, rebalancings
 from fleetsim.fleet.swapping import Swapping
 from fleetsim.kernel.clock import Clock
@@ -100,8 +101,12 @@ class Fleet:
         self.lifecycle: Lifecycle | None = None
         """Starts and stops replicas, where their number changes."""
         grows = any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools)
-        if grows or scenario.faults:
+        if grows or scenario.faults or scenario.power:
             self.lifecycle = Lifecycle(self, streams)
+        self.powering: Powering | None = None
+        """Sets clocks, caps and sleep states, and follows temperatures, where any of that changes."""
+        if scenario.power or any(pool.config.power.thermal is not None for pool in self.pools):
+            self.powering = Powering(scenario, self, streams)
         self.swapping = self._swapping()
         """Replicas that change their LLM, if there are any."""
         self._rebalancings: list[Rebalancing] = []
@@ -273,6 +278,8 @@ class Fleet:
             rebalancing.begin()
         if self.lifecycle is not None:
             self.lifecycle.begin(self._scenario)
+        if self.powering is not None:
+            self.powering.begin()
 
     @property
     def detect_s(self) -> float:

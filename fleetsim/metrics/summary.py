@@ -12,6 +12,7 @@ import pyarrow as pa
 from fleetsim.catalog.llm import BYTES_PER_VALUE
 from fleetsim.engine.gaps import edge_s
 from fleetsim.fleet.pool import Pool
+from fleetsim.fleet.supply import idle_j as idle_energy_j
 from fleetsim.metrics.bounds import optimal_tokens_per_s
 from fleetsim.metrics.columns import values_of
 from fleetsim.metrics.statistics import batch_means_interval, percentiles
@@ -59,6 +60,8 @@ class Totals:
     """Requests that were sent again because their replica was gone."""
     lost_tokens: int = 0
     """Tokens whose keys and values were lost with their replica."""
+    power_budget_peak_ratio: float | None = None
+    """Largest power of a row over its budget; None without one."""
 
 
 def summarise(
@@ -107,6 +110,7 @@ def summarise(
     summary["migration_pause_mean_s"] = paused
     summary["loans"], summary["loans_recalled"] = totals.loans
     summary["remote_attention_bytes"] = totals.remote_bytes
+    summary |= _power(pools, totals)
     summary |= {"recoveries": totals.recoveries, "lost_tokens": totals.lost_tokens}
     summary |= _site(summary, pools, totals.end_s, scenario.energy)
     summary |= _site_of_requests(read, status, scenario.energy)
@@ -246,9 +250,9 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
         for replica, life in zip(pool.replicas, pool.lives, strict=True):
             meter = replica.meter(end_s)
             on_s = life.on_s(end_s)
-            idle_s = on_s - meter.busy_s
-            idle_j += replica.model.idle_w * idle_s
-            energy_j += meter.energy_j + replica.model.idle_w * idle_s
+            spent_j = idle_energy_j(pool, replica, life, end_s)
+            idle_j += spent_j
+            energy_j += meter.energy_j + spent_j
             cost_usd += pool.price_usd_per_h * on_s / 3600.0
             busy_s += meter.busy_s
             paid_s += on_s
@@ -303,6 +307,23 @@ def _bound(pool: Pool, measured: bool = False) -> float:
     if pool.config.role == "encode":
         return 0.0
     return optimal_tokens_per_s(pool.llm, pool.accelerator, pool.config.engine, measured)
+
+
+def _power(pools: Sequence[Pool], totals: Totals) -> Figures:
+    """For how long replicas were slowed down or slept, summed over them."""
+    supplies = [supply for pool in pools for supply in pool.supplies.values()]
+    states = [supply.states_s(totals.end_s) for supply in supplies]
+    capped_s, braked_s, throttled_s, asleep_s = (sum([times[place] for times in states]) for place in range(4))
+    hottest = [supply.heat.hottest_c for supply in supplies if supply.heat is not None]
+    return {
+        "power_capped_s": capped_s,
+        "power_braked_s": braked_s,
+        "power_brakes": sum([supply.brakes for supply in supplies]),
+        "throttled_s": throttled_s,
+        "asleep_s": asleep_s,
+        "temperature_max_c": max(hottest, default=None),
+        "power_budget_peak_ratio": totals.power_budget_peak_ratio,
+    }
 
 
 def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:
