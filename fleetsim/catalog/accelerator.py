@@ -122,6 +122,8 @@ class Accelerator:
     power: Power
     price_usd_per_h: float
     """On demand, one accelerator [USD/h]."""
+    embodied_g: float | None
+    """Greenhouse gases of making one, with its share of the server; None where nobody says [g]."""
     sourced: Mapping[str, Sourced]
     """Every number with its unit and source, by its path in the file."""
 
@@ -169,6 +171,7 @@ def load_accelerator(name: str) -> Accelerator:
         per_node=int(record.quantity("per_node", "count")),
         power=_power(power),
         price_usd_per_h=record.quantity("price", "price"),
+        embodied_g=_optional(record, "embodied", "mass") or None,
         sourced=record.sourced,
     )
     if not {"bf16", "fp16"} & set(peak.content):
