@@ -21,7 +21,7 @@ from fleetsim.workload.request import FINISHED, Request
 _REQUESTS = 160
 _PERIODS = 40
 """Periods of the manager over which requests arrive."""
-_PATIENCE = 4000
+_PATIENCE = 400
 """Periods after which all requests have long ended, however slow the replicas are made."""
 _ROWS = ((1, 1), (2, 3))
 """Replicas of low and of high priority that a manager must cope with."""
