@@ -140,6 +140,8 @@ class Accelerator:
     """None where nobody said."""
     price_usd_per_h: float
     """On demand, one accelerator [USD/h]."""
+    embodied_g: float | None
+    """Greenhouse gases of making one, with its share of the server; None where nobody says [g]."""
     sourced: Mapping[str, Sourced]
     """Every number with its unit and source, by its path in the file."""
 
@@ -188,6 +190,7 @@ def load_accelerator(name: str) -> Accelerator:
         power=_power(power),
         heat_sink=_heat_sink(record),
         price_usd_per_h=record.quantity("price", "price"),
+        embodied_g=_optional(record, "embodied", "mass") or None,
         sourced=record.sourced,
     )
     if not {"bf16", "fp16"} & set(peak.content):

@@ -17,6 +17,7 @@ from fleetsim.catalog.llm import Llm, load_llm
 from fleetsim.catalog.memory import MemoryPlan, memory_plan, parallelisms_that_fit
 from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
+from fleetsim.experiment.check_energy import CHECKS
 from fleetsim.fleet.pool import describe_pool, encoder_bytes_per_accelerator, encoder_parallelism
 from fleetsim.kernel.streams import Streams
 from fleetsim.plugins import Choice, load
@@ -368,6 +369,7 @@ def _rows_possible(loaded: LoadedScenario) -> Findings:
 
 _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _pool_names_unique,
+    *CHECKS,
     _trace_exists,
     _profile_exists,
     _store_is_there,

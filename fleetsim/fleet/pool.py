@@ -19,6 +19,7 @@ from fleetsim.catalog.memory import (
     weight_bytes_per_accelerator,
 )
 from fleetsim.catalog.own import accelerator_for, link_for
+from fleetsim.catalog.price import price_of
 from fleetsim.engine.api import StepTimeModel
 from fleetsim.engine.compressions.between_turns import BetweenTurns
 from fleetsim.engine.gaps import GapHistogram
@@ -56,7 +57,7 @@ class Pool:
     capacity_blocks: int
     """KV blocks of one data-parallel rank."""
     price_usd_per_h: float
-    """Of one replica: all its accelerators."""
+    """Of one replica: all its accelerators. At the start, where it changes."""
     gaps: GapHistogram = field(default_factory=GapHistogram)
     replicas: list[Replica] = field(default_factory=list)
     """All that there may be, whatever state they are in."""
@@ -217,12 +218,12 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
             )
             raise DataError(Finding(message))
         capacity_tokens -= kept
-    price = (accelerator.price_usd_per_h or 0.0) if config.price is None else config.price
     create = engine.step_time.located(base_dir).create
 
     def remodel(power: schema.PoolPower) -> StepTimeModel:
         return governed(create, power, llm, accelerator, link, config.parallelism, engine)
 
+    price = price_of(config.price, accelerator, base_dir).at(0.0)
     pool = Pool(
         name=config.name,
         index=index,

@@ -181,8 +181,11 @@ class Supply:
 
     def idle_j(self, now_s: float) -> float:
         """Energy of its accelerators while no step ran, up to now [J]."""
-        idle_s = self.life.on_s(now_s) - self.replica.meter(now_s).busy_s
-        return self._idle_j + self.idle_w * (idle_s - self._idle_mark_s)
+        return self.idle_at_j(self.replica.meter(now_s).busy_s, now_s)
+
+    def idle_at_j(self, busy_s: float, now_s: float) -> float:
+        """The same where the time in which steps ran is known."""
+        return self._idle_j + self.idle_w * (self.life.on_s(now_s) - busy_s - self._idle_mark_s)
 
     def energy_j(self, now_s: float) -> float:
         """Energy of its accelerators up to now [J]."""

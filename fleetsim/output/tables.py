@@ -34,6 +34,8 @@ REQUESTS = (
     Column("model", _N, "", "LLM that served it"),
     Column("pool", _N, "", "Pool that served it; null if rejected"),
     Column("replica", "int32", "", "Replica that served it, numbered over the fleet; null if rejected"),
+    Column("site", _N, "", "Where that stands; null without sites"),
+    Column("origin", _N, "", "Site that it comes from, if the scenario says"),
     Column("prefill_replica", "int32", "", "Replica that computed its prompt, if that was another one; else null"),
     Column(
         "encode_replica", "int32", "", "Replica that encoded its images; null if it has none or they were not encoded"
@@ -107,8 +109,21 @@ REQUESTS = (
         "carbon_g",
         _F,
         "g",
-        "Greenhouse gases of that, in CO2 equivalents; null without a carbon intensity",
+        "Greenhouse gases of that, in CO2 equivalents, at the intensity where and when it was drawn; null without one",
         "site_energy_j / 3.6e6 x carbon_intensity",
+    ),
+    Column(
+        "embodied_g",
+        _F,
+        "g",
+        "Its share of the busy time's part of what making the accelerators emitted; null without energy.embodied",
+    ),
+    Column(
+        "electricity_usd",
+        _F,
+        "USD",
+        "Price of its site energy where and when it was drawn, not part of cost_usd; null without one",
+        "site_energy_j / 3.6e6 x electricity_price",
     ),
     Column(
         "cost_usd",
@@ -166,6 +181,7 @@ FLEET = (
     Column(
         "carbon_g", _F, "g", "Greenhouse gases of the interval, in CO2 equivalents; null without a carbon intensity"
     ),
+    Column("electricity_usd", _F, "USD", "Price of the site's energy in the interval; null without one"),
     Column(
         "kv_fragmented_ratio",
         _F,
@@ -173,6 +189,7 @@ FLEET = (
         "Part of the KV blocks that is free and would serve requests that wait first in their queues for lack of blocks, were it "
         "on one replica; at the end of the interval",
     ),
+    Column("site", _N, "", "Where it stands; null without sites"),
 )
 
 EVENTS = (

@@ -50,6 +50,12 @@ def rows_are_alike(fast: fleetsim.Result, slow: fleetsim.Result) -> None:
             np.testing.assert_allclose(value, slow.summary[key], rtol=1e-9, atol=1e-12, err_msg=key)
 
 
+def changing(folder: Path) -> dict[str, Any]:
+    """A carbon intensity that changes while managers act."""
+    (folder / "grams.csv").write_text("time,value\n" + "".join(f"{k * 0.41},{100 + 90 * (k % 3)}\n" for k in range(40)))
+    return {"pue": 1.2, "carbon_intensity": {"file": str(folder / "grams.csv"), "repeat": True}}
+
+
 @MANY
 @given(
     seed=st.integers(0, 1000),
@@ -60,6 +66,7 @@ def rows_are_alike(fast: fleetsim.Result, slow: fleetsim.Result) -> None:
     actuation_ms=st.sampled_from([0, 10, 600]),
     hot=st.booleans(),
     apart=st.booleans(),
+    priced=st.booleans(),
     rate=st.sampled_from([15, 40]),
 )
 def test_managers_in_leaps_and_steps(
@@ -71,6 +78,7 @@ def test_managers_in_leaps_and_steps(
     actuation_ms: int,
     hot: bool,
     apart: bool,
+    priced: bool,
     rate: int,
     tmp_path: Path,
 ) -> None:
@@ -92,6 +100,8 @@ def test_managers_in_leaps_and_steps(
     given = scenario(seed=seed, pools=[p | {"power": power} for p in pools], power=[row])
     given |= {"slo": {"ttft": "500 ms", "tpot": "30 ms"}, "run": {"interval": "370 ms"}}
     given["workload"] |= {"requests": 80, "arrivals": {"process": "gamma", "rate": f"{rate} req/s", "burstiness": 0.2}}
+    if priced:
+        given["energy"] = changing(tmp_path)
     fast = same_in_single_steps(given, tmp_path)
     assert set(column(fast, "status")) == {"finished"}
     slow_pools = [{**p, "engine": {**p["engine"], "step_by_step": True}} for p in given["pools"]]
@@ -128,6 +138,7 @@ def test_beside_autoscalers_and_failures(
         faults=[{"policy": "scheduled", "incidents": incidents}],
         slo={"ttft": "500 ms", "tpot": "30 ms"},
         gateway={"on_failure": {"max_retries": 20}},
+        energy=changing(tmp_path),
     )
     given["workload"] |= {"requests": 80}
     assert set(column(same_in_single_steps(given, tmp_path), "status")) == {"finished"}
