@@ -129,6 +129,8 @@ class GatewayLoss:
         """Whether the way of a computed prompt has to wait for its gateway: then it does."""
         if not self.lacks(request):
             return False
+        if self._gateway.ledger is not None:
+            self._gateway.ledger.charge(request)
         self._prefilled[request] = (replica, parked)
         return True
 
