@@ -234,6 +234,7 @@ def _simulate(
         fleet.ledger,
         fleet.gateway.presence.lost_j,
         fleet.gateway.presence.lost_s,
+        _uptime(fleet),
         0 if fleet.lifecycle is None else fleet.lifecycle.gateway_loss.failed_tries,
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
@@ -276,6 +277,12 @@ def _simulate(
         extrapolated=extrapolated,
         interrupted=interrupted,
     )
+
+
+def _uptime(fleet: Fleet) -> tuple[float, float]:
+    """Replica time that all pools wanted, and of that available [s]."""
+    pools = [fleet.uptime(pool) for pool in fleet.pools]
+    return sum(wanted_s for wanted_s, _ in pools), sum(available_s for _, available_s in pools)
 
 
 def _run_clock(clock: Clock, until_s: float) -> bool:

@@ -308,6 +308,13 @@ class Fleet:
         """The service-level objective."""
         return self._scenario.slo
 
+    def uptime(self, pool: Pool) -> tuple[float, float]:
+        """Replica time that a pool wanted until now, and of that available [s]."""
+        now_s = self.clock.now_s
+        if self.lifecycle is None:
+            return pool.config.replicas * now_s, pool.config.replicas * now_s
+        return self.lifecycle.uptimes[pool.index].until(now_s)
+
     def wanted(self, pool: Pool) -> int:
         """Replicas that a pool should have."""
         return pool.config.replicas if self.lifecycle is None else self.lifecycle.wanted[pool.index]

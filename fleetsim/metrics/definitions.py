@@ -67,6 +67,12 @@ METRICS = (
     ),
     Metric("lost_energy_j", "J", "energy that requests had taken at replicas where they had to begin again elsewhere"),
     Metric("lost_accelerator_s", "s", "time of accelerators that they had taken there"),
+    Metric(
+        "availability_ratio",
+        "",
+        "of the replica time that pools wanted, the part in which replicas were ready and could be reached; by pool and interval "
+        "in the table fleet",
+    ),
     Metric("failed_tries", "count", "times that a client found no gateway"),
     Metric("loans", "count", "times blocks of a running request came to lie on another replica"),
     Metric("loans_recalled", "count", "loans whose blocks were brought back before their request was over"),

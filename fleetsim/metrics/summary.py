@@ -14,6 +14,7 @@ from fleetsim.engine.gaps import edge_s
 from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.supply import idle_j as idle_energy_j
+from fleetsim.fleet.uptime import availability
 from fleetsim.metrics.bills import Meters, added, constant_cost, meters
 from fleetsim.metrics.bounds import optimal_tokens_per_s
 from fleetsim.metrics.columns import values_of
@@ -76,6 +77,8 @@ class Totals:
     """Energy that had gone into these."""
     lost_s: float = 0.0
     """Time of accelerators that had."""
+    uptime: tuple[float, float] = (0.0, 0.0)
+    """Replica time that was wanted, and of that available [s]."""
     failed_tries: int = 0
     """Times that clients found no gateway."""
 
@@ -129,7 +132,7 @@ def summarise(
     summary |= _power(pools, totals)
     summary |= {"recoveries": totals.recoveries, "lost_tokens": totals.lost_tokens}
     summary |= {"lost_energy_j": totals.lost_j, "lost_accelerator_s": totals.lost_s}
-    summary["failed_tries"] = totals.failed_tries
+    summary |= {"availability_ratio": availability(*totals.uptime), "failed_tries": totals.failed_tries}
     books = meters(pools, scenario.energy, totals.ledger, totals.gateway_energy_j, totals.end_s)
     summary |= _site(summary, pools, totals, books, scenario.energy)
     good = met & (status == FINISHED)
