@@ -102,10 +102,10 @@ class Fleet:
         for pool in self.pools:
             self._build(pool)
         self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
-        self.take = self.gateway.take
-        """Where requests come in."""
         if not self.tariffs.constant:
             self.ledger = self.gateway.ledger = Ledger(self, self.tariffs)
+        self.take = self.gateway.take
+        """Where requests come in."""
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
         self.lifecycle: Lifecycle | None = None

@@ -768,15 +768,14 @@ class Gateway:
 
     def pay(self, request: Request) -> None:
         """Turn a request's share of its replica's time into money and energy, which other replicas' shares can be added to."""
-        request.energy_before_j = request.energy_j
-        request.charged_s = 0.0
         if self.ledger is not None:
-            self.ledger.charge(request)
-            return
-        pool = self.pools[request.replica]
-        request.paid_usd += request.cost_share_s * (pool.price_usd_per_h / 3600.0)
-        request.host_energy_j += request.cost_share_s * pool.host_busy_w
-        request.cost_share_s = 0.0
+            self.ledger.pay(request)
+        else:
+            pool = self.pools[request.replica]
+            request.paid_usd += request.cost_share_s * (pool.price_usd_per_h / 3600.0)
+            request.host_energy_j += request.cost_share_s * pool.host_busy_w
+            request.cost_share_s = 0.0
+        request.energy_before_j = request.energy_j
 
     def bear(self, winner: Request, loser: Request) -> None:
         """Let one of two copies bear what the other one cost."""

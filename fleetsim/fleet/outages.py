@@ -252,11 +252,16 @@ class Outages:
         for name in _KEPT:
             setattr(heir, name, getattr(request, name))
         heir.last_token_s = behind.since_s if heir.generated else nan
+        gateway.presence.lost_j += request.energy_j - request.energy_before_j  # the rest when the copy is over
         heir.energy_j, request.energy_j = request.energy_j, 0.0
         heir.energy_before_j, request.energy_before_j = heir.energy_j, 0.0
         heir.paid_usd, request.paid_usd = request.paid_usd, 0.0
         heir.host_energy_j, request.host_energy_j = request.host_energy_j, 0.0
-        heir.bill, request.bill = request.bill, None
+        ledger = gateway.ledger
+        if ledger is not None:
+            settled_s = ledger.share_s(request) - request.cost_share_s
+            heir.bill, request.bill = request.bill, None
+            ledger.bill(request).settled_s = settled_s
         self.ghosts[request] = replica
         self._debts.setdefault(request.id, [])
         if self._log is None:
@@ -350,7 +355,7 @@ class Outages:
         if ghost.carrier is not None:
             ghost.carrier.release()
             ghost.carrier = None
-        if ghost.cost_share_s or ghost.charged_s:
+        if ghost.cost_share_s or ghost.energy_j:
             self._gateway.presence.count_lost(ghost, ghost.computed)
         self._gateway.pay(ghost)
         self._debts[ghost.id].append(ghost)

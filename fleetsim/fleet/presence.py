@@ -86,12 +86,18 @@ class Presence:
         self._lost[replica.index] = [*self._lost.get(replica.index, ()), *lost]
         replica.dead = True
 
+    def lost_at(self, replica: Replica) -> list[Request]:
+        """What was at a replica that is gone, while nobody has noticed."""
+        return self._lost.get(replica.index, [])
+
     def count_lost(self, request: Request, tokens: int) -> None:
         """Count what a request had taken at its replica, where it has to begin again, and tokens that nobody has counted."""
         self.lost_tokens += tokens
         self.lost_j += request.energy_j - request.energy_before_j
         pool = self._gateway.pools[request.replica]
-        self.lost_s += (request.cost_share_s + request.charged_s) * pool.config.parallelism.accelerators
+        ledger = self._gateway.ledger
+        share_s = request.cost_share_s if ledger is None else ledger.share_s(request)
+        self.lost_s += share_s * pool.config.parallelism.accelerators
 
     def hold(self, replica: Replica) -> None:
         """Keep what is sent to a replica that cannot be reached."""
@@ -104,10 +110,6 @@ class Presence:
     def in_doubt(self) -> list[Request]:
         """All requests that are at no replica since nobody has noticed that theirs is gone or cannot be reached."""
         return [request for lost in self._lost.values() for request in lost]
-
-    def lost_at(self, replica: Replica) -> list[Request]:
-        """What was at a replica that is gone, while nobody has noticed."""
-        return self._lost.get(replica.index, [])
 
     def notice(self, replica: Replica) -> None:
         """See that a replica is gone: its requests begin again elsewhere, or have failed."""

@@ -49,7 +49,6 @@ class Request:
         "cached_tokens",
         "carried_tokens",
         "carrier",
-        "charged_s",
         "computed",
         "content",
         "cost_mark",
@@ -210,9 +209,7 @@ class Request:
         self.energy_before_j = 0.0
         """Of that, what it had taken when it left its last replica."""
         self.cost_share_s = 0.0
-        """Its share of the busy time of the replica it is at, but for what it was charged for [s]."""
-        self.charged_s = 0.0
-        """What it was charged for of that [s]."""
+        """Its share of the busy time of the replica it is at [s]."""
         self.paid_usd = 0.0
         """What its shares on earlier replicas cost."""
         self.host_energy_j = 0.0

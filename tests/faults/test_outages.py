@@ -43,6 +43,8 @@ def test_what_waits_behind_a_cut_comes_out_when_it_is_mended(tmp_path: Path) -> 
     arrival = np.array(column(result, "arrival_s"))
     assert (replica[(arrival > 1.2) & (arrival < 3.0)] < 2).all()  # it was noticed
     assert result.summary["recoveries"] == 0
+    simulated_s = result.summary["simulated_s"]
+    assert result.summary["availability_ratio"] == pytest.approx(1.0 - 2 * 2.0 / (4 * simulated_s))
     kinds = result.table("events")["kind"].to_pylist()
     assert (kinds.count("replica_unreachable"), kinds.count("replica_reachable")) == (2, 2)
 
