@@ -234,7 +234,7 @@ def _simulate(
         fleet.ledger,
         fleet.gateway.presence.lost_j,
         fleet.gateway.presence.lost_s,
-        _uptime(fleet),
+        _uptime(fleet, end_s),
         0 if fleet.lifecycle is None else fleet.lifecycle.gateway_loss.failed_tries,
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
@@ -279,9 +279,9 @@ def _simulate(
     )
 
 
-def _uptime(fleet: Fleet) -> tuple[float, float]:
+def _uptime(fleet: Fleet, end_s: float) -> tuple[float, float]:
     """Replica time that all pools wanted, and of that available [s]."""
-    pools = [fleet.uptime(pool) for pool in fleet.pools]
+    pools = [fleet.uptime(pool, end_s) for pool in fleet.pools]
     return sum(wanted_s for wanted_s, _ in pools), sum(available_s for _, available_s in pools)
 
 

@@ -308,9 +308,8 @@ class Fleet:
         """The service-level objective."""
         return self._scenario.slo
 
-    def uptime(self, pool: Pool) -> tuple[float, float]:
+    def uptime(self, pool: Pool, now_s: float) -> tuple[float, float]:
         """Replica time that a pool wanted until now, and of that available [s]."""
-        now_s = self.clock.now_s
         if self.lifecycle is None:
             return pool.config.replicas * now_s, pool.config.replicas * now_s
         return self.lifecycle.uptimes[pool.index].until(now_s)

@@ -26,7 +26,7 @@ class Uptime:
 
     def until(self, now_s: float) -> tuple[float, float]:
         """Replica time wanted until now, and of that available [s]."""
-        passed_s = now_s - self._since_s
+        passed_s = max(now_s - self._since_s, 0.0)
         return self._wanted_s + self._wanted * passed_s, self._available_s + self._available * passed_s
 
 

@@ -328,13 +328,13 @@ class Sampler:
                 start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,
                 running, waiting, wanted, states.count("starting"), states.count("ready"), self._usd_per_h(pool) * paid,
                 watts, site_w, carbon_g, electricity_usd,
-                _fragmented(pool, now_s), pool.config.site, self._availability(pool),
+                _fragmented(pool, now_s), pool.config.site, self._availability(pool, now_s),
             ))  # fmt: skip
             self._sent[pool.index], self._ended[pool.index] = sent, ended
 
-    def _availability(self, pool: Pool) -> float | None:
+    def _availability(self, pool: Pool, now_s: float) -> float | None:
         """Of the replica time that a pool wanted since the last sample, the part in which replicas were there."""
-        before, self._uptimes[pool.index] = self._uptimes[pool.index], self._fleet.uptime(pool)
+        before, self._uptimes[pool.index] = self._uptimes[pool.index], self._fleet.uptime(pool, now_s)
         wanted_s, available_s = self._uptimes[pool.index]
         return availability(wanted_s - before[0], available_s - before[1])
 
