@@ -234,6 +234,8 @@ def _simulate(
         fleet.ledger,
         fleet.gateway.presence.lost_j,
         fleet.gateway.presence.lost_s,
+        0.0 if fleet.copies is None else fleet.copies.copied_bytes,
+        0 if fleet.copies is None else fleet.copies.restored_tokens,
         _uptime(fleet, end_s),
         0 if fleet.lifecycle is None else fleet.lifecycle.gateway_loss.failed_tries,
     )

@@ -20,6 +20,7 @@ from fleetsim.engine.orders.order import Outlook
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
+from fleetsim.fleet.copies import Copies
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.life import Life
@@ -106,6 +107,10 @@ class Fleet:
             self.ledger = self.gateway.ledger = Ledger(self, self.tariffs)
         self.take = self.gateway.take
         """Where requests come in."""
+        self.copies: Copies | None = None
+        """Copies of keys and values of running requests, where any are made."""
+        if scenario.gateway.on_failure.copies is not None:
+            self.copies = Copies(self, scenario.gateway.on_failure.copies)
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
         self.lifecycle: Lifecycle | None = None

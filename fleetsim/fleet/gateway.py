@@ -571,6 +571,8 @@ class Gateway:
             seen.sent(position, prompt_tokens, request)
         if request.decode_at >= 0:
             self.promise(request, 1)
+        if self.presence.copies is not None and request.attempt:
+            self.presence.copies.attach(request, replica)
         if request.images and request.embedded_at != index:
             self._encode(request, replica, ready_s)
             return
@@ -746,6 +748,8 @@ class Gateway:
             self.on_done(request)
         if self.by_id is not None:
             del self.by_id[request.id]
+        if self.presence.copies is not None:
+            self.presence.copies.forget(request)
         if self._tells_ends:
             ended = getattr(self.groups[request.model].admission, "ended", None)
             if ended is not None:

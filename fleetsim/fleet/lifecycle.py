@@ -252,6 +252,8 @@ class Lifecycle:
         life.enter("down", self._fleet.clock.now_s)
         self.count_up(self._fleet.pool_of[replica.index])
         self._note(kind, replica)
+        if self._gateway.presence.copies is not None:
+            self._gateway.presence.copies.replica_failed(replica)
         if serving:
             self._gateway.presence.kill(replica)
             now_s = self._fleet.clock.now_s

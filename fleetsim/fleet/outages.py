@@ -18,6 +18,7 @@ from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import DataError, Finding
 from fleetsim.faults.api import Edge
+from fleetsim.fleet.copies import Restore
 from fleetsim.fleet.handover import Fetch, Handover, gpu
 from fleetsim.workload.request import RUNNING, WAITING, Request
 
@@ -314,6 +315,8 @@ class Outages:
             self._forward_again(replica)
             return
         replica.dead = False
+        if gateway.presence.copies is not None:
+            gateway.presence.copies.watch(replica)
         self._tell(behind, now_s)
         for ghost in [ghost for ghost, where in self.ghosts.items() if where is replica]:
             replica.withdraw(ghost, self.bury_unfinished)
@@ -411,7 +414,11 @@ class Outages:
                 continue  # its requests wait with it, or are given up when it is noticed
             for request in sorted(_requests_at(replica), key=_by_arrival):
                 carrier = request.carrier
-                if isinstance(carrier, Handover | Fetch) and network.is_cut(gpu(carrier.source), gpu(replica)):
+                if isinstance(carrier, Handover | Fetch):
+                    stalled = network.is_cut(gpu(carrier.source), gpu(replica))
+                else:
+                    stalled = isinstance(carrier, Restore) and carrier.stalled
+                if stalled:
                     self.resent += 1
                     gateway.presence.send_again(request)
 

@@ -67,6 +67,8 @@ METRICS = (
     ),
     Metric("lost_energy_j", "J", "energy that requests had taken at replicas where they had to begin again elsewhere"),
     Metric("lost_accelerator_s", "s", "time of accelerators that they had taken there"),
+    Metric("copied_bytes", "B", "keys and values of running requests that were sent to where copies of them lie"),
+    Metric("restored_tokens", "tokens", "tokens whose keys and values came back from there after a failure"),
     Metric(
         "availability_ratio",
         "",

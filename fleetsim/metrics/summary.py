@@ -77,6 +77,10 @@ class Totals:
     """Energy that had gone into these."""
     lost_s: float = 0.0
     """Time of accelerators that had."""
+    copied_bytes: float = 0.0
+    """Keys and values of running requests that were sent to where copies lie."""
+    restored_tokens: int = 0
+    """Tokens whose keys and values came back from there."""
     uptime: tuple[float, float] = (0.0, 0.0)
     """Replica time that was wanted, and of that available [s]."""
     failed_tries: int = 0
@@ -132,6 +136,7 @@ def summarise(
     summary |= _power(pools, totals)
     summary |= {"recoveries": totals.recoveries, "lost_tokens": totals.lost_tokens}
     summary |= {"lost_energy_j": totals.lost_j, "lost_accelerator_s": totals.lost_s}
+    summary |= {"copied_bytes": totals.copied_bytes, "restored_tokens": totals.restored_tokens}
     summary |= {"availability_ratio": availability(*totals.uptime), "failed_tries": totals.failed_tries}
     books = meters(pools, scenario.energy, totals.ledger, totals.gateway_energy_j, totals.end_s)
     summary |= _site(summary, pools, totals, books, scenario.energy)
