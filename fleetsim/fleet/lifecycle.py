@@ -112,6 +112,7 @@ class Lifecycle:
             tuple(links_between(graph, rack, graph.nodes[rack]["gates"][:1] or ("store", "gateway")) for rack in racks),
             links_at(graph, "gateway"),
             links_at(graph, "store") if "store" in graph else (),
+            tuple(pool.config.parallelism.accelerators for pool in self._fleet.pool_of),
         )
 
     # --- faults ------------------------------------------------------------------------------------------------------
