@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 FaultKind = Literal["fail", "repair", "warn", "slow", "end"]
@@ -37,6 +37,8 @@ class Site:
     """Replicas of each server, over the whole fleet."""
     racks: tuple[tuple[int, ...], ...]
     """Replicas of each rack: of the servers below one leaf of the network."""
+    sites: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Replicas of each site of the scenario; empty where it has none."""
 
     def of_pool(self, pool: str | None, groups: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Groups of replicas, cut down to those of one pool; of all pools where none is named."""

@@ -35,7 +35,9 @@ class Incident(BaseModel):
     server: Annotated[int, Field(ge=0, strict=True)] | None = None
     """… all on a server, by its number in the pool; or …"""
     rack: Annotated[int, Field(ge=0, strict=True)] | None = None
-    """… all in a rack, by its number in the pool."""
+    """… all in a rack, by its number in the pool; or …"""
+    site: str | None = None
+    """… all at a site of the scenario, of whatever pool."""
 
 
 class ScheduledConfig(PolicyConfig):
@@ -74,6 +76,12 @@ class Scheduled:
 
 
 def _struck(incident: Incident, site: Site) -> tuple[int, ...]:
+    if incident.site is not None:
+        if incident.site not in site.sites:
+            raise InputError(
+                Finding(f'faults name the site "{incident.site}"', hint=f"sites: {', '.join(site.sites) or 'none'}")
+            )
+        return site.sites[incident.site]
     pool = incident.pool or next(iter(site.pools))
     if pool not in site.pools:
         raise InputError(Finding(f'faults name the pool "{pool}"', hint=f"pools: {', '.join(site.pools)}"))
@@ -97,5 +105,5 @@ def _struck(incident: Incident, site: Site) -> tuple[int, ...]:
                 )
             found.update(dict.fromkeys(group))
     if not found:
-        raise InputError(Finding("an incident strikes nothing: give replicas, server or rack"))
+        raise InputError(Finding("an incident strikes nothing: give replicas, server, rack or site"))
     return tuple(found)

@@ -86,7 +86,13 @@ class Lifecycle:
             servers.setdefault(str(node["host"]), []).append(replica.index)
             racks.setdefault(str(node["gates"][1]), []).append(replica.index)
         pools = {pool.name: tuple(replica.index for replica in pool.replicas) for pool in self._fleet.pools}
-        return Site(pools, tuple(map(tuple, servers.values())), tuple(map(tuple, racks.values())))
+        sites: dict[str, list[int]] = {}
+        for replica in self._fleet.replicas:
+            name = self._fleet.pool_of[replica.index].config.site
+            if name is not None:
+                sites.setdefault(name, []).append(replica.index)
+        places = {name: tuple(members) for name, members in sites.items()}
+        return Site(pools, tuple(map(tuple, servers.values())), tuple(map(tuple, racks.values())), places)
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
