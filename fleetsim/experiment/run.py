@@ -201,7 +201,7 @@ def _simulate(
     interrupted = _run_clock(clock, until_s)
     while not interrupted and clock.now_s < until_s and fleet.in_flight and fleet.unlock():
         interrupted = _run_clock(clock, until_s)
-    stopped = interrupted or bool(fleet.in_flight) or not fleet.exhausted
+    stopped = interrupted or bool(fleet.in_flight) or fleet.unsettled or not fleet.exhausted
     end_s = clock.now_s if stopped else fleet.last_end_s
     if stopped:
         fleet.stop()
@@ -230,7 +230,11 @@ def _simulate(
         sum(replica.remote_bytes for replica in fleet.replicas),
         fleet.gateway.presence.recoveries,
         fleet.gateway.presence.lost_tokens + sum(replica.lost_tokens for replica in fleet.replicas),
+        None if fleet.powering is None else fleet.powering.budget_peak_ratio,
         fleet.ledger,
+        fleet.gateway.presence.lost_j,
+        fleet.gateway.presence.lost_s,
+        0 if fleet.lifecycle is None else fleet.lifecycle.gateway_loss.failed_tries,
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()
@@ -335,6 +339,8 @@ def _assumptions(fleet: Fleet) -> list[str]:
             used.append((f"link {pool.link.name}", pool.link.sourced))
         for name, values in used:
             for path, value in values.items():
+                if path.startswith("thermal.") and pool.config.power.thermal is None:
+                    continue
                 if value.is_assumed:
                     texts[f"{name}.{path} = {value.published:g} {value.unit}".rstrip()] = None
     return list(texts)

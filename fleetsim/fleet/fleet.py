@@ -25,6 +25,7 @@ from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.life import Life
 from fleetsim.fleet.lifecycle import Lifecycle
 from fleetsim.fleet.pool import Pool, describe_pool
+from fleetsim.fleet.powering import Powering
 from fleetsim.fleet.rebalance import Rebalancing, rebalancings
 from fleetsim.fleet.swapping import Swapping
 from fleetsim.fleet.tariffs import Tariffs, places_of
@@ -110,13 +111,19 @@ class Fleet:
             self.ways = self.gateway.ways = Ways(scenario, self.pool_of)
         if self.ways is not None or self.tariffs.reports_carbon or self.tariffs.reports_electricity:
             self.gateway.places = partial(places_of, self.tariffs, self.ways, self.pool_of)
+        self.take = self.gateway.take
+        """Where requests come in."""
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
         self.lifecycle: Lifecycle | None = None
         """Starts and stops replicas, where their number changes."""
         grows = any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools)
-        if grows or scenario.faults:
+        if grows or scenario.faults or scenario.power:
             self.lifecycle = Lifecycle(self, streams)
+        self.powering: Powering | None = None
+        """Sets clocks, caps and sleep states, and follows temperatures, where any of that changes."""
+        if scenario.power or any(pool.config.power.thermal is not None for pool in self.pools):
+            self.powering = Powering(scenario, self, streams)
         self.swapping = self._swapping()
         """Replicas that change their LLM, if there are any."""
         self._rebalancings: list[Rebalancing] = []
@@ -293,6 +300,8 @@ class Fleet:
             rebalancing.begin()
         if self.lifecycle is not None:
             self.lifecycle.begin(self._scenario)
+        if self.powering is not None:
+            self.powering.begin()
         if self.ledger is not None:
             self.ledger.begin()
 
@@ -333,7 +342,7 @@ class Fleet:
 
     def _admit(self, request: Request) -> None:
         self.arrived += 1
-        self.gateway.take(request)
+        self.take(request)
 
     def _end(self, request: Request) -> None:
         self.ended += 1
@@ -365,6 +374,8 @@ class Fleet:
         """Whether nothing will happen any more by itself."""
         if not self.exhausted or self.expected or self.gateway.outside or self.gateway.encoding:
             return False
+        if self.lifecycle is not None and self.lifecycle.waits_for_repair:
+            return False
         moving = self._network is not None and self._network.busy
         return not moving and all(replica.timer is None and not replica.held for replica in self.replicas)
 
@@ -395,12 +406,19 @@ class Fleet:
         """Requests that arrived and have not ended."""
         return self.arrived - self.ended
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether copies of requests are computed in vain that nobody has stopped."""
+        return self.lifecycle is not None and bool(self.lifecycle.outages.ghosts)
+
     def stop(self) -> None:
         """End the run here: what waits or runs is unfinished."""
         self._workload = None
         now_s = self.clock.now_s
         gateway = self.gateway
         left = [request for replica in self.replicas for request in replica.stop(now_s)]
+        if self.lifecycle is not None:
+            left = self.lifecycle.outages.stop(left)
         for request in gateway.without_copies([*left, *gateway.left()]):
             if request.status != FINISHED:
                 request.status = UNFINISHED

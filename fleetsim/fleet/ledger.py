@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Bill:
     """What something has cost so far."""
 
-    __slots__ = ("carbon_g", "electricity_usd", "embodied_g", "settled_j", "site_j", "usd")
+    __slots__ = ("carbon_g", "electricity_usd", "embodied_g", "settled_j", "settled_s", "site_j", "usd")
 
     def __init__(self) -> None:
         self.usd = 0.0
@@ -41,6 +41,8 @@ class Bill:
         """Share of what making the accelerators emitted [g]."""
         self.settled_j = 0.0
         """Of a request: energy of accelerators and servers that is in it already [J]."""
+        self.settled_s = 0.0
+        """Of a request: share of its replica's time that is in it already, since it came there [s]."""
 
     def add(self, rates: Rates, energy_j: float, time_s: float) -> None:
         """Add energy of accelerators and servers, and time of a replica."""
@@ -66,14 +68,15 @@ class Account:
     idle: Bill
     meter: Meter
     on_s: float = 0.0
-    loading_j: float = 0.0
+    unused_j: float = 0.0
+    """Energy of accelerators while no step ran, and of weights that are loaded [J]."""
 
     def copy(self) -> Account:
         """The same, to be settled further without changing this one."""
         busy, idle = Bill(), Bill()
         busy.take_over(self.busy)
         idle.take_over(self.idle)
-        return Account(self.rates, busy, idle, self.meter, self.on_s, self.loading_j)
+        return Account(self.rates, busy, idle, self.meter, self.on_s, self.unused_j)
 
 
 class Ledger:
@@ -145,15 +148,19 @@ class Ledger:
         """Add what a replica used since it was last settled, until its meters said `meter`."""
         fleet, pool = self._fleet, self._fleet.pool_of[index]
         on_s = fleet.lives[index].on_s(now_s)
-        seat = pool.seats.get(index)
-        loading_j = 0.0 if seat is None else seat.loading_j(now_s)
+        seat, supply = pool.seats.get(index), pool.supplies.get(index)
+        unused_j = 0.0 if seat is None else seat.loading_j(now_s)
+        if supply is None:
+            unused_j += fleet.replicas[index].model.idle_w * (on_s - meter.busy_s)
+        else:
+            unused_j += supply.idle_at_j(meter.busy_s, now_s)
         busy_s = meter.busy_s - account.meter.busy_s
         energy_j = meter.energy_j - account.meter.energy_j
         idle_s = on_s - account.on_s - busy_s
-        idle_j = (fleet.replicas[index].model.idle_w + pool.host_idle_w) * idle_s + loading_j - account.loading_j
+        idle_j = pool.host_idle_w * idle_s + unused_j - account.unused_j
         account.busy.add(account.rates, energy_j + pool.host_busy_w * busy_s, busy_s)
         account.idle.add(account.rates, idle_j, idle_s)
-        account.meter, account.on_s, account.loading_j = meter, on_s, loading_j
+        account.meter, account.on_s, account.unused_j = meter, on_s, unused_j
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -170,7 +177,19 @@ class Ledger:
         energy_j = request.energy_j + request.host_energy_j
         bill.add(rates, energy_j - bill.settled_j, time_s)
         bill.settled_j = energy_j
+        bill.settled_s += time_s
         request.paid_usd = bill.usd
+
+    def pay(self, request: Request) -> None:
+        """Charge a request that leaves its replica."""
+        self.charge(request)
+        if request.bill is not None:
+            request.bill.settled_s = 0.0
+
+    def share_s(self, request: Request) -> float:
+        """Share of its replica's time that a request had since it came there [s]."""
+        settled_s: float = 0.0 if request.bill is None else request.bill.settled_s
+        return settled_s + request.cost_share_s
 
     def charge_encoding(self, replica: int, request: Request, seconds: float) -> None:
         """Charge a request for its share of the time and energy of an encoder's pass."""

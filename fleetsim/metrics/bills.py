@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.pool import Pool
+from fleetsim.fleet.supply import idle_j as idle_energy_j
 from fleetsim.scenario.schema import Energy
 from fleetsim.units import UNITS
 
@@ -100,7 +101,8 @@ def _constant(pool: Pool, energy: Energy, end_s: float) -> tuple[Cost, Cost]:
         meter, on_s = replica.meter(end_s), life.on_s(end_s)
         idle_s = on_s - meter.busy_s
         seat = pool.seats.get(replica.index)
-        lost_j = (replica.model.idle_w + pool.host_idle_w) * idle_s + (0.0 if seat is None else seat.loading_j(end_s))
+        lost_j = idle_energy_j(pool, replica, life, end_s) + pool.host_idle_w * idle_s
+        lost_j += 0.0 if seat is None else seat.loading_j(end_s)
         usd += pool.price_usd_per_h * on_s / 3600.0
         idle_usd += pool.price_usd_per_h * idle_s / 3600.0
         idle_j += lost_j

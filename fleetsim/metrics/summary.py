@@ -13,6 +13,7 @@ from fleetsim.catalog.llm import BYTES_PER_VALUE
 from fleetsim.engine.gaps import edge_s
 from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.pool import Pool
+from fleetsim.fleet.supply import idle_j as idle_energy_j
 from fleetsim.metrics.bills import Meters, added, constant_cost, meters
 from fleetsim.metrics.bounds import optimal_tokens_per_s
 from fleetsim.metrics.columns import values_of
@@ -68,9 +69,17 @@ class Totals:
     recoveries: int = 0
     """Requests that were sent again because their replica was gone."""
     lost_tokens: int = 0
-    """Tokens whose keys and values were lost with their replica."""
+    """Tokens whose keys and values were lost with their replica, or that were computed in vain."""
+    power_budget_peak_ratio: float | None = None
+    """Largest power of a row over its budget; None without one."""
     ledger: Ledger | None = None
     """What charged at prices that change over time or from site to site; None where none do."""
+    lost_j: float = 0.0
+    """Energy that had gone into these."""
+    lost_s: float = 0.0
+    """Time of accelerators that had."""
+    failed_tries: int = 0
+    """Times that clients found no gateway."""
 
 
 def summarise(
@@ -119,12 +128,15 @@ def summarise(
     summary["migration_pause_mean_s"] = paused
     summary["loans"], summary["loans_recalled"] = totals.loans
     summary["remote_attention_bytes"] = totals.remote_bytes
+    summary |= _power(pools, totals)
     summary |= {"recoveries": totals.recoveries, "lost_tokens": totals.lost_tokens}
     books = meters(pools, scenario.energy, totals.ledger, totals.gateway_energy_j, totals.end_s)
     summary |= _site(summary, pools, totals, books, scenario.energy)
     good = met & (status == FINISHED)
     summary |= _site_of_requests(read, status)
     summary |= _per_good_token(read, good, summary)
+    summary |= {"lost_energy_j": totals.lost_j, "lost_accelerator_s": totals.lost_s}
+    summary["failed_tries"] = totals.failed_tries
     summary["power_peak_w"] = totals.peak_power_w
     used = values_of(read("replicas", ["kv_used_ratio"])["kv_used_ratio"])
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
@@ -263,11 +275,11 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
         for replica, life in zip(pool.replicas, pool.lives, strict=True):
             meter = replica.meter(end_s)
             on_s = life.on_s(end_s)
-            idle_s = on_s - meter.busy_s
-            idle_j += replica.model.idle_w * idle_s
-            energy_j += meter.energy_j + replica.model.idle_w * idle_s
+            spent_j = idle_energy_j(pool, replica, life, end_s)
+            idle_j += spent_j
+            energy_j += meter.energy_j + spent_j
             cost_usd += pool.price_usd_per_h * on_s / 3600.0
-            cost_idle_usd += pool.price_usd_per_h * idle_s / 3600.0
+            cost_idle_usd += pool.price_usd_per_h * (on_s - meter.busy_s) / 3600.0
             busy_s += meter.busy_s
             paid_s += on_s
             for held, share in pool.shares(replica, end_s):
@@ -320,6 +332,23 @@ def _bound(pool: Pool, measured: bool = False) -> float:
     if pool.config.role == "encode":
         return 0.0
     return optimal_tokens_per_s(pool.llm, pool.accelerator, pool.config.engine, measured)
+
+
+def _power(pools: Sequence[Pool], totals: Totals) -> Figures:
+    """For how long replicas were slowed down or slept, summed over them."""
+    supplies = [supply for pool in pools for supply in pool.supplies.values()]
+    states = [supply.states_s(totals.end_s) for supply in supplies]
+    capped_s, braked_s, throttled_s, asleep_s = (sum([times[place] for times in states]) for place in range(4))
+    hottest = [supply.heat.hottest_c for supply in supplies if supply.heat is not None]
+    return {
+        "power_capped_s": capped_s,
+        "power_braked_s": braked_s,
+        "power_brakes": sum([supply.brakes for supply in supplies]),
+        "throttled_s": throttled_s,
+        "asleep_s": asleep_s,
+        "temperature_max_c": max(hottest, default=None),
+        "power_budget_peak_ratio": totals.power_budget_peak_ratio,
+    }
 
 
 def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:

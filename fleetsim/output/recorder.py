@@ -247,6 +247,8 @@ class Sampler:
         self._ticks = 0
         self._meters = [Meter(0.0, 0.0, 0, 0, 0, 0)] * len(fleet.replicas)
         self._on_s = [0.0] * len(fleet.replicas)
+        self._idle_j: dict[int, float] = {}
+        """Idle energy up to the last sample, by replica, where idle power changes."""
         self._loading_j: dict[int, float] = {}
         """Energy of loading LLMs up to the last sample, by replica."""
         self._rows: dict[str, list[tuple[Any, ...]]] = {"replicas": [], "fleet": []}
@@ -286,7 +288,15 @@ class Sampler:
             on_s = life.on_s(now_s)
             idle_s = on_s - self._on_s[i] - busy_s
             self._on_s[i] = on_s
-            watts = (meter.energy_j - before.energy_j + replica.model.idle_w * idle_s) / length_s
+            supply = pool.supplies.get(i)
+            if supply is None:
+                idle = replica.model.idle_w * idle_s
+                power = pool.config.power
+                settings: tuple[float, float | None, float | None] = (power.clock_ratio, power.cap, None)
+            else:
+                self._idle_j[i], idle = supply.idle_j(now_s), supply.idle_j(now_s) - self._idle_j.get(i, 0.0)
+                settings = (supply.clock_ratio, supply.cap_w, _or_none(supply.temperature_c))
+            watts = (meter.energy_j - before.energy_j + idle) / length_s
             running = sum(len(batch.running) for batch in replica.batches)
             # what came during a leap is in the queue already, although the replica looks at it at the next boundary only
             waiting = sum(len(batch.waiting) for batch in replica.batches)
@@ -306,7 +316,7 @@ class Sampler:
             rows.append((
                 start_s, now_s, pool.name, i, state, running, waiting, used / capacity, cached / capacity,
                 min(max(busy_s / length_s, 0.0), 1.0), steps, (prompt + output) / steps if steps else 0.0, prompt, output, watts,
-                held,
+                held, *settings,
             ))  # fmt: skip
             power_w[pool.index] += watts
             host_w[pool.index] += (pool.host_busy_w * busy_s + pool.host_idle_w * idle_s) / length_s
@@ -452,6 +462,8 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
         rows += fleet.lifecycle.events
     if fleet.swapping is not None:
         rows += fleet.swapping.events
+    if fleet.powering is not None:
+        rows += fleet.powering.events
     rows.append((end_s, "run_end", None, None, 1))
     write_rows(sink, "events", [row if len(row) > 5 else (*row, None) for row in rows])
 
@@ -510,6 +522,10 @@ def _known(values: np.ndarray[Any, Any] | None, rows: Sequence[Request]) -> pa.A
 
 def _float_or_null(values: np.ndarray[Any, Any]) -> pa.Array:
     return column(values, np.isnan(values))
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value
 
 
 def _ints_or_null(values: np.ndarray[Any, Any]) -> pa.Array:

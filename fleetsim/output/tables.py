@@ -146,7 +146,7 @@ REPLICAS = (
     Column("end_s", _F, "s", "End of the interval"),
     Column("pool", _N, "", "Pool"),
     Column("replica", "int32", "", "Replica, numbered over the fleet"),
-    Column("state", _N, "", "ready, starting, draining, loading (another LLM) or down at the end of the interval"),
+    Column("state", _N, "", "ready, starting, draining, loading (another LLM), asleep, waking or down at the end"),
     Column("running", "int32", "count", "Requests running at the end of the interval"),
     Column("waiting", "int32", "count", "Requests in the queue at the end of the interval"),
     Column("kv_used_ratio", _F, "", "KV blocks in use / capacity at the end of the interval"),
@@ -164,6 +164,9 @@ REPLICAS = (
         "(energy of steps + idle power x idle time) / (end_s - start_s)",
     ),
     Column("model", _N, "", "LLM that it holds at the end of the interval; null while it loads one"),
+    Column("clock_ratio", _F, "", "Clock over the usual one at the end of the interval, brake and throttling included"),
+    Column("cap_w", _F, "W", "Cap of each accelerator at the end of the interval; null without one"),
+    Column("temperature_c", _F, "C", "Temperature of the accelerators at the last look; null where it is not followed"),
 )
 
 FLEET = (
@@ -202,7 +205,10 @@ EVENTS = (
         "kind",
         _N,
         "",
-        "replica_ready; model_load_begun, model_loaded (a replica changes its LLM); "
+        "replica_ready, replica_failed, replica_unreachable, replica_reachable and other states of replicas; gateway_lost, "
+        "gateway_back; model_load_begun, model_loaded (a replica changes its LLM); "
+        "clock_set (count: thousandths of the usual clock), cap_set (watts per accelerator), seats_set, brake, brake_released, "
+        "throttled, throttle_over (degrees C), replica_asleep, replica_waking, replica_awake; "
         "flip_to_prefill, flip_to_decode (a router gives a replica another role); totals at the end of the "
         "run: kv_evictions, interruptions (steps stopped for a request), "
         "interruption_wait_us (from these requests to the ends of the operators under way), migrations (to the replica), "

@@ -676,6 +676,40 @@ def _default(field: PolicyField) -> Choice:
     return field._validate({})
 
 
+class SleepState(Block):
+    """A state in which a replica takes no requests and draws less; a power manager puts it there and wakes it."""
+
+    power: Watts
+    """Of one accelerator."""
+    wake: SecondsOrZero
+    """From being woken to its first request: vLLM's sleep mode copies the weights back from the host, seconds at 8 to 70 billion
+    parameters; a processor that only stops its clocks takes milliseconds."""
+    keeps_cache: Flag = False
+    """Whether its prefix cache survives."""
+
+
+class Thermal(Block):
+    """Heat of the accelerators: one thermal resistance and one capacity between chip and air.
+
+    Edge devices have such constants in the catalogue, which stand where none are given here.
+    """
+
+    ambient: Annotated[float, Quantity("temperature", "C", ge=0)] = 25.0
+    """Temperature of the air."""
+    resistance: Annotated[Number, Field(gt=0, le=1000)] | None = None
+    """Kelvins above the air's temperature per watt that an accelerator draws [K/W]."""
+    capacity: Annotated[Number, Field(gt=0, le=1e7)] | None = None
+    """Heat that warms an accelerator and its heat sink by one kelvin [J/K]."""
+    throttle: Annotated[float, Quantity("temperature", "C", gt=0)] | None = None
+    """From this temperature on the clock is lowered."""
+    resume: Annotated[float, Quantity("temperature", "C", gt=0)] | None = None
+    """Below this temperature it is as before."""
+    throttled_clock: Annotated[Number, Field(ge=0.1, lt=1)] | None = None
+    """Clock over the one that is set, while it is lowered."""
+    period: Interval = 1.0
+    """Time between two looks at the temperature; the power in between counts as constant, for which the solution is exact."""
+
+
 class PoolPower(Block):
     """How the accelerators of a pool are clocked and capped, and what the servers around them draw."""
 
@@ -691,6 +725,10 @@ class PoolPower(Block):
     """Power of the server (processors, memory, fans, network) per accelerator while that computes nothing."""
     host_busy: Watts = 0.0
     """The same while it computes."""
+    sleep: SleepState | None = None
+    """State in which a power manager may put replicas without requests; default: there is none."""
+    thermal: Thermal | None = None
+    """Follow the accelerators' temperature, and throttle them when they are hot; default: `temperature` holds for the whole run."""
 
 
 class Ssd(Block):
@@ -879,6 +917,28 @@ class Pool(Block):
         return self
 
 
+class PowerRow(Block):
+    """Replicas whose power one manager looks after: those of a row, of a pool, or all of them."""
+
+    manager: Annotated[Choice, PolicyField("power_managers")]
+    """Sets clocks, caps, batch sizes and sleep states."""
+    pools: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Whose replicas; default: all pools."""
+    low_priority: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Of these pools, those that are slowed down first."""
+    budget: Annotated[float, Quantity("power", "W", gt=0)] | None = None
+    """Power that their accelerators and servers are to keep to together; default: no limit."""
+    telemetry: SecondsOrZero = 0.0
+    """Age of what the manager sees."""
+    actuation: SecondsOrZero = 0.01
+    """From its answer until it takes effect: milliseconds through the driver, up to 40 s through a server's management controller
+    (POLCA, ASPLOS 2024). The default is an assumption."""
+    brake: SecondsOrZero = 0.01
+    """The same for a brake: 5 s through the management controller (POLCA)."""
+    stall: SecondsOrZero = 0.0
+    """Time for which a replica's next step waits when its clock or cap is set: tens of milliseconds where the driver is slow."""
+
+
 CarbonIntensity = Annotated[float | Series, Timed("carbon intensity", "g/kWh")]
 ElectricityPrice = Annotated[float | Series, Timed("price of energy", "USD/kWh")]
 
@@ -943,6 +1003,26 @@ class OnFailure(Block):
     """Then they have failed."""
     detect: SecondsOrZero = 0.0
     """Time until the gateway notices: until then it sends more requests there, which are lost too."""
+    unreachable: Literal["retry", "wait"] = "retry"
+    """Requests whose replica cannot be reached over the network, but goes on: begin again elsewhere, as after a failure, while the
+    replica goes on in vain until it hears of it; or wait for what it answers."""
+    transfers: Literal["recompute", "wait"] = "recompute"
+    """Keys and values that come to a cut in the network on their way: computed again once that is noticed, or waited for."""
+
+
+class Clients(Block):
+    """What clients do that find no gateway: they try again, later each time. The defaults are assumptions, usual ones."""
+
+    max_retries: Annotated[int, Field(ge=0, le=1000, strict=True)] = 10
+    """Then the request has failed; with 0 at once."""
+    first_wait: Seconds = 1.0
+    """Longest wait before the second try."""
+    factor: Annotated[Number, Field(ge=1, le=100)] = 2.0
+    """How many times as long the next wait may be."""
+    longest_wait: Seconds = 30.0
+    """No wait is longer."""
+    jitter: Ratio = 0.5
+    """Part of a wait that is drawn, so that not all come back at once."""
 
 
 class View(Block):
@@ -978,13 +1058,13 @@ class Gateway(Block):
     decision: Decision = Decision()
     """What deciding costs."""
     on_failure: OnFailure = OnFailure()
-    """What becomes of requests whose replica fails or is killed."""
+    """What becomes of requests whose replica fails, is killed or cannot be reached."""
+    clients: Clients = Clients()
+    """What clients do while there is no gateway."""
     timeout: Seconds | None = None
     """A request that has not ended this long after its arrival is given up."""
     first_token_timeout: Seconds | None = None
     """A request without a first token this long after its arrival is given up."""
-
-    """Chooses the replica."""
     view: View = View()
     """How old is what policies see."""
     site: Annotated[str, Field(min_length=1)] | None = None
@@ -1053,6 +1133,8 @@ class Scenario(Block):
     """What joins the servers."""
     faults: tuple[Annotated[Choice, PolicyField("faults")], ...] = ()
     """What breaks; each model by itself."""
+    power: tuple[PowerRow, ...] = ()
+    """Who sets clocks, caps, batch sizes and sleep states; each of its own pools."""
     energy: Energy = Energy()
     """What energy costs besides being drawn."""
     sites: dict[Annotated[str, Field(pattern=r"^[\w. -]{1,100}$")], Site] = {}

@@ -152,7 +152,7 @@ def test_units_agree_with_pint() -> None:
             assert parse(f"3 {unit}", dimension) == pytest.approx(oracle, rel=1e-12), unit
 
 
-UNCONVERTED = ("ratio", "count", "tokens", "sequences", "accelerators", "USD/h")
+UNCONVERTED = ("ratio", "count", "tokens", "sequences", "accelerators", "USD/h", "K/W", "J/K", "C")
 
 
 @pytest.mark.parametrize("kind", ["accelerator", "link", "engine"])
