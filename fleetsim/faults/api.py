@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 FaultKind = Literal["fail", "repair", "warn", "slow", "link", "link_back", "gateway", "gateway_back", "end"]
@@ -53,6 +53,10 @@ class Site:
     """The gateway's adapter."""
     store_links: tuple[Edge, ...] = ()
     """The remote store's, if there is one."""
+    sites: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Replicas of each site of the scenario; empty where it has none."""
+    site_links: dict[str, tuple[Edge, ...]] = field(default_factory=dict)
+    """Links of each site to all others."""
 
     def links_of(self, pool: str | None, scope: Literal["replica", "server", "rack"]) -> list[tuple[Edge, ...]]:
         """Links of the replicas, servers or racks of one pool, in their order there; of all pools where none is named."""
