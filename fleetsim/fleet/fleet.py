@@ -20,6 +20,7 @@ from fleetsim.engine.orders.order import Outlook
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
+from fleetsim.fleet.copies import Copies
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.life import Life
@@ -113,6 +114,10 @@ class Fleet:
             self.gateway.places = partial(places_of, self.tariffs, self.ways, self.pool_of)
         self.take = self.gateway.take
         """Where requests come in."""
+        self.copies: Copies | None = None
+        """Copies of keys and values of running requests, where any are made."""
+        if scenario.gateway.on_failure.copies is not None:
+            self.copies = Copies(self, scenario.gateway.on_failure.copies)
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
         self.lifecycle: Lifecycle | None = None
@@ -314,6 +319,12 @@ class Fleet:
     def slo(self) -> Slo | None:
         """The service-level objective."""
         return self._scenario.slo
+
+    def uptime(self, pool: Pool, now_s: float) -> tuple[float, float]:
+        """Replica time that a pool wanted until now, and of that available [s]."""
+        if self.lifecycle is None:
+            return pool.config.replicas * now_s, pool.config.replicas * now_s
+        return self.lifecycle.uptimes[pool.index].until(now_s)
 
     def wanted(self, pool: Pool) -> int:
         """Replicas that a pool should have."""

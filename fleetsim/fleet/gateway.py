@@ -604,6 +604,8 @@ class Gateway:
             seen.sent(position, prompt_tokens, request)
         if request.decode_at >= 0:
             self.promise(request, 1)
+        if self.presence.copies is not None and request.attempt:
+            self.presence.copies.attach(request, replica)
         if request.images and request.embedded_at != index:
             self._encode(request, replica, ready_s)
             return
@@ -779,6 +781,8 @@ class Gateway:
             self.on_done(request)
         if self.by_id is not None:
             del self.by_id[request.id]
+        if self.presence.copies is not None:
+            self.presence.copies.forget(request)
         if self._tells_ends:
             ended = getattr(self.groups[request.model].admission, "ended", None)
             if ended is not None:
@@ -810,7 +814,7 @@ class Gateway:
             request.cost_share_s = 0.0
         request.energy_before_j = request.energy_j
 
-    def _bear(self, winner: Request, loser: Request) -> None:
+    def bear(self, winner: Request, loser: Request) -> None:
         """Let one of two copies bear what the other one cost."""
         winner.energy_j += loser.energy_j
         winner.paid_usd += loser.paid_usd
@@ -824,7 +828,7 @@ class Gateway:
             # a copy that nobody wants, or the same replica again: the first one goes on alone
             del self.twins[request], self.twins[twin]
             request.status = UNFINISHED
-            self._bear(twin, request)
+            self.bear(twin, request)
             return
         request.reason = reason
         self.end(request, REJECTED)
@@ -1012,7 +1016,7 @@ class Gateway:
         self.losers.pop(loser, None)
         loser.status = UNFINISHED
         self.pay(winner)
-        self._bear(winner, loser)
+        self.bear(winner, loser)
         self._heirs[loser] = winner
         if winner in self._won:
             status = self._won.pop(winner)
@@ -1128,7 +1132,7 @@ class Gateway:
                 continue
             self.pay(request)
             self.pay(twin)
-            self._bear(twin, request)
+            self.bear(twin, request)
         return alone
 
 
