@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from fleetsim.errors import Finding, ScenarioError, nearest
 from fleetsim.planning.alpaserve import StatedAlpaServe
+from fleetsim.planning.eplb import StatedEplb
 from fleetsim.planning.fleetopt import StatedFleetOpt
 from fleetsim.planning.helix import StatedHelix
 from fleetsim.planning.over_scenario import OverScenario
@@ -41,7 +42,8 @@ Problem = Annotated[
     | StatedPrism
     | StatedHelix
     | StatedParallelism
-    | StatedAlpaServe,
+    | StatedAlpaServe
+    | StatedEplb,
     Field(discriminator="kind"),
 ]
 

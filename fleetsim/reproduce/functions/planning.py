@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from itertools import product
 from math import inf
 from typing import Any
 
 import numpy as np
 
 from fleetsim.planning.alpaserve import Pipeline, served
+from fleetsim.planning.eplb import replicate
 from fleetsim.planning.fleetopt import StepProfile
 from fleetsim.planning.prism import greedy, published_cases, score
 from fleetsim.planning.problems import load_problem
@@ -66,3 +68,19 @@ def pipeline_first_token_s(seed: int, service_s: float, rate: float, stages: int
     one = Pipeline(1, stages, (0,))
     took = served([one], np.array([[service_s / stages]]), [inf], arrivals, np.zeros(requests, dtype=np.int64))
     return float(took.mean())
+
+
+@check
+def replication_optimal(seed: int, cases: int, experts: int) -> float:
+    """Share of drawn loads for which greedy replication has the smallest largest load of a replica, by enumeration."""
+    rng = np.random.default_rng(seed)
+    good = 0
+    for _ in range(cases):
+        load, more = rng.exponential(1.0, experts), int(rng.integers(0, experts + 1))
+        best = min(
+            float((load / np.array(tried)).max())
+            for tried in product(range(1, more + 2), repeat=experts)
+            if sum(tried) == experts + more
+        )
+        good += float((load / replicate(load, experts + more)).max()) <= best * (1.0 + 1e-12)
+    return good / cases
