@@ -28,6 +28,7 @@ GROUPS = {
     "faults": "what breaks, and when",
     "autoscalers": "how many replicas are wanted",
     "forecasters": "what demand an autoscaler expects",
+    "power_managers": "clocks, caps, batch sizes and sleep states",
     "placements": "which LLM a replica holds, and who runs there next",
     "rebalancers": "who moves to which other replica",
     "reuses": "which keys and values are reused that stand behind another start",

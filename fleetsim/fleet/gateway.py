@@ -173,6 +173,8 @@ class Gateway:
         self.paused_in_s = [0.0] * len(replicas)
         """Time from leaving their source to joining the queue of each replica, summed over the migrations completed."""
         self.on_the_move: dict[Request, None] = {}
+        self.ledger: Any = None
+        """What charges requests where prices change over time or from site to site (`fleet/ledger.py`)."""
         self.network = network
         self.presence = Presence(self)
         """Which replicas take requests."""
@@ -411,8 +413,14 @@ class Gateway:
         decision = side.router.route(self.view) if self.decisions is None else self._explained(side, request)
         if group.energy_j:
             self.energy_j += group.energy_j
-            request.host_energy_j += group.energy_j
+            self.charge_decision(request, group.energy_j)
         self.follow(group, request, decision, ready_s)
+
+    def charge_decision(self, request: Request, energy_j: float) -> None:
+        """Charge a request for the energy of deciding about it."""
+        request.host_energy_j += energy_j
+        if self.ledger is not None:
+            self.ledger.charge_decision(request, energy_j)
 
     def follow(self, group: Group, request: Request, decision: Any, ready_s: float) -> None:
         """Do what the router answered; `ready_s` is when its decision is over."""
@@ -439,7 +447,7 @@ class Gateway:
         """Let a request wait for replicas that change their LLM, once it is decided about."""
         if group.energy_j:
             self.energy_j += group.energy_j
-            request.host_energy_j += group.energy_j
+            self.charge_decision(request, group.energy_j)
         if group.delay_s:
             self.outside[request] = None
             self.clock.at(self.clock.now_s + group.delay_s, partial(self._queue_now, request))
@@ -757,10 +765,21 @@ class Gateway:
 
     def _pay(self, request: Request) -> None:
         """Turn a request's share of its replica's time into money and energy, which other replicas' shares can be added to."""
+        if self.ledger is not None:
+            self.ledger.charge(request)
+            return
         pool = self.pools[request.replica]
         request.paid_usd += request.cost_share_s * (pool.price_usd_per_h / 3600.0)
         request.host_energy_j += request.cost_share_s * pool.host_busy_w
         request.cost_share_s = 0.0
+
+    def _bear(self, winner: Request, loser: Request) -> None:
+        """Let one of two copies bear what the other one cost."""
+        winner.energy_j += loser.energy_j
+        winner.paid_usd += loser.paid_usd
+        winner.host_energy_j += loser.host_energy_j
+        if self.ledger is not None:
+            self.ledger.take_over(winner, loser)
 
     def _reject(self, request: Request, reason: str) -> None:
         twin = self.twins.get(request)
@@ -768,8 +787,7 @@ class Gateway:
             # a copy that nobody wants, or the same replica again: the first one goes on alone
             del self.twins[request], self.twins[twin]
             request.status = UNFINISHED
-            twin.energy_j += request.energy_j
-            twin.host_energy_j += request.host_energy_j
+            self._bear(twin, request)
             return
         request.reason = reason
         self.end(request, REJECTED)
@@ -912,9 +930,7 @@ class Gateway:
         self.losers.pop(loser, None)
         loser.status = UNFINISHED
         self._pay(winner)
-        winner.energy_j += loser.energy_j
-        winner.paid_usd += loser.paid_usd
-        winner.host_energy_j += loser.host_energy_j
+        self._bear(winner, loser)
         self._heirs[loser] = winner
         if winner in self._won:
             status = self._won.pop(winner)
@@ -1026,9 +1042,7 @@ class Gateway:
                 continue
             self._pay(request)
             self._pay(twin)
-            twin.energy_j += request.energy_j
-            twin.paid_usd += request.paid_usd
-            twin.host_energy_j += request.host_energy_j
+            self._bear(twin, request)
         return alone
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from fleetsim.fleet.fleet import Fleet
     from fleetsim.fleet.pool import Pool
 
+_WANTED = ("ready", "starting", "asleep", "waking")
+"""States of replicas that count as those that are wanted."""
+_IDLE = ("starting", "asleep", "waking")
+"""States of replicas that go first."""
 _DRAIN_PERIOD_S = 0.5
 """Time between two looks at a replica whose running requests are to migrate away."""
 
@@ -130,7 +134,7 @@ class Lifecycle:
     def want(self, pool: Pool, replicas: int) -> None:
         """Have so many replicas of a pool, those that are starting included."""
         self.wanted[pool.index] = replicas
-        have = [r for r, life in zip(pool.replicas, pool.lives, strict=True) if life.state in ("ready", "starting")]
+        have = [r for r, life in zip(pool.replicas, pool.lives, strict=True) if life.state in _WANTED]
         for _ in range(replicas - len(have)):
             replica = self._next_to_start(pool)
             if replica is None:
@@ -161,6 +165,9 @@ class Lifecycle:
             self._starts.pop(replica, None)
             self._enter(replica, "off", "start_cancelled")
             return
+        if life.state in ("asleep", "waking"):
+            self._enter(replica, "off", "replica_off")
+            return
         drain = self._fleet.pool_of[replica.index].config.drain
         self._enter(replica, "draining", "replica_draining")
         self.draining[replica] = None
@@ -183,6 +190,7 @@ class Lifecycle:
         self._doomed.pop(replica, None)
         self._starts.pop(replica, None)
         serving = life.state in ("ready", "draining")
+        self._settle(replica)
         life.enter("down", self._fleet.clock.now_s)
         self._note(kind, replica)
         if serving:
@@ -207,7 +215,18 @@ class Lifecycle:
 
     # --- states ------------------------------------------------------------------------------------------------------
 
+    def enter(self, replica: Replica, state: Any, kind: str) -> None:
+        """Have a replica sleep or wake (`fleet/powering.py`)."""
+        self._enter(replica, state, kind)
+
+    def _settle(self, replica: Replica) -> None:
+        """Let idle energy be counted before a state ends, where power is managed."""
+        supply = self._fleet.pool_of[replica.index].supplies.get(replica.index)
+        if supply is not None:
+            supply.settle(self._fleet.clock.now_s)
+
     def _enter(self, replica: Replica, state: Any, kind: str) -> None:
+        self._settle(replica)
         self._fleet.lives[replica.index].enter(state, self._fleet.clock.now_s)
         self._note(kind, replica)
         self._gateway.presence.set_present(replica, state == "ready")
@@ -239,7 +258,7 @@ class Lifecycle:
 
         def load(replica: Replica) -> tuple[bool, int, int]:
             busy = sum(len(batch.running) + len(batch.waiting) for batch in replica.batches) + len(replica.inbox)
-            return lives[replica.index].state != "starting", busy, -replica.index
+            return lives[replica.index].state not in _IDLE, busy, -replica.index
 
         return sorted(replicas, key=load)
 
@@ -416,13 +435,7 @@ class Scaling:
         if type(seats) is not int or not 1 <= seats <= self.state.max_seqs:
             raise PolicyError(f"the autoscaler of {self.pool.name} lets {seats!r} of 1 to {self.state.max_seqs} run")
         self._seats, self.state.slots = seats, seats * self.pool.config.parallelism.dp
-        for replica in self.pool.replicas:
-            scheduler: Any = replica.scheduler
-            scheduler.max_seqs = seats
-            for batch in replica.batches:
-                batch.seats = seats
-            if any(batch.waiting for batch in replica.batches):
-                replica.at_boundary(_look)
+        let_run(self.pool, seats)
 
     def _seen(self, now_s: float) -> list[Replica]:
         """Replicas that are not off, with what all have been busy for brought up to date: those that are off do nothing."""
@@ -468,6 +481,17 @@ class Scaling:
         window.arrivals, self._came = max(came - self._came, 0), came
         window.prompt_tokens, self._came_tokens = max(tokens - self._came_tokens, 0), tokens
         state.window = window
+
+
+def let_run(pool: Pool, seats: int) -> None:
+    """Let so many requests run at a time on each data-parallel rank of a pool, from the next step on."""
+    for replica in pool.replicas:
+        scheduler: Any = replica.scheduler
+        scheduler.max_seqs = seats
+        for batch in replica.batches:
+            batch.seats = seats
+        if replica.inbox or any(batch.waiting for batch in replica.batches):
+            replica.at_boundary(_look)
 
 
 def _look() -> None:

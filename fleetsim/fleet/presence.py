@@ -63,6 +63,10 @@ class Presence:
         self._lost[replica.index] = replica.crash()
         replica.dead = True
 
+    def lost_at(self, replica: Replica) -> list[Request]:
+        """What was at a replica that is gone, while nobody has noticed."""
+        return self._lost.get(replica.index, [])
+
     def notice(self, replica: Replica) -> None:
         """See that a replica is gone: its requests begin again elsewhere, or have failed."""
         self.set_present(replica, False)

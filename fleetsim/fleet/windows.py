@@ -81,7 +81,7 @@ class Windows:
             raise PolicyError(f"router gave {len(answers)} answers about {len(requests)} requests")
         self._gateway.energy_j += group.energy_j
         for request, answer in zip(requests, answers, strict=True):
-            request.host_energy_j += group.energy_j / len(requests)
+            self._gateway.charge_decision(request, group.energy_j / len(requests))
             self._gateway.follow(group, request, answer, now_s + group.delay_s)
 
     def _explained_together(self, side: Side, views: list[RequestView]) -> Any:

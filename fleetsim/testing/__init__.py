@@ -15,6 +15,7 @@ from fleetsim.testing.autoscaler import check_autoscaler
 from fleetsim.testing.eviction import check_cache
 from fleetsim.testing.order import check_order
 from fleetsim.testing.placement import check_placement
+from fleetsim.testing.power_manager import check_power_manager
 from fleetsim.testing.predictor import check_predictor
 from fleetsim.testing.rebalancer import check_rebalancer
 from fleetsim.testing.report import Report
@@ -30,6 +31,7 @@ __all__ = [
     "check_cache",
     "check_order",
     "check_placement",
+    "check_power_manager",
     "check_predictor",
     "check_rebalancer",
     "check_router",

@@ -44,6 +44,7 @@ class Request:
         "approximate_tokens",
         "arrival_s",
         "attempt",
+        "bill",
         "blocks",
         "cached_tokens",
         "carried_tokens",
@@ -79,6 +80,7 @@ class Request:
         "migrations",
         "model",
         "node",
+        "origin",
         "output_tokens",
         "paid_usd",
         "predicted_tokens",
@@ -153,6 +155,8 @@ class Request:
         """Its tenant's share where tenants compete."""
         self.predicted_tokens = -1.0
         """Output length that a predictor expects [tokens]; below zero where there is none."""
+        self.origin: str | None = None
+        """Site that it comes from, if anybody says."""
         # life so far
         self.status = WAITING
         self.reason: str | None = None
@@ -207,6 +211,8 @@ class Request:
         """What its shares on earlier replicas cost."""
         self.host_energy_j = 0.0
         """What the servers around earlier replicas drew for it."""
+        self.bill: Any = None
+        """What it has cost so far where prices change (`fleet/ledger.py`)."""
 
     def copy(self) -> Request:
         """The same request with nothing done for it yet."""
@@ -229,6 +235,7 @@ class Request:
         twin.weight = self.weight
         twin.predicted_tokens = self.predicted_tokens
         twin.dropped_tokens = self.dropped_tokens
+        twin.origin = self.origin
         return twin
 
 
