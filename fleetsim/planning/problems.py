@@ -23,6 +23,7 @@ from fleetsim.planning.regions import StatedRegions
 from fleetsim.planning.result import Plan
 from fleetsim.planning.sageserve import StatedSageServe
 from fleetsim.planning.solve import Effort
+from fleetsim.planning.spot_deadline import StatedSpotDeadline
 from fleetsim.planning.stated import StatedMelange
 from fleetsim.scenario.explain import findings_of
 from fleetsim.scenario.load import LoadedScenario
@@ -43,7 +44,8 @@ Problem = Annotated[
     | StatedHelix
     | StatedParallelism
     | StatedAlpaServe
-    | StatedEplb,
+    | StatedEplb
+    | StatedSpotDeadline,
     Field(discriminator="kind"),
 ]
 
@@ -102,6 +104,8 @@ def load_problem(where: str | os.PathLike[str] | Mapping[str, Any]) -> ProblemFi
     if isinstance(file.problem, OverScenario):
         own, _ = tree.descend(("problem", "scenario"))
         file = file.model_copy(update={"problem": file.problem.at(own, path)})
+    if isinstance(file.problem, StatedSpotDeadline) and path is not None:
+        file = file.model_copy(update={"problem": file.problem.in_folder(path.absolute().parent)})
     return file
 
 
