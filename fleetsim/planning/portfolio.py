@@ -9,10 +9,11 @@ from pydantic import Field, model_validator
 
 from fleetsim.errors import Finding, InputError
 from fleetsim.planning.program import Formulation, Integers, LinearProgram
+from fleetsim.planning.racks import Racks
 from fleetsim.planning.result import Plan, solved
 from fleetsim.planning.solve import Effort, require_solution, shadow_prices
 from fleetsim.scenario.schema import Block, Count, Flag, Number, Ratio
-from fleetsim.units import SecondsOrZero, UsdPerHour
+from fleetsim.units import Quantity, SecondsOrZero, UsdPerHour, Watts
 
 Text = Annotated[str, Field(min_length=1)]
 Series = Annotated[tuple[Annotated[Number, Field(ge=0)], ...], Field(min_length=1)]
@@ -53,6 +54,8 @@ class PortfolioChip(Block):
     """Of one that may be taken away."""
     limit: Annotated[int, Field(ge=0, strict=True)] | None = None
     """Replicas on all terms together, in any hour; default: no limit."""
+    power: Watts = 0.0
+    """Of a replica at work; reserved ones are taken to be at work too."""
 
 
 class DemandCase(Block):
@@ -84,6 +87,16 @@ class StatedPortfolio(Block):
     """Weight of the worst cases against the mean (cvar)."""
     tail: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Probability of the worst cases that are averaged (cvar)."""
+    power_limit: Watts | None = None
+    """Of all replicas together, in any hour of any case, with the PUE."""
+    racks: Racks | None = None
+    """In which all replicas stand."""
+    pue: Annotated[Number, Field(ge=1, le=10)] = 1.0
+    """Energy of the site over energy of its replicas."""
+    carbon: Annotated[float, Quantity("carbon intensity", "g/kWh", ge=0)] | Series = 0.0
+    """Carbon intensity, or a series of it by hour [g/kWh]."""
+    carbon_limit: Annotated[Number, Field(ge=0)] | None = None
+    """Of the horizon, whichever case comes [kg]."""
     whole: Flag = True
     """Whole replicas only."""
 
@@ -94,10 +107,15 @@ class StatedPortfolio(Block):
             raise ValueError(f"probabilities add up to {total:g}, not to 1")
         series = [(f"demand of {name}", case.demand) for name, case in self.cases.items()]
         series += [(f"spot limit of {n}", c.spot.limit) for n, c in self.chips.items() if c.spot and c.spot.limit]
+        if isinstance(self.carbon, tuple):
+            series.append(("carbon", self.carbon))
         for what, values in series:
             if 1 < len(values) < self.hours:
                 raise ValueError(f"{what} ends after {len(values)} hours, the horizon is {self.hours}")
+        limited = self.power_limit is not None or self.racks is not None or self.carbon_limit is not None
         for name, chip in self.chips.items():
+            if limited and chip.power <= 0.0:
+                raise ValueError(f"{name} has no power, which the limits of power, racks or carbon need")
             if chip.reserved is chip.on_demand is None and chip.spot is None:
                 raise ValueError(f"{name} has no price: give reserved, on_demand or spot")
             if chip.spot is not None and chip.spot.useful_ratio <= 0.0:
@@ -139,7 +157,47 @@ class StatedPortfolio(Block):
         columns = {"reserved": reserved, "on_demand": demanded, "spot": spot, "cost": cost}
         self._serve(form, columns)
         self._price(form, columns)
+        self._limit(form, columns)
         return form.program(), columns
+
+    def _limit(self, form: Formulation, columns: dict[str, Integers]) -> None:
+        """Power in any hour, racks for the most that ever runs, and carbon of any case."""
+        chips = list(self.chips.values())
+        kw = np.array([chip.power for chip in chips]) * self.pue / 1e3
+        if self.power_limit is not None:
+            limit = self.power_limit / 1e3
+            (most,) = form.variables(["most power"])
+            for s, name in enumerate(self.cases):
+                for h in range(self.hours):
+                    on = np.concatenate([columns["reserved"], columns["on_demand"][s, :, h], columns["spot"][s, :, h]])
+                    words = f"power in hour {h} of {name}"
+                    row = np.append(on, most), np.append(np.tile(kw, 3), -1.0)
+                    form.require(words, *row, "<=", 0.0, elastic=False)
+            words = f"at most {limit:g} kW"
+            form.require(words, [int(most)], 1.0, "<=", limit, unit="kW", more="one more kW of power")
+        if self.racks is not None:
+            kinds = []
+            for i, (chip_name, chip) in enumerate(self.chips.items()):
+                (most,) = form.variables([f"most {chip_name}"])
+                kinds.append((chip_name, int(most), chip.power))
+                for s, name in enumerate(self.cases):
+                    for h in range(self.hours):
+                        mine = [columns["reserved"][i], columns["on_demand"][s, i, h], columns["spot"][s, i, h], most]
+                        words = f"{chip_name} in hour {h} of {name} have a place"
+                        form.require(words, mine, [1.0, 1.0, 1.0, -1.0], "<=", 0.0, elastic=False)
+            self.racks.require(form, kinds, self.whole)
+        if self.carbon_limit is not None:
+            for s, name in enumerate(self.cases):
+                kg = self._carbon_kg_per_kwh()[None, :] * kw[:, None]
+                on = np.concatenate([columns["reserved"], columns["on_demand"][s].ravel(), columns["spot"][s].ravel()])
+                factors = np.concatenate([kg.sum(axis=1), kg.ravel(), kg.ravel()])
+                words, more = f"at most {self.carbon_limit:g} kg of CO2 in {name}", f"one more kg of CO2 in {name}"
+                form.require(words, on, factors, "<=", self.carbon_limit, unit="kg", more=more)
+
+    def _carbon_kg_per_kwh(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """By hour."""
+        values = self._hourly(self.carbon) if isinstance(self.carbon, tuple) else [self.carbon] * self.hours
+        return np.array(values) / 1e3
 
     def _weights(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         share = {"mean": 1.0, "cvar": 1.0 - self.risk_weight, "robust": 0.0}[self.risk]
@@ -226,6 +284,7 @@ class StatedPortfolio(Block):
             "cost_reserved_usd": first,
             **{f"cost_usd of {name}": float(bill) for name, bill in zip(self.cases, bills, strict=True)},
         }
+        figures |= self._energy(values, columns)
         prices = shadow_prices(program, solution, effort)
         return solved(
             "portfolio",
@@ -237,6 +296,21 @@ class StatedPortfolio(Block):
             prices=prices,
             notes=self._notes(),
         )
+
+    def _energy(
+        self, values: np.ndarray[tuple[int], np.dtype[np.float64]], columns: dict[str, Integers]
+    ) -> dict[str, float]:
+        """Largest power and, where there is an intensity, mean carbon; nothing where no chip has a power."""
+        kw = np.array([chip.power for chip in self.chips.values()]) * self.pue / 1e3
+        if not kw.any():
+            return {}
+        on = values[columns["reserved"]][None, :, None] + values[columns["on_demand"]] + values[columns["spot"]]
+        drawn = np.einsum("sgh,g->sh", on, kw)
+        figures = {"power_most_kw": float(drawn.max())}
+        if self.carbon_limit is not None or np.any(self._carbon_kg_per_kwh()):
+            chances = np.array([case.probability for case in self.cases.values()])
+            figures["carbon_mean_kg"] = float(chances @ (drawn @ self._carbon_kg_per_kwh()))
+        return figures
 
     def _bills(
         self, values: np.ndarray[tuple[int], np.dtype[np.float64]], columns: dict[str, Integers]

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from fleetsim.errors import Finding, InputError
 from fleetsim.planning.portfolio import Spot
 from fleetsim.planning.program import Floats, Formulation, Integers, LinearProgram
+from fleetsim.planning.racks import Racks
 from fleetsim.planning.result import Plan, solved
 from fleetsim.planning.solve import Effort, require_solution, shadow_prices
 from fleetsim.scenario.schema import Block, Count, Flag, Number, Ratio
@@ -78,6 +79,10 @@ class Region(Block):
     """Replicas that can be had here, by chip; others without limit."""
     power_limit: Watts | None = None
     """Of the site, with its PUE."""
+    racks: Racks | None = None
+    """In which the site's replicas stand, without its PUE."""
+    carbon_limit: Annotated[Number, Field(ge=0)] | None = None
+    """Of the site over the horizon [kg]."""
     pue: Annotated[Number, Field(ge=1, le=10)] = 1.0
     """Energy of the site over energy of its replicas."""
     electricity: Annotated[float, Quantity("price of energy", "USD/kWh", ge=0)] | Series = 0.0
@@ -202,9 +207,9 @@ class StatedRegions(Block):
                     own = own if columns.reserved is None else np.append(own, columns.reserved[i, k])
                     self._limit(form, own, limit, name, region)
         self._start(form, columns.running)
+        self._racks(form, columns)
         self._power(form, columns.running, served, idle_kw, work_kwh)
-        if self.carbon_limit is not None:
-            self._cap(form, columns.running, served, idle_kw, work_kwh)
+        self._cap(form, columns.running, served, idle_kw, work_kwh)
         return form.program(), columns
 
     def _rents(self) -> Floats:
@@ -331,16 +336,37 @@ class StatedRegions(Block):
                 words, more = f"at most {limit:g} kW in {name} in hour {h}", f"one more kW in {name} in hour {h}"
                 form.require(words, columns, factors, "<=", limit, unit="kW", more=more)
 
+    def _racks(self, form: Formulation, columns: Columns) -> None:
+        """Racks for the most of each chip that ever runs or is reserved in a region."""
+        for k, (name, region) in enumerate(self.regions.items()):
+            if region.racks is None:
+                continue
+            kinds = []
+            for i, (chip_name, chip) in enumerate(self.chips.items()):
+                (most,) = form.variables([f"most {chip_name} in racks of {name}"])
+                kinds.append((chip_name, int(most), chip.power))
+                own = columns.running[i, k]
+                for column in own if columns.reserved is None else np.append(own, columns.reserved[i, k]):
+                    words = f"{chip_name} in {name} have a place"
+                    form.require(words, [int(column), int(most)], [1.0, -1.0], "<=", 0.0, elastic=False)
+            region.racks.require(form, kinds, self.whole, f" in {name}")
+
     def _cap(self, form: Formulation, running: Integers, served: Integers, idle_kw: Any, work_kwh: Any) -> None:
+        """Carbon of all regions, and of each that has a limit of its own."""
         carbon = self._carbon_kg_per_kwh()
-        columns = np.concatenate([running.ravel(), served.ravel()])
-        idle = (idle_kw[:, None, None] * carbon[None]).ravel()
-        work = (work_kwh[:, :, None, None] * carbon[None, None]).ravel()
-        assert self.carbon_limit is not None
-        words = f"at most {self.carbon_limit:g} kg of CO2"
-        form.require(
-            words, columns, np.concatenate([idle, work]), "<=", self.carbon_limit, unit="kg", more="one more kg of CO2"
-        )
+        idle = idle_kw[:, None, None] * carbon[None]
+        work = work_kwh[:, :, None, None] * carbon[None, None]
+        caps: list[tuple[str, slice, float]] = []
+        if self.carbon_limit is not None:
+            caps.append(("", slice(None), self.carbon_limit))
+        for k, (name, region) in enumerate(self.regions.items()):
+            if region.carbon_limit is not None:
+                caps.append((f" in {name}", slice(k, k + 1), region.carbon_limit))
+        for place, part, limit in caps:
+            columns = np.concatenate([running[:, part].ravel(), served[:, :, part].ravel()])
+            factors = np.concatenate([idle[:, part].ravel(), work[:, :, part].ravel()])
+            words, more = f"at most {limit:g} kg of CO2{place}", f"one more kg of CO2{place}"
+            form.require(words, columns, factors, "<=", limit, unit="kg", more=more)
 
     # --- the answer ---------------------------------------------------------------------------------------------------
 
