@@ -132,10 +132,11 @@ def test_portfolios_keep_power_racks_and_carbon() -> None:
     hot = portfolio(power_limit="2 kW", pue=1.1)
     assert hot.figures["power_most_kw"] <= 2.0
     assert hot.objective >= tight.objective
-    racks = portfolio(racks={"count": 3, "power": "700 W"})
+    cases = {"low": {"probability": 0.5, "demand": [8, 12, 8]}, "high": {"probability": 0.5, "demand": [16, 26, 16]}}
+    racks = portfolio(racks={"count": 3, "power": "700 W"}, cases=cases)
     assert racks.objective == pytest.approx(
-        0.5 * (2 + 3 + 2) + 0.5 * (4 + 4 + 4 + 2 + 4)
-    )  # two in each of two racks and one h100
+        0.5 * (2 + 3 + 2) + 0.5 * (4 + (4 + 4) + 4)
+    )  # l40s in two racks, one h100 in the third
     assert racks.prices[0].what == "one more rack"
     carbon = portfolio(carbon=[100, 200, 300], carbon_limit=0.9)
     kg = {name: value for name, value in carbon.figures.items() if "carbon" in name}
