@@ -138,9 +138,9 @@ def test_portfolios_keep_power_racks_and_carbon() -> None:
         0.5 * (2 + 3 + 2) + 0.5 * (4 + (4 + 4) + 4)
     )  # l40s in two racks, one h100 in the third
     assert racks.prices[0].what == "one more rack"
-    carbon = portfolio(carbon=[100, 200, 300], carbon_limit=0.9)
+    carbon = portfolio(carbon=[100, 200, 300], carbon_limit=0.95)
     kg = {name: value for name, value in carbon.figures.items() if "carbon" in name}
-    assert kg["carbon_mean_kg"] <= 0.9
+    assert kg["carbon_mean_kg"] <= 0.95
     assert carbon.objective > free.objective
     assert all("kg of CO2 in high" in price.what for price in carbon.prices)
 
