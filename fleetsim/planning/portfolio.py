@@ -8,7 +8,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fleetsim.errors import Finding, InputError
+from fleetsim.planning.over_scenario import Verifiable
 from fleetsim.planning.program import Formulation, Integers, LinearProgram
+from fleetsim.planning.prove_hours import Hour
 from fleetsim.planning.racks import Racks
 from fleetsim.planning.result import Plan, solved
 from fleetsim.planning.solve import Effort, require_solution, shadow_prices
@@ -19,6 +21,8 @@ Text = Annotated[str, Field(min_length=1)]
 Series = Annotated[tuple[Annotated[Number, Field(ge=0)], ...], Field(min_length=1)]
 _HOUR_S = 3600.0
 _TAIL = 1e-9
+_WHOLE = 1e-6
+"""Share of a replica that is left by a solver's tolerance."""
 
 
 class Spot(Block):
@@ -67,7 +71,7 @@ class DemandCase(Block):
     """Requests per second in each hour, or one number for all."""
 
 
-class StatedPortfolio(Block):
+class StatedPortfolio(Verifiable):
     """Cheapest reservation today, with on-demand and spot replicas for what then comes."""
 
     kind: Literal["portfolio"]
@@ -250,8 +254,16 @@ class StatedPortfolio(Block):
                 row = [cost[s], int(value), int(beyond[s])]
                 form.require(f"tail, {name}", row, [1.0, -1.0, -1.0], "<=", 0.0, elastic=False)
 
+    def with_utilisation(self, ratio: float) -> Self:
+        """The same problem, planned with another share of each replica's throughput."""
+        return self.model_copy(update={"utilisation": ratio})
+
     def solve(self, effort: Effort | None = None) -> Plan:
         """Solve the program."""
+        return self.planned(effort)[0]
+
+    def planned(self, effort: Effort | None = None) -> tuple[Plan, list[Hour]]:
+        """Solve the program; what the plan has in every hour of every case."""
         if not any(max(case.demand) > 0 for case in self.cases.values()):
             raise InputError(Finding("there is no demand in any case", "cases"))
         program, columns = self.formulate()
@@ -286,7 +298,7 @@ class StatedPortfolio(Block):
         }
         figures |= self._energy(values, columns)
         prices = shadow_prices(program, solution, effort)
-        return solved(
+        plan = solved(
             "portfolio",
             solution,
             "USD",
@@ -296,6 +308,25 @@ class StatedPortfolio(Block):
             prices=prices,
             notes=self._notes(),
         )
+        return plan, self._hours(values, columns)
+
+    def _hours(self, values: np.ndarray[tuple[int], np.dtype[np.float64]], columns: dict[str, Integers]) -> list[Hour]:
+        """Replicas and demand of every hour of every case; of spot replicas those that are there in the mean, rounded down."""
+        useful = np.array([chip.spot.useful_ratio if chip.spot else 0.0 for chip in self.chips.values()])
+        power = np.array([chip.power for chip in self.chips.values()])
+        speed = np.array([chip.throughput for chip in self.chips.values()])
+        found = []
+        for s, (name, case) in enumerate(self.cases.items()):
+            for h, demand in enumerate(self._hourly(case.demand)):
+                fixed = values[columns["reserved"]] + values[columns["on_demand"][s, :, h]]
+                count = np.ceil(fixed - _WHOLE) + np.floor(values[columns["spot"][s, :, h]] * useful + _WHOLE)
+                room = float(count @ speed)
+                if room <= 0.0:
+                    continue
+                replicas = {chip: int(n) for chip, n in zip(self.chips, count, strict=True) if n > 0}
+                label = f"hour {h} of {name}"
+                found.append(Hour(label, replicas, {"requests": demand}, demand / room, float(count @ power)))
+        return found
 
     def _energy(
         self, values: np.ndarray[tuple[int], np.dtype[np.float64]], columns: dict[str, Integers]

@@ -9,8 +9,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fleetsim.errors import Finding, InputError
+from fleetsim.planning.over_scenario import Verifiable
 from fleetsim.planning.portfolio import Spot
 from fleetsim.planning.program import Floats, Formulation, Integers, LinearProgram
+from fleetsim.planning.prove_hours import Hour
 from fleetsim.planning.racks import Racks
 from fleetsim.planning.result import Plan, solved
 from fleetsim.planning.solve import Effort, require_solution, shadow_prices
@@ -119,7 +121,7 @@ class Region(Block):
                 raise ValueError(f"spot replicas of {chip} in {name} are interrupted before they have served anything")
 
 
-class StatedRegions(Block):
+class StatedRegions(Verifiable):
     """Cheapest hours of replicas by chip and region that serve all work, some of it later or elsewhere."""
 
     kind: Literal["regions"]
@@ -370,8 +372,16 @@ class StatedRegions(Block):
 
     # --- the answer ---------------------------------------------------------------------------------------------------
 
+    def with_utilisation(self, ratio: float) -> Self:
+        """The same problem, planned with another share of each replica's throughput."""
+        return self.model_copy(update={"utilisation": ratio})
+
     def solve(self, effort: Effort | None = None) -> Plan:
         """Solve the program."""
+        return self.planned(effort)[0]
+
+    def planned(self, effort: Effort | None = None) -> tuple[Plan, list[Hour]]:
+        """Solve the program; what the plan has in every hour in every region."""
         table = np.array([chip.throughput for chip in self.chips.values()])
         lost = [name for j, name in enumerate(self.buckets) if table[:, j].max() <= 0.0]
         if lost:
@@ -414,9 +424,27 @@ class StatedRegions(Block):
         figures |= self._bills(solution.values, columns)
         notes = [] if self.whole else ["replicas are divisible: round up, or set `whole: true`"]
         prices = shadow_prices(program, solution, effort)
-        return solved(
+        plan = solved(
             "regions", solution, "USD", fleet={}, figures=figures, table=tuple(rows), prices=prices, notes=notes
         )
+        return plan, self._hours(solution.values, columns, loads, (counts * idle[:, None, None] + work) * 1e3)
+
+    def _hours(self, values: Floats, columns: Columns, loads: Floats, power_w: Floats) -> list[Hour]:
+        """Replicas and rates of every hour in every region, parts of a replica rounded up; without spot replicas that are away."""
+        found = []
+        for k, (name, region) in enumerate(self.regions.items()):
+            lost = np.array([1.0 - (t.useful_ratio if (t := region.spot.get(chip)) else 1.0) for chip in self.chips])
+            for h in range(self.hours):
+                away = 0.0 if columns.spot is None else np.ceil(values[columns.spot[:, k, h]] * lost - 1e-6)
+                count = np.maximum(np.ceil(values[columns.running[:, k, h]] - 1e-6) - away, 0.0)
+                rates = values[columns.served[:, :, k, h]]
+                if count.sum() <= 0.0 or rates.sum() <= 1e-9:
+                    continue
+                busy = float((rates * loads).sum()) / float(count.sum())
+                replicas = {chip: int(n) for chip, n in zip(self.chips, count, strict=True) if n > 0}
+                served = dict(zip(self.buckets, rates.sum(axis=0).tolist(), strict=True))
+                found.append(Hour(f"hour {h} in {name}", replicas, served, busy, float(power_w[:, k, h].sum())))
+        return found
 
     def _terms(self, values: Floats, columns: Columns, i: int, k: int) -> dict[str, float]:
         """Replicas of a chip in a region by their terms; nothing where all are on demand."""
