@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from fleetsim.errors import Finding, InputError, nearest
@@ -70,6 +70,10 @@ class Site:
     """The gateway's adapter."""
     store_links: tuple[Edge, ...] = ()
     """The remote store's, if there is one."""
+    sites: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Replicas of each site of the scenario; empty where it has none."""
+    site_links: dict[str, tuple[Edge, ...]] = field(default_factory=dict)
+    """Links of each site to all others."""
     accelerators: tuple[int, ...] = ()
     """Of each replica, by number over the fleet; one each where nobody says."""
 

@@ -44,7 +44,9 @@ class Incident(BaseModel):
     server: Annotated[int, Field(ge=0, strict=True)] | None = None
     """… all on a server, by its number in the pool; or …"""
     rack: Annotated[int, Field(ge=0, strict=True)] | None = None
-    """… all in a rack, by its number in the pool."""
+    """… all in a rack, by its number in the pool; or …"""
+    site: str | None = None
+    """… all at a site of the scenario, of whatever pool; of links, the site's to all other sites."""
 
     @model_validator(mode="after")
     def _links_come_back(self) -> Self:
@@ -137,7 +139,10 @@ def _of_gateways(incident: Incident) -> list[Fault]:
 def _of_links(incident: Incident, site: Site) -> list[Fault]:
     """Begin and end of a cut, or of a throttled link."""
     links = {"gateway": site.gateway_links, "store": site.store_links}.get(incident.link or "", ())
-    if incident.link is None:
+    if incident.site is not None:
+        _struck(incident, site)  # refuses what is not there
+        links = site.site_links[incident.site]
+    elif incident.link is None:
         pool = _pool(incident, site)
         _struck(incident, site)  # refuses what is not there
         rack, server = incident.rack, incident.server
@@ -163,6 +168,12 @@ def _pool(incident: Incident, site: Site) -> str:
 
 
 def _struck(incident: Incident, site: Site) -> tuple[int, ...]:
+    if incident.site is not None:
+        if incident.site not in site.sites:
+            raise InputError(
+                Finding(f'faults name the site "{incident.site}"', hint=f"sites: {', '.join(site.sites) or 'none'}")
+            )
+        return site.sites[incident.site]
     pool = _pool(incident, site)
     members = site.pools[pool]
     groups: list[tuple[str, Sequence[tuple[int, ...]], Sequence[int]]] = [
@@ -184,5 +195,5 @@ def _struck(incident: Incident, site: Site) -> tuple[int, ...]:
                 )
             found.update(dict.fromkeys(group))
     if not found:
-        raise InputError(Finding("an incident strikes nothing: give replicas, server or rack"))
+        raise InputError(Finding("an incident strikes nothing: give replicas, server, rack or site"))
     return tuple(found)

@@ -103,6 +103,11 @@ class Lifecycle:
             servers.setdefault(str(node["gates"][0]), []).append(replica.index)
             racks.setdefault(str(node["gates"][1]), []).append(replica.index)
         pools = {pool.name: tuple(replica.index for replica in pool.replicas) for pool in self._fleet.pools}
+        sites: dict[str, list[int]] = {}
+        for replica in self._fleet.replicas:
+            name = self._fleet.pool_of[replica.index].config.site
+            if name is not None:
+                sites.setdefault(name, []).append(replica.index)
         return Site(
             pools,
             tuple(map(tuple, servers.values())),
@@ -112,6 +117,8 @@ class Lifecycle:
             tuple(links_between(graph, rack, graph.nodes[rack]["gates"][:1] or ("store", "gateway")) for rack in racks),
             links_at(graph, "gateway"),
             links_at(graph, "store") if "store" in graph else (),
+            {name: tuple(members) for name, members in sites.items()},
+            {name: links_between(graph, f"wan:{name}", _wide(graph, name)) for name in sites},
             tuple(pool.config.parallelism.accelerators for pool in self._fleet.pool_of),
         )
 
@@ -576,6 +583,11 @@ def let_run(pool: Pool, seats: int) -> None:
             batch.seats = seats
         if replica.inbox or any(batch.waiting for batch in replica.batches):
             replica.at_boundary(_look)
+
+
+def _wide(graph: Any, site: str) -> list[str]:
+    """Where the links of a site to all others end."""
+    return [node for node in graph.successors(f"wan:{site}") if node.startswith("wan:")]
 
 
 def _look() -> None:

@@ -17,7 +17,7 @@ class Metric:
 
 
 METRICS = (
-    Metric("ttft_s", "s", "first_token_s - arrival_s: time to first token, queueing included",
+    Metric("ttft_s", "s", "first_token_s + return_s - arrival_s: time to first token, queueing included",
            {"vllm": "ttft", "aiperf": "time_to_first_token", "guidellm": "time_to_first_token_ms", "mlperf": "TTFT"}),
     Metric("tpot_s", "s", "(end_s - first_token_s) / (output_tokens - 1): mean gap after the first token; null below two tokens",
            {"vllm": "tpot", "aiperf": "inter_token_latency", "guidellm": "inter_token_latency_ms", "mlperf": "TPOT"}),
@@ -25,7 +25,7 @@ METRICS = (
            {"vllm": "itl", "inference-perf": "ITL", "llm-d": "inter_token_latency"}),
     Metric("ntpot_s", "s", "e2el_s / output_tokens: time per token, the first included",
            {"inference-perf": "NTPOT", "guidellm": "time_per_output_token_ms", "llm-d": "normalized_time_per_output_token"}),
-    Metric("e2el_s", "s", "end_s - arrival_s: end-to-end latency",
+    Metric("e2el_s", "s", "end_s + return_s - arrival_s: end-to-end latency",
            {"vllm": "e2el", "aiperf": "request_latency", "guidellm": "request_latency"}),
     Metric("queue_wait_s", "s", "first_scheduled_s - queued_s: wait in the replica's queue",
            {"vllm": "vllm:request_queue_time_seconds"}),

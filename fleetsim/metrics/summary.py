@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ STATES = ("finished", "rejected", "timed_out", "failed", "unfinished")
 """Terminal states, in the order in which they are reported."""
 FINISHED, REJECTED = 0, 1
 GROUPINGS = ("pool", "class", "tenant", "model", "site", "origin")
+_NOBODY = -2
+"""Code of a name that no row has."""
 _CHARGED = {
     "energy_requests_j": "energy_j",
     "cost_requests_usd": "cost_usd",
@@ -152,7 +154,8 @@ def summarise(
     served = status != REJECTED
     arrival, start, end = (_floats(read, name)[served] for name in ("arrival_s", "first_scheduled_s", "end_s"))
     word = verdict(arrival, start, end, int((~served).sum()))
-    groups = _groups(read, table, status, met, counted, makespan_s)
+    sites = {pool.config.site for pool in pools if pool.config.site is not None}
+    groups = _groups(read, table, status, met, counted, makespan_s, sites)
     _add_bills(groups, pools, books)
     bounds = {pool.name: pool.accelerators * _bound(pool) for pool in pools}
     for row in groups:
@@ -462,22 +465,24 @@ def _groups(
     met: np.ndarray[Any, Any],
     counted: np.ndarray[Any, Any],
     makespan_s: float,
+    sites: Collection[str],
 ) -> list[dict[str, Any]]:
-    """The main figures for each pool, class, tenant and model that occurs, one column of the table at a time."""
+    """The main figures for each pool, class, tenant and model that occurs, and for each site, one column of the table at a time."""
     rows: list[dict[str, Any]] = []
     places: list[tuple[np.ndarray[Any, Any], int]] = []
     for by in GROUPINGS:
         codes, names = _codes(table[by])
-        for value in sorted(names):
-            members = codes == names.index(value)
-            if not members.any() or (by in ("tenant", "model") and members.all()):
+        for value in sorted({*names, *sites} if by == "site" else names):
+            place = names.index(value) if value in names else _NOBODY
+            members = codes == place
+            if (not members.any() and by != "site") or (by in ("tenant", "model") and members.all()):
                 continue  # one tenant or model only: the summary says the same
             measured = members & counted
             row: dict[str, Any] = {"by": by, "value": value, **_counts(status[members])}
             row["slo_attainment_ratio"] = _number(met[measured].mean()) if measured.any() else None
             row["goodput_requests_per_s"] = float(met[members].sum()) / makespan_s if makespan_s else None
             rows.append(row)
-            places.append((codes, names.index(value)))
+            places.append((codes, place))
     tokens = values_of(read("requests", ["output_tokens"])["output_tokens"])
     for row, (codes, place) in zip(rows, places, strict=True):
         row["output_tokens"] = int(tokens[codes == place].sum())

@@ -1156,7 +1156,7 @@ class Scenario(Block):
     """Who sets clocks, caps, batch sizes and sleep states; each of its own pools."""
     energy: Energy = Energy()
     """What energy costs besides being drawn."""
-    sites: dict[Annotated[str, Field(min_length=1, max_length=100)], Site] = {}
+    sites: dict[Annotated[str, Field(pattern=r"^[\w. -]{1,100}$")], Site] = {}
     """Places by name; with any, every pool stands at one."""
     run: Run = Run()
     """How to simulate."""
