@@ -100,8 +100,8 @@ class Fleet:
         self.lifecycle: Lifecycle | None = None
         """Starts and stops replicas, where their number changes."""
         grows = any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools)
-        if grows or scenario.faults:
-            self.lifecycle = Lifecycle(self, streams)
+        if grows or scenario.faults or scenario.autoscaler is not None:
+            self.lifecycle = Lifecycle(self, streams, scenario)
         self.swapping = self._swapping()
         """Replicas that change their LLM, if there are any."""
         self._rebalancings: list[Rebalancing] = []

@@ -54,6 +54,8 @@ class Presence:
                     del self.waiting_room[request]
                     if self._gateway.outside.pop(request, _GONE) is not _GONE:
                         self._gateway.route(group, request)
+        if present:
+            self._gateway.holding.ask()
 
     def kill(self, replica: Replica) -> None:
         """Take everything from a replica now; what is sent to it until `notice` is lost too.

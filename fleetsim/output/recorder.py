@@ -269,7 +269,7 @@ class Sampler:
             carbon_g = None if grid is None else site_w * (now_s - start_s) / KWH_J * grid
             sent, ended = fleet.gateway.sent[pool.index], fleet.gateway.finished[pool.index]
             states = [life.state for life in pool.lives]
-            paid = sum(life.on for life in pool.lives)
+            paid = sum([life.share for life in pool.lives if life.on])
             wanted = fleet.wanted(pool)
             self._rows["fleet"].append((
                 start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,
