@@ -114,7 +114,7 @@ CASES = {
     "no unit": ("ttft: 2 s", "ttft: 2", 10, 13, "slo.ttft", "has no unit", ""),
     "wrong unit": ("ttft: 2 s", "ttft: 2 GiB", 10, 13, "slo.ttft", "expected a time", ""),
     "below zero": ("ttft: 2 s", "ttft: -2 s", 10, 13, "slo.ttft", 'must be above 0, found "-2 s"', ""),
-    "no replica": ("replicas: 1", "replicas: 0", 14, 70, "pools[0].replicas", "must be at least 1, found 0", ""),
+    "no replica": ("replicas: 1", "replicas: -1", 14, 70, "pools[0].replicas", "must be at least 0, found -1", ""),
     "half a replica": (
         "replicas: 1",
         "replicas: 1.5",
