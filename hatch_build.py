@@ -40,6 +40,7 @@ HOT_MODULES = (
     "fleetsim/routing/api.py",
     "fleetsim/routing/basic.py",
     "fleetsim/routing/cache_aware.py",
+    "fleetsim/routing/conductor.py",
     "fleetsim/routing/consistent_hash.py",
     "fleetsim/routing/dualmap.py",
     "fleetsim/routing/dynamo_kv.py",

@@ -29,6 +29,7 @@ GROUPS = {
     "autoscalers": "how many replicas are wanted",
     "fleet_autoscalers": "how many replicas of each pool are wanted, and which turn into those of another",
     "forecasters": "what demand an autoscaler expects",
+    "power_managers": "clocks, caps, batch sizes and sleep states",
     "placements": "which LLM a replica holds, and who runs there next",
     "rebalancers": "who moves to which other replica",
     "reuses": "which keys and values are reused that stand behind another start",

@@ -35,9 +35,10 @@ UNITS: dict[str, dict[str, float]] = {
     "carbon intensity": {"g/kWh": 1.0, "kg/kWh": 1e3, "kg/MWh": 1.0, "t/GWh": 1.0},
     "price of energy": {"USD/kWh": 1.0, "$/kWh": 1.0, "USD/MWh": 1e-3, "$/MWh": 1e-3},
     "temperature": {"C": 1.0, "°C": 1.0, "degC": 1.0},
+    "mass": {"g": 1.0, "kg": 1e3, "t": 1e6},
 }
 """Accepted units and their factor to the base unit, per dimension: s, B, B/s, 1/s, Hz, FLOP/s, W, J, USD/h, g/kWh (of
-CO2 equivalents), USD/kWh, °C."""
+CO2 equivalents), USD/kWh, °C, g."""
 
 _QUANTITY = re.compile(r"^\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s].*?)?\s*$")
 _EXAMPLES = {
@@ -53,6 +54,7 @@ _EXAMPLES = {
     "carbon intensity": "380 g/kWh",
     "price of energy": "0.12 USD/kWh",
     "temperature": "60 C",
+    "mass": "150 kg",
 }
 
 

@@ -63,6 +63,22 @@ class Power:
 
 
 @dataclass(frozen=True, slots=True)
+class HeatSink:
+    """How one accelerator gets rid of its heat, and what it does when it cannot."""
+
+    resistance_k_per_w: float
+    """Kelvins above the air per watt drawn."""
+    capacity_j_per_k: float
+    """Heat that warms it by one kelvin."""
+    throttle_c: float
+    """Temperature from which on its clock is lowered [°C]."""
+    resume_c: float
+    """Temperature below which it is as before [°C]."""
+    throttled_ratio: float
+    """Clock over the usual one meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tier:
     """One level of a chip's memory."""
 
@@ -120,8 +136,12 @@ class Accelerator:
     per_node: int
     """Accelerators in a usual node."""
     power: Power
+    heat_sink: HeatSink | None
+    """None where nobody said."""
     price_usd_per_h: float
     """On demand, one accelerator [USD/h]."""
+    embodied_g: float | None
+    """Greenhouse gases of making one, with its share of the server; None where nobody says [g]."""
     sourced: Mapping[str, Sourced]
     """Every number with its unit and source, by its path in the file."""
 
@@ -168,7 +188,9 @@ def load_accelerator(name: str) -> Accelerator:
         network=_link(record, "network"),
         per_node=int(record.quantity("per_node", "count")),
         power=_power(power),
+        heat_sink=_heat_sink(record),
         price_usd_per_h=record.quantity("price", "price"),
+        embodied_g=_optional(record, "embodied", "mass") or None,
         sourced=record.sourced,
     )
     if not {"bf16", "fp16"} & set(peak.content):
@@ -190,6 +212,20 @@ def _power(record: Record) -> Power:
         compute_w=compute,
         memory_w=memory,
         logistic=_logistic(record),
+    )
+
+
+def _heat_sink(record: Record) -> HeatSink | None:
+    record.known.add("thermal")
+    if "thermal" not in record.content:
+        return None
+    sink = record.part("thermal")
+    return HeatSink(
+        sink.quantity("resistance", "ratio"),
+        sink.quantity("capacity", "ratio"),
+        sink.quantity("throttle", "temperature"),
+        sink.quantity("resume", "temperature"),
+        sink.quantity("throttled_clock", "ratio"),
     )
 
 

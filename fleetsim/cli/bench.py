@@ -27,6 +27,7 @@ def command(quick: bool, as_json: bool, only: tuple[str, ...], repeat: int) -> N
     requests  10 k, 100 k and 1 M requests on 64 replicas
     replicas  100 k requests on 10, 100 and 1,000 replicas, each as busy as in the million
     floor     as many events as the million has, in which nothing happens: bare SimPy, and fleetsim's clock
+    week      5 M requests in a week of days and nights, on up to 16 autoscaled replicas of a 70 B model (only if asked for)
     routers   100 k requests on 64 replicas with each of many routers, against power-of-two-choices (only if asked for)
     orders    20 k requests at twice the rate with each order of the engines' queues, against fcfs (only if asked for)
 

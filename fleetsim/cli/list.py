@@ -100,6 +100,43 @@ def _links() -> Rows:
         }
 
 
+def _grids() -> Rows:
+    from fleetsim.catalog.data import names
+    from fleetsim.catalog.grid import load_grid
+
+    for name in names("grid"):
+        grid = load_grid(name)
+        for dimension, seasons in grid.days.items():
+            day = seasons["year"]
+            scale, unit = (1.0, "g/kWh") if dimension == "carbon intensity" else (1e3, "USD/MWh")
+            yield {
+                "name": name,
+                "title": grid.title,
+                "what": dimension,
+                "mean": show(sum(day) / 24 * scale, unit),
+                "lowest hour": f"{day.index(min(day))}: {show(min(day) * scale, unit)}",
+                "highest hour": f"{day.index(max(day))}: {show(max(day) * scale, unit)}",
+                "source": grid.sources[dimension],
+            }
+
+
+def _prices() -> Rows:
+    from fleetsim.catalog.data import names
+    from fleetsim.catalog.price import load_prices
+
+    for name in names("price"):
+        for offer in load_prices(name):
+            yield {
+                "name": name,
+                "provider": offer.provider,
+                "region": offer.region,
+                "term": offer.term,
+                "USD/h": show(offer.usd_per_h),
+                "source": offer.sourced.source,
+                "note": offer.sourced.note,
+            }
+
+
 def _traces() -> Rows:
     from fleetsim.workload.traces import list_traces
 
@@ -161,6 +198,8 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "llms": _llms,
     "encoders": _encoders,
     "links": _links,
+    "grids": _grids,
+    "prices": _prices,
     "traces": _traces,
     "profiles": _profiles,
     "metrics": _metrics,
@@ -189,8 +228,8 @@ def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
 def command(kind: str, of: str | None, as_json: bool) -> None:
     """What can be named in a scenario.
 
-    KIND is policies, accelerators, llms, encoders, links, traces, profiles, metrics, scenarios, plans or papers. POLICIES is a
-    kind of policies, such as routers or schedulers: `fleetsim list policies routers`.
+    KIND is policies, accelerators, llms, encoders, links, grids, prices, traces, profiles, metrics, scenarios, plans or papers.
+    POLICIES is a kind of policies, such as routers or schedulers: `fleetsim list policies routers`.
     """
     rows = list(KINDS[kind]())
     if of is not None:

@@ -298,6 +298,23 @@ class Replica:
         """Duration of the step that has just ended [s]; 0 if the last boundary came without one."""
         return self.first_s + self.slope_s * (self.leap_steps - 1) if self.leap_steps else 0.0
 
+    @property
+    def in_step(self) -> bool:
+        """Whether a step, or a pass of the encoder, is under way."""
+        return (self.timer is not None and self.leap_steps > 0) or (
+            self.encoder is not None and bool(self.encoder.current)
+        )
+
+    def charge_running(self) -> None:
+        """Charge requests that decode for what they have used until now (between two steps)."""
+        for batch in self.batches:
+            for request in batch.running:
+                if request.segment_mark >= 0:
+                    request.energy_j += self.energy_per_token_j - request.energy_mark
+                    request.cost_share_s += self.time_per_token_s - request.cost_mark
+                    request.energy_mark = self.energy_per_token_j
+                    request.cost_mark = self.time_per_token_s
+
     def _end_leap(self) -> None:
         """Bring the next boundary here: now, or at the end of the step under way."""
         now_s = self.clock.now_s
@@ -436,6 +453,12 @@ class Replica:
             busy += elapsed
             energy += self.encoder.energy_j(elapsed / self.encoder.pass_s)
         return Meter(busy, energy, steps, prompt, output, ctx)
+
+    def books(self) -> Meter:
+        """Totals up to the last boundary: what `meter` says between two steps, in an errand too."""
+        return Meter(
+            self.busy_s, self.energy_j, self.steps, self.prompt_tokens, self.output_tokens, self.ctx_tokens_read
+        )
 
     def steps_done(self, now_s: float) -> int:
         """Whole steps of the leap under way that are over at `now_s`."""
@@ -689,8 +712,8 @@ class Replica:
             self._fetch_admitted(batch)
             if batch.waiting:
                 limit = 1  # the budget of a step may be all that kept the next one out, although this step computes nothing of them
-        if batch.recheck:
-            limit = 1
+        if batch.recheck or (self.tiers is not None and batch.waiting):
+            limit = 1  # tiers change while somebody waits, and what they offer is asked at each try
         if order is not None and batch.waiting and limit > 1:
             steps, at_s = order.settled_until()
             limit = min(limit, steps)

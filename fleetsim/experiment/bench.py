@@ -26,11 +26,14 @@ from fleetsim.errors import FleetsimError
 from fleetsim.kernel.clock import BOUNDARY, Clock
 from fleetsim.scenario.template import scenarios_folder
 
-GROUPS = ("trace", "million", "requests", "replicas", "floor", "routers", "orders")
+GROUPS = ("trace", "million", "requests", "replicas", "floor", "week", "routers", "orders")
 """What can be asked for by name; the million ends the series in requests and is run once."""
 
 AGAINST_PLAIN = ("routers", "orders")
-"""Groups that are run only if asked for; their first case is the plain one, to which the others are compared."""
+"""Groups whose first case is the plain one, to which the others are compared."""
+
+ONLY_ASKED = ("week", *AGAINST_PLAIN)
+"""Groups that are run only if asked for."""
 
 ROUTERS = (
     "power-of-two-choices",
@@ -147,9 +150,10 @@ def cases(quick: bool = False, only: Sequence[str] = ()) -> list[Case]:
     every += [_fleet("million/10" if quick else "million", "requests", last, REPLICAS, "million")]
     every += [_fleet(f"replicas-{n}", "replicas", each, n) for n in (10, 100, 1000)]
     every += [_floor(queue, last * FLOOR_EVENTS_PER_REQUEST) for queue in ("simpy", "clock")]
+    every += [_week(last * 5)]
     every += [_router(name, each) for name in ROUTERS]
     every += [_order(name, each // 5) for name in ORDERS]
-    return [case for case in every if set(case.groups) & set(only or set(GROUPS) - set(AGAINST_PLAIN))]
+    return [case for case in every if set(case.groups) & set(only or set(GROUPS) - set(ONLY_ASKED))]
 
 
 def million() -> Path:
@@ -173,6 +177,11 @@ def _fleet(name: str, group: str, requests: int, replicas: int, *more: str) -> C
     )
     what = f"{requests:,} requests on {replicas:,} replicas"
     return Case(name, (group, *more), what, str(million()), overrides)
+
+
+def _week(requests: int) -> Case:
+    what = f"{requests:,} requests over days and nights, autoscaled"
+    return Case("week", ("week",), what, str(million().with_name("week.yaml")), (("workload.requests", requests),))
 
 
 def _router(name: str, requests: int) -> Case:
@@ -303,7 +312,7 @@ def _measure_run(case: Case, folder: Path) -> Measured:
     return Measured(
         case=case.name,
         requests=int(result.summary["requests"]),
-        replicas=sum(pool.replicas for pool in loaded.scenario.pools),
+        replicas=sum(pool.most_replicas for pool in loaded.scenario.pools),
         output_tokens=int(result.summary["output_tokens"]),
         events=result.events,
         verdict=result.verdict,

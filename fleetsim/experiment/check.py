@@ -18,6 +18,7 @@ from fleetsim.catalog.memory import MemoryPlan, memory_plan, parallelisms_that_f
 from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
 from fleetsim.experiment.check_elastic import conversions_can_be, pools_are_there
+from fleetsim.experiment.check_energy import CHECKS
 from fleetsim.fleet.pool import describe_pool, encoder_bytes_per_accelerator, encoder_parallelism
 from fleetsim.kernel.streams import Streams
 from fleetsim.plugins import Choice, load
@@ -328,14 +329,56 @@ def _labels_occur(loaded: LoadedScenario) -> Findings:
                 yield loaded.finding(path, message, hint, "warning")
 
 
+def _rows_possible(loaded: LoadedScenario) -> Findings:
+    """Whether each pool has one power manager at most, and one that can do something for it."""
+    pools = {pool.name: pool for pool in loaded.scenario.pools}
+    taken: dict[str, int] = {}
+    for number, row in enumerate(loaded.scenario.power):
+        where = ("power", number)
+        own = row.pools or tuple(pools)
+        named: list[tuple[tuple[str | int, ...], str, set[str]]] = []
+        named += [((*where, "pools", place), name, set(pools)) for place, name in enumerate(row.pools)]
+        named += [((*where, "low_priority", place), name, set(own)) for place, name in enumerate(row.low_priority)]
+        stages = getattr(row.manager.config, "stages", ())
+        for place, stage in enumerate(stages):
+            inner = (*where, "manager", "stages", place, "pools")
+            named += [((*inner, position), name, set(own)) for position, name in enumerate(stage.pools)]
+        for path, name, known in named:
+            if name not in known:
+                yield loaded.finding(path, f'no pool "{name}" here', nearest(name, known, "pools"))
+        for name in own:
+            pool = pools.get(name)
+            if pool is None:
+                continue
+            if name in taken:
+                message = f'pool "{name}" has a power manager already, that of power[{taken[name]}]'
+                yield loaded.finding((*where, "pools") if row.pools else where, message, "name the `pools` of each")
+            taken[name] = number
+            for what, there in (("models", bool(pool.models)), ("encoder", pool.encoder is not None)):
+                if there:
+                    message = f'pool "{name}": clocks, caps and sleep are not modelled with `{what}`'
+                    yield loaded.finding((*where, "pools") if row.pools else where, message)
+        policy = load(row.manager.kind, row.manager.name)
+        if getattr(policy, "needs_budget", False) and row.budget is None:
+            message = f'without a budget "{row.manager.name}" does nothing'
+            yield loaded.finding((*where, "manager"), message, "set `budget`, such as 40 kW", "warning")
+        if getattr(policy, "needs_sleep", False) and all(
+            pools[name].power.sleep is None for name in own if name in pools
+        ):
+            message = f'"{row.manager.name}" has no sleep state to put replicas in'
+            yield loaded.finding((*where, "manager"), message, "set `power.sleep` of a pool", "warning")
+
+
 _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _pool_names_unique,
+    *CHECKS,
     _trace_exists,
     _profile_exists,
     _store_is_there,
     _model_is_served,
     _labels_occur,
     pools_are_there,
+    _rows_possible,
 )
 
 
@@ -487,6 +530,38 @@ def _powers_possible(site: Site) -> Findings:
         yield site.finding(("power", "curve"), f"{chip.name} has no logistic power curve", hint)
 
 
+def _heat_known(site: Site) -> Findings:
+    """Whether the constants of a pool's heat are there and fit together."""
+    thermal, chip = site.pool.power.thermal, site.accelerator
+    if thermal is None:
+        return
+    path = ("power", "thermal")
+    if site.pool.encoder is not None or site.loaded.scenario.pools[site.index].models:
+        yield site.finding(path, "heat is not modelled for pools with an encoder or with `models`")
+    needed = ("resistance", "capacity", "throttle", "resume", "throttled_clock")
+    missing = [name for name in needed if getattr(thermal, name) is None]
+    if chip.heat_sink is None and missing:
+        known = [name for name in catalogue("accelerator") if load_accelerator(name).heat_sink]
+        message = f"nobody says how {chip.name} is cooled: {', '.join(missing)} must be given"
+        yield site.finding(path, message, f"known for: {', '.join(sorted(known))}")
+        return
+    sink = chip.heat_sink
+    throttle_c = thermal.throttle if thermal.throttle is not None or sink is None else sink.throttle_c
+    resume_c = thermal.resume if thermal.resume is not None or sink is None else sink.resume_c
+    assert throttle_c is not None
+    assert resume_c is not None
+    if not thermal.ambient < resume_c < throttle_c:
+        message = f"ambient {thermal.ambient:g} C, resume {resume_c:g} C and throttle {throttle_c:g} C must rise in this order"
+        yield site.finding(path, message)
+
+
+def _sleep_saves(site: Site) -> Findings:
+    sleep, idle_w = site.pool.power.sleep, site.accelerator.power.idle_w
+    if sleep is not None and sleep.power > idle_w:
+        message = f"sleeping at {show(sleep.power, 'W')} takes more than {site.accelerator.name} does idle, {show(idle_w, 'W')}"
+        yield site.finding(("power", "sleep", "power"), message, severity="warning")
+
+
 def _encoder_fits(site: Site) -> Findings:
     """Whether an encoder alone fits, and whether it can be spread like the pool's replicas."""
     encoder = site.encoder
@@ -554,6 +629,8 @@ _POOL_CHECKS: tuple[Callable[[Site], Findings], ...] = (
     _longest_request_fits,
     _price_known,
     _powers_possible,
+    _heat_known,
+    _sleep_saves,
     _encoder_fits,
     _tower_left_out,
     _order_has_what_it_needs,

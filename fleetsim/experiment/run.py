@@ -201,7 +201,7 @@ def _simulate(
     interrupted = _run_clock(clock, until_s)
     while not interrupted and clock.now_s < until_s and fleet.in_flight and fleet.unlock():
         interrupted = _run_clock(clock, until_s)
-    stopped = interrupted or bool(fleet.in_flight) or not fleet.exhausted
+    stopped = interrupted or bool(fleet.in_flight) or fleet.unsettled or not fleet.exhausted
     end_s = clock.now_s if stopped else fleet.last_end_s
     if stopped:
         fleet.stop()
@@ -230,6 +230,11 @@ def _simulate(
         sum(replica.remote_bytes for replica in fleet.replicas),
         fleet.gateway.presence.recoveries,
         fleet.gateway.presence.lost_tokens + sum(replica.lost_tokens for replica in fleet.replicas),
+        None if fleet.powering is None else fleet.powering.budget_peak_ratio,
+        fleet.ledger,
+        fleet.gateway.presence.lost_j,
+        fleet.gateway.presence.lost_s,
+        0 if fleet.lifecycle is None else fleet.lifecycle.gateway_loss.failed_tries,
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()
@@ -334,6 +339,8 @@ def _assumptions(fleet: Fleet) -> list[str]:
             used.append((f"link {pool.link.name}", pool.link.sourced))
         for name, values in used:
             for path, value in values.items():
+                if path.startswith("thermal.") and pool.config.power.thermal is None:
+                    continue
                 if value.is_assumed:
                     texts[f"{name}.{path} = {value.published:g} {value.unit}".rstrip()] = None
     return list(texts)
@@ -382,10 +389,16 @@ def _verify_totals(summary: Mapping[str, Any]) -> None:
         charged = summary[f"{meter}_requests_j"] + summary[f"{meter}_idle_j"]
         if abs(charged - total) > 1e-9 * max(total, 1.0):
             raise LawError(f"law 5 ({meter.replace('_', ' ')}): meter {total} J, requests and idle {charged} J")
-    if summary["carbon_g"] is not None:
-        charged = summary["carbon_requests_g"] + summary["carbon_idle_g"]
-        if abs(charged - summary["carbon_g"]) > 1e-9 * max(summary["carbon_g"], 1e-3):
-            raise LawError(f"law 5 (carbon): meter {summary['carbon_g']} g, requests and idle {charged} g")
+    for what, meter, requests, idle, unit in (
+        ("carbon", "carbon_g", "carbon_requests_g", "carbon_idle_g", "g"),
+        ("embodied carbon", "embodied_g", "embodied_requests_g", "embodied_idle_g", "g"),
+        ("electricity", "electricity_cost_usd", "electricity_requests_usd", "electricity_idle_usd", "USD"),
+        ("cost", "cost_usd", "cost_requests_usd", "cost_idle_usd", "USD"),
+    ):
+        if summary.get(meter) is not None:
+            charged = summary[requests] + summary[idle]
+            if abs(charged - summary[meter]) > 1e-9 * max(abs(summary[meter]), 1e-3):
+                raise LawError(f"law 5 ({what}): meter {summary[meter]} {unit}, requests and idle {charged} {unit}")
 
 
 def folder_name(name: str) -> str:

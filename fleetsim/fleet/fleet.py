@@ -21,11 +21,14 @@ from fleetsim.engine.replica import Replica
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
 from fleetsim.fleet.gateway import Gateway
+from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.life import Life
 from fleetsim.fleet.lifecycle import Lifecycle
 from fleetsim.fleet.pool import Pool, describe_pool
+from fleetsim.fleet.powering import Powering
 from fleetsim.fleet.rebalance import Rebalancing, rebalancings
 from fleetsim.fleet.swapping import Swapping
+from fleetsim.fleet.tariffs import Tariffs
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
@@ -92,16 +95,28 @@ class Fleet:
         self._network: Network | None = None
         self._stores: dict[tuple[str, str, int], Tier] = {}
         """The remote store's part for each LLM, type of keys and values, and block size."""
+        self.tariffs = Tariffs(scenario, base_dir, [pool.accelerator for pool in self.pools])
+        """What machines and energy cost, where and when."""
+        self.ledger: Ledger | None = None
+        """Charges at these prices, where they change over time or from site to site."""
         for pool in self.pools:
             self._build(pool)
         self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
+        if not self.tariffs.constant:
+            self.ledger = self.gateway.ledger = Ledger(self, self.tariffs)
+        self.take = self.gateway.take
+        """Where requests come in."""
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
         self.lifecycle: Lifecycle | None = None
         """Starts and stops replicas, where their number changes."""
         grows = any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools)
-        if grows or scenario.faults or scenario.autoscaler is not None:
+        if grows or scenario.faults or scenario.power or scenario.autoscaler is not None:
             self.lifecycle = Lifecycle(self, streams, scenario)
+        self.powering: Powering | None = None
+        """Sets clocks, caps and sleep states, and follows temperatures, where any of that changes."""
+        if scenario.power or any(pool.config.power.thermal is not None for pool in self.pools):
+            self.powering = Powering(scenario, self, streams)
         self.swapping = self._swapping()
         """Replicas that change their LLM, if there are any."""
         self._rebalancings: list[Rebalancing] = []
@@ -140,7 +155,7 @@ class Fleet:
                     config.encoder.order == "last",
                     config.encoder.step_target,
                     config.encoder.max_wait,
-                    pool.pay_encoding,
+                    pool.pay_encoding if self.tariffs.constant else partial(self._pay_encoding, len(self.replicas)),
                 )
             life = Life("ready" if number < config.replicas else "off")
             self.replicas.append(replica)
@@ -156,6 +171,11 @@ class Fleet:
                     pool.between_turns.append(self._with_sessions(pool, replica, config_of))
             if engine.kv.preemption.mode == "swap":
                 pool.swaps.append(self._with_swap(pool, replica))
+
+    def _pay_encoding(self, replica: int, request: Request, seconds: float) -> None:
+        """Charge a request for its share of a pass of an encoder, where prices change."""
+        assert self.ledger is not None
+        self.ledger.charge_encoding(replica, request, seconds)
 
     def _swapping(self) -> Swapping | None:
         """What decides about replicas that change their LLM, and about requests for them."""
@@ -273,6 +293,10 @@ class Fleet:
             rebalancing.begin()
         if self.lifecycle is not None:
             self.lifecycle.begin(self._scenario)
+        if self.powering is not None:
+            self.powering.begin()
+        if self.ledger is not None:
+            self.ledger.begin()
 
     @property
     def detect_s(self) -> float:
@@ -311,11 +335,13 @@ class Fleet:
 
     def _admit(self, request: Request) -> None:
         self.arrived += 1
-        self.gateway.take(request)
+        self.take(request)
 
     def _end(self, request: Request) -> None:
         self.ended += 1
         self.last_end_s = self.clock.now_s
+        if self.ledger is not None:
+            self.ledger.charge(request)
         self.on_end(request)
         if self.lifecycle is not None and self.lifecycle.draining:
             self.lifecycle.look()
@@ -334,6 +360,8 @@ class Fleet:
     def at_rest(self) -> bool:
         """Whether nothing will happen any more by itself."""
         if not self.exhausted or self.expected or self.gateway.outside or self.gateway.encoding:
+            return False
+        if self.lifecycle is not None and self.lifecycle.waits_for_repair:
             return False
         moving = self._network is not None and self._network.busy
         return not moving and all(replica.timer is None and not replica.held for replica in self.replicas)
@@ -365,16 +393,25 @@ class Fleet:
         """Requests that arrived and have not ended."""
         return self.arrived - self.ended
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether copies of requests are computed in vain that nobody has stopped."""
+        return self.lifecycle is not None and bool(self.lifecycle.outages.ghosts)
+
     def stop(self) -> None:
         """End the run here: what waits or runs is unfinished."""
         self._workload = None
         now_s = self.clock.now_s
         gateway = self.gateway
         left = [request for replica in self.replicas for request in replica.stop(now_s)]
+        if self.lifecycle is not None:
+            left = self.lifecycle.outages.stop(left)
         for request in gateway.without_copies([*left, *gateway.left()]):
             if request.status != FINISHED:
                 request.status = UNFINISHED
             self.ended += 1
+            if self.ledger is not None:
+                self.ledger.charge(request)
             self.on_end(request)
 
     def _verify_loans(self) -> None:

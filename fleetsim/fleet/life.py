@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-State = Literal["ready", "starting", "draining", "down", "off"]
+State = Literal["ready", "starting", "draining", "down", "off", "asleep", "waking"]
 
 
 class Life:

@@ -11,9 +11,12 @@ from fleetsim.engine.replica import Replica
 from fleetsim.errors import DataError, Finding, PolicyError
 from fleetsim.faults.api import Fault, Site
 from fleetsim.fleet.conversions import Conversions
+from fleetsim.fleet.gateway_loss import GatewayLoss
 from fleetsim.fleet.handover import gpu
+from fleetsim.fleet.outages import Outages
 from fleetsim.fleet.steering import Steering
 from fleetsim.kernel.streams import Streams
+from fleetsim.network.topology import links_at, links_between
 from fleetsim.scaling.api import PoolState, Window
 from fleetsim.scaling.forecasters.api import Forecaster, Series, What
 from fleetsim.scaling.future import Known
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from fleetsim.fleet.fleet import Fleet
     from fleetsim.fleet.pool import Pool
 
+_WANTED = ("ready", "starting", "asleep", "waking")
+"""States of replicas that count as those that are wanted."""
+_IDLE = ("starting", "asleep", "waking")
+"""States of replicas that go first."""
 _DRAIN_PERIOD_S = 0.5
 """Time between two looks at a replica whose running requests are to migrate away."""
 
@@ -50,7 +57,7 @@ class Lifecycle:
         """Replicas that become replicas of another pool."""
         self.wanted = [pool.config.replicas for pool in fleet.pools]
         """Replicas that each pool should have."""
-        self.events: list[tuple[float, str, str, int, int]] = []
+        self.events: list[tuple[float, str, str | None, int | None, int]] = []
         """Time, kind, pool, replica over the fleet, count."""
         self.draining: dict[Replica, None] = {}
         """Replicas that take no more requests and still have some."""
@@ -64,6 +71,10 @@ class Lifecycle:
                 self._gateway.presence.set_present(replica, False)
         if any(pool.config.drain == "migrate" for pool in fleet.pools) and self._gateway.by_id is None:
             self._gateway.by_id = {}
+        self.outages = Outages(fleet, self._note)
+        """Links that are cut or slow."""
+        self.gateway_loss = GatewayLoss(fleet, self._note_all)
+        """Gateways that are gone."""
         self.scalings = [Scaling(self, pool, fleet, streams) for pool in fleet.pools if pool.config.autoscaler]
         """Autoscalers at work."""
         self.steering: Steering | None = None
@@ -95,10 +106,19 @@ class Lifecycle:
         racks: dict[str, list[int]] = {}
         for replica in self._fleet.replicas:
             node = graph.nodes[gpu(replica)]
-            servers.setdefault(str(node["host"]), []).append(replica.index)
+            servers.setdefault(str(node["gates"][0]), []).append(replica.index)
             racks.setdefault(str(node["gates"][1]), []).append(replica.index)
         pools = {pool.name: tuple(replica.index for replica in pool.replicas) for pool in self._fleet.pools}
-        return Site(pools, tuple(map(tuple, servers.values())), tuple(map(tuple, racks.values())))
+        return Site(
+            pools,
+            tuple(map(tuple, servers.values())),
+            tuple(map(tuple, racks.values())),
+            tuple(links_at(graph, gpu(replica)) for replica in self._fleet.replicas),
+            tuple(links_between(graph, server, graph.nodes[server]["gates"][:1]) for server in servers),
+            tuple(links_between(graph, rack, graph.nodes[rack]["gates"][:1] or ("store", "gateway")) for rack in racks),
+            links_at(graph, "gateway"),
+            links_at(graph, "store") if "store" in graph else (),
+        )
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
@@ -121,6 +141,14 @@ class Lifecycle:
                     hint="repeat it (`repeat: true`), or end the run before (`run.horizon`)",
                 )
             )
+        if fault.kind == "link":
+            self.outages.begin(fault.links, fault.factor)
+        elif fault.kind == "link_back":
+            self.outages.end(fault.links, fault.factor)
+        elif fault.kind == "gateway":
+            self.gateway_loss.begin(fault.factor)
+        elif fault.kind == "gateway_back":
+            self.gateway_loss.end(fault.factor)
         for index in fault.replicas:
             replica = self._fleet.replicas[index]
             if fault.kind == "fail":
@@ -146,7 +174,7 @@ class Lifecycle:
         have = [
             r
             for r, life in zip(pool.replicas, pool.lives, strict=True)
-            if life.state in ("ready", "starting") and r not in self.conversions.busy
+            if life.state in _WANTED and r not in self.conversions.busy
         ]
         for _ in range(replicas - len(have)):
             replica = self._next_to_start(pool)
@@ -178,6 +206,9 @@ class Lifecycle:
             self._starts.pop(replica, None)
             self._enter(replica, "off", "start_cancelled")
             return
+        if life.state in ("asleep", "waking"):
+            self._enter(replica, "off", "replica_off")
+            return
         drain = self._fleet.pool_of[replica.index].config.drain
         self._enter(replica, "draining", "replica_draining")
         self.draining[replica] = None
@@ -200,6 +231,7 @@ class Lifecycle:
         self._doomed.pop(replica, None)
         self._starts.pop(replica, None)
         serving = life.state in ("ready", "draining")
+        self._settle(replica)
         life.enter("down", self._fleet.clock.now_s)
         self._note(kind, replica)
         if serving:
@@ -225,7 +257,18 @@ class Lifecycle:
 
     # --- states ------------------------------------------------------------------------------------------------------
 
+    def enter(self, replica: Replica, state: Any, kind: str) -> None:
+        """Have a replica sleep or wake (`fleet/powering.py`)."""
+        self._enter(replica, state, kind)
+
+    def _settle(self, replica: Replica) -> None:
+        """Let idle energy be counted before a state ends, where power is managed."""
+        supply = self._fleet.pool_of[replica.index].supplies.get(replica.index)
+        if supply is not None:
+            supply.settle(self._fleet.clock.now_s)
+
     def _enter(self, replica: Replica, state: Any, kind: str, share: float = 1.0) -> None:
+        self._settle(replica)
         self._fleet.lives[replica.index].enter(state, self._fleet.clock.now_s, share)
         self._note(kind, replica)
         self._gateway.presence.set_present(replica, state == "ready")
@@ -233,6 +276,14 @@ class Lifecycle:
     def _note(self, kind: str, replica: Replica) -> None:
         pool = self._fleet.pool_of[replica.index]
         self.events.append((self._fleet.clock.now_s, kind, pool.name, replica.index, 1))
+
+    def _note_all(self, kind: str) -> None:
+        self.events.append((self._fleet.clock.now_s, kind, None, None, 1))
+
+    @property
+    def waits_for_repair(self) -> bool:
+        """Whether requests go on once the network or a gateway is mended."""
+        return bool(self.outages.behind) or bool(self.gateway_loss.share)
 
     def _notice(self, replica: Replica) -> None:
         self._gateway.presence.notice(replica)
@@ -258,7 +309,7 @@ class Lifecycle:
 
         def load(replica: Replica) -> tuple[bool, int, int]:
             busy = sum(len(batch.running) + len(batch.waiting) for batch in replica.batches) + len(replica.inbox)
-            return lives[replica.index].state != "starting", busy, -replica.index
+            return lives[replica.index].state not in _IDLE, busy, -replica.index
 
         return sorted(replicas, key=load)
 
@@ -435,13 +486,7 @@ class Scaling:
         if type(seats) is not int or not 1 <= seats <= self.state.max_seqs:
             raise PolicyError(f"the autoscaler of {self.pool.name} lets {seats!r} of 1 to {self.state.max_seqs} run")
         self._seats, self.state.slots = seats, seats * self.pool.config.parallelism.dp
-        for replica in self.pool.replicas:
-            scheduler: Any = replica.scheduler
-            scheduler.max_seqs = seats
-            for batch in replica.batches:
-                batch.seats = seats
-            if any(batch.waiting for batch in replica.batches):
-                replica.at_boundary(_look)
+        let_run(self.pool, seats)
 
     def _outside(self) -> list[Request]:
         """Requests that wait at the gateway for a replica to come, or to have room."""
@@ -492,6 +537,17 @@ class Scaling:
         window.arrivals, self._came = max(came - self._came, 0), came
         window.prompt_tokens, self._came_tokens = max(tokens - self._came_tokens, 0), tokens
         state.window = window
+
+
+def let_run(pool: Pool, seats: int) -> None:
+    """Let so many requests run at a time on each data-parallel rank of a pool, from the next step on."""
+    for replica in pool.replicas:
+        scheduler: Any = replica.scheduler
+        scheduler.max_seqs = seats
+        for batch in replica.batches:
+            batch.seats = seats
+        if replica.inbox or any(batch.waiting for batch in replica.batches):
+            replica.at_boundary(_look)
 
 
 def _look() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
 from fleetsim.catalog.encoder import Encoder, load_encoder
@@ -18,12 +19,13 @@ from fleetsim.catalog.memory import (
     weight_bytes_per_accelerator,
 )
 from fleetsim.catalog.own import accelerator_for, link_for
+from fleetsim.catalog.price import price_of
 from fleetsim.engine.api import StepTimeModel
 from fleetsim.engine.compressions.between_turns import BetweenTurns
 from fleetsim.engine.gaps import GapHistogram
 from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.replica import Meter, Replica
-from fleetsim.engine.steptime.governor import governed
+from fleetsim.engine.steptime.governor import Capped, governed
 from fleetsim.engine.steptime.roofline import Roofline, RooflineConfig
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import DataError, Finding
@@ -31,6 +33,9 @@ from fleetsim.fleet.life import Life
 from fleetsim.fleet.probe import DecodeTime, PrefillTime
 from fleetsim.scenario import schema
 from fleetsim.workload.request import Request
+
+if TYPE_CHECKING:
+    from fleetsim.fleet.supply import Supply
 
 _CHUNK_TOKENS = 8192
 """Prompt tokens per step where the scheduler says none: for the prediction of prefill times only."""
@@ -52,7 +57,7 @@ class Pool:
     capacity_blocks: int
     """KV blocks of one data-parallel rank."""
     price_usd_per_h: float
-    """Of one replica: all its accelerators."""
+    """Of one replica: all its accelerators. At the start, where it changes."""
     gaps: GapHistogram = field(default_factory=GapHistogram)
     replicas: list[Replica] = field(default_factory=list)
     """All that there may be, whatever state they are in."""
@@ -68,12 +73,36 @@ class Pool:
     """By name of the LLM, what the pool is while its replicas hold it: itself for `llm`, others where it has `models`."""
     seats: dict[int, Any] = field(default_factory=dict)
     """Where its replicas change their LLM: what each holds and did (`fleet/swapping.py`), by number over the fleet."""
+    supplies: dict[int, Supply] = field(default_factory=dict)
+    """Where clocks, caps or temperatures change: what each replica is set to (`fleet/supply.py`), by number over the fleet."""
+    remodel: Callable[[schema.PoolPower], StepTimeModel] | None = None
+    """Makes the physics of a step under other clocks, caps and temperatures."""
     encoder: Encoder | None = None
     """What encodes images, if anything does."""
     encode_model: StepTimeModel | None = None
     """Physics of its layers."""
     _prefill_time: PrefillTime | None = None
     _decode_time: DecodeTime | None = None
+    _models: dict[tuple[float, float | None, float], StepTimeModel] = field(default_factory=dict)
+    """By clock, cap and temperature."""
+
+    def model_at(self, clock_ratio: float, cap_w: float | None, temperature_c: float) -> StepTimeModel:
+        """Physics of a step under a clock, a cap of each accelerator and a temperature; built when it is first needed."""
+        power = self.config.power
+        if (clock_ratio, cap_w, temperature_c) == (power.clock_ratio, power.cap, power.temperature):
+            return self.model
+        key = (clock_ratio, cap_w, temperature_c)
+        model = self._models.get(key)
+        if model is None:
+            spread = self.config.parallelism
+            if cap_w is not None:
+                model = Capped(self.model_at(clock_ratio, None, temperature_c), cap_w * spread.accelerators, spread.dp)
+            else:
+                assert self.remodel is not None
+                changed = {"clock_ratio": clock_ratio, "cap": None, "temperature": temperature_c}
+                model = self.remodel(power.model_copy(update=changed))
+            self._models[key] = model
+        return model
 
     @property
     def swapping(self) -> bool:
@@ -189,7 +218,12 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
             )
             raise DataError(Finding(message))
         capacity_tokens -= kept
-    price = (accelerator.price_usd_per_h or 0.0) if config.price is None else config.price
+    create = engine.step_time.located(base_dir).create
+
+    def remodel(power: schema.PoolPower) -> StepTimeModel:
+        return governed(create, power, llm, accelerator, link, config.parallelism, engine)
+
+    price = price_of(config.price, accelerator, base_dir).at(0.0)
     pool = Pool(
         name=config.name,
         index=index,
@@ -197,9 +231,8 @@ def describe_pool(config: schema.Pool, index: int, base_dir: Path) -> Pool:
         llm=llm,
         accelerator=accelerator,
         link=link,
-        model=governed(
-            engine.step_time.located(base_dir).create, config.power, llm, accelerator, link, config.parallelism, engine
-        ),
+        model=remodel(config.power),
+        remodel=remodel,
         capacity_blocks=max(capacity_tokens // engine.kv.block_tokens, 1),
         price_usd_per_h=price * config.parallelism.accelerators,
         encoder=encoder,

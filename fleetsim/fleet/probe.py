@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -167,7 +167,7 @@ class ReplicaProbe(Probe):
         self._tokens = 0.0
         self._seconds = 0.0
         self._last_prefill_s = 0.0
-        self._shows_demand = False
+        self._shows_wanted = self._shows_first = self._shows_urgent = False
         self._shows_kv = False
 
     # --- what it is asked ---------------------------------------------------------------------------------------------
@@ -193,9 +193,11 @@ class ReplicaProbe(Probe):
         """Show how full the KV cache is too."""
         self._shows_kv = True
 
-    def show_demand(self) -> None:
-        """Show what waiting requests will need too."""
-        self._shows_demand = True
+    def show_demand(self, figures: Sequence[str]) -> None:
+        """Show these of what waiting requests will need, and how many that run are urgent, too."""
+        self._shows_wanted = self._shows_wanted or "kv_wanted" in figures
+        self._shows_first = self._shows_first or "kv_first" in figures
+        self._shows_urgent = self._shows_urgent or "urgent" in figures
 
     def publish(self, caches: Caches, position: int) -> None:
         """Tell `caches` from now on which blocks this replica holds and forgets."""
@@ -219,9 +221,11 @@ class ReplicaProbe(Probe):
                     tokens += left - queued[0]
                     seconds += self.prefill_s(left, request.computed) - queued[1]
         wanted, first, urgent = 0.0, 0.0, 0
-        if self._shows_demand:
+        if self._shows_wanted:
             wanted = self._replica.wanted_blocks() / self._capacity_blocks
+        if self._shows_first:
             first = self._replica.first_wanted_blocks() / self._capacity_blocks
+        if self._shows_urgent:
             urgent = self._replica.urgent_count()
         used = self.kv_used(at_s) if self._shows_kv else 0.0
         return Load(waiting, running, used, tokens, max(seconds, 0.0), self._last_prefill_s, wanted, first, urgent)

@@ -11,13 +11,15 @@ import pyarrow as pa
 
 from fleetsim.catalog.llm import BYTES_PER_VALUE
 from fleetsim.engine.gaps import edge_s
+from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.pool import Pool
+from fleetsim.fleet.supply import idle_j as idle_energy_j
+from fleetsim.metrics.bills import Meters, added, constant_cost, meters
 from fleetsim.metrics.bounds import optimal_tokens_per_s
 from fleetsim.metrics.columns import values_of
 from fleetsim.metrics.statistics import batch_means_interval, percentiles
 from fleetsim.metrics.verdict import Verdict, verdict
 from fleetsim.scenario.schema import Energy, Scenario
-from fleetsim.units import UNITS
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Reader = Callable[[str, list[str]], pa.Table]
@@ -26,13 +28,20 @@ Reader = Callable[[str, list[str]], pa.Table]
 Figures = dict[str, float | int | None]
 """Figures by name; None where there is nothing to average."""
 
-KWH_J = UNITS["energy"]["kWh"]
 LATENCIES = ("ttft", "tpot", "ntpot", "e2el", "queue_wait")
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 STATES = ("finished", "rejected", "timed_out", "failed", "unfinished")
 """Terminal states, in the order in which they are reported."""
 FINISHED, REJECTED = 0, 1
-GROUPINGS = ("pool", "class", "tenant", "model")
+GROUPINGS = ("pool", "class", "tenant", "model", "site", "origin")
+_CHARGED = {
+    "energy_requests_j": "energy_j",
+    "cost_requests_usd": "cost_usd",
+    "carbon_requests_g": "carbon_g",
+    "electricity_requests_usd": "electricity_usd",
+    "embodied_requests_g": "embodied_g",
+}
+"""What a group's requests are charged for, and the column that it is summed from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,17 @@ class Totals:
     recoveries: int = 0
     """Requests that were sent again because their replica was gone."""
     lost_tokens: int = 0
-    """Tokens whose keys and values were lost with their replica."""
+    """Tokens whose keys and values were lost with their replica, or that were computed in vain."""
+    power_budget_peak_ratio: float | None = None
+    """Largest power of a row over its budget; None without one."""
+    ledger: Ledger | None = None
+    """What charged at prices that change over time or from site to site; None where none do."""
+    lost_j: float = 0.0
+    """Energy that had gone into these."""
+    lost_s: float = 0.0
+    """Time of accelerators that had."""
+    failed_tries: int = 0
+    """Times that clients found no gateway."""
 
 
 def summarise(
@@ -107,9 +126,15 @@ def summarise(
     summary["migration_pause_mean_s"] = paused
     summary["loans"], summary["loans_recalled"] = totals.loans
     summary["remote_attention_bytes"] = totals.remote_bytes
+    summary |= _power(pools, totals)
     summary |= {"recoveries": totals.recoveries, "lost_tokens": totals.lost_tokens}
-    summary |= _site(summary, pools, totals.end_s, scenario.energy)
-    summary |= _site_of_requests(read, status, scenario.energy)
+    books = meters(pools, scenario.energy, totals.ledger, totals.gateway_energy_j, totals.end_s)
+    summary |= _site(summary, pools, totals, books, scenario.energy)
+    good = met & (status == FINISHED)
+    summary |= _site_of_requests(read, status)
+    summary |= _per_good_token(read, good, summary)
+    summary |= {"lost_energy_j": totals.lost_j, "lost_accelerator_s": totals.lost_s}
+    summary["failed_tries"] = totals.failed_tries
     summary["power_peak_w"] = totals.peak_power_w
     used = values_of(read("replicas", ["kv_used_ratio"])["kv_used_ratio"])
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
@@ -120,6 +145,7 @@ def summarise(
     arrival, start, end = (_floats(read, name)[served] for name in ("arrival_s", "first_scheduled_s", "end_s"))
     word = verdict(arrival, start, end, int((~served).sum()))
     groups = _groups(read, table, status, met, counted, makespan_s)
+    _add_bills(groups, pools, books)
     bounds = {pool.name: pool.accelerators * _bound(pool) for pool in pools}
     for row in groups:
         row["compute_bound_tokens_per_s"] = bounds[row["value"]] if row["by"] == "pool" else None
@@ -231,7 +257,7 @@ def _rates(summary: Mapping[str, Any], makespan_s: float, accelerators: int) -> 
 
 def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figures:
     """Energy, cost and use of the machines, from their meters."""
-    energy_j = idle_j = cost_usd = busy_s = flops = flop_room = read_bytes = byte_room = 0.0
+    energy_j = idle_j = cost_usd = cost_idle_usd = busy_s = flops = flop_room = read_bytes = byte_room = 0.0
     swap_s = swap_bytes = swap_j = 0.0
     tokens = steps = swaps = 0
     paid_s = accelerator_s = 0.0
@@ -246,10 +272,11 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
         for replica, life in zip(pool.replicas, pool.lives, strict=True):
             meter = replica.meter(end_s)
             on_s = life.on_s(end_s)
-            idle_s = on_s - meter.busy_s
-            idle_j += replica.model.idle_w * idle_s
-            energy_j += meter.energy_j + replica.model.idle_w * idle_s
+            spent_j = idle_energy_j(pool, replica, life, end_s)
+            idle_j += spent_j
+            energy_j += meter.energy_j + spent_j
             cost_usd += pool.price_usd_per_h * on_s / 3600.0
+            cost_idle_usd += pool.price_usd_per_h * (on_s - meter.busy_s) / 3600.0
             busy_s += meter.busy_s
             paid_s += on_s
             for held, share in pool.shares(replica, end_s):
@@ -273,14 +300,13 @@ def _machines(pools: Sequence[Pool], end_s: float, output_tokens: int) -> Figure
                 swap_j += seat.loading_j(end_s)
     idle_j += swap_j
     energy_j += swap_j
-    per_million = cost_usd / output_tokens * 1e6 if output_tokens else None
     return {
         "energy_j": energy_j,
         "energy_idle_j": idle_j,
         "energy_per_output_token_j": energy_j / output_tokens if output_tokens else None,
         "power_mean_w": energy_j / end_s if end_s else 0.0,
         "cost_usd": cost_usd,
-        "cost_per_million_output_tokens_usd": per_million,
+        "cost_idle_usd": cost_idle_usd,
         "busy_ratio": busy_s / paid_s if paid_s else 0.0,
         "steps": steps,
         "batch_mean": tokens / steps if steps else 0.0,
@@ -305,6 +331,23 @@ def _bound(pool: Pool, measured: bool = False) -> float:
     return optimal_tokens_per_s(pool.llm, pool.accelerator, pool.config.engine, measured)
 
 
+def _power(pools: Sequence[Pool], totals: Totals) -> Figures:
+    """For how long replicas were slowed down or slept, summed over them."""
+    supplies = [supply for pool in pools for supply in pool.supplies.values()]
+    states = [supply.states_s(totals.end_s) for supply in supplies]
+    capped_s, braked_s, throttled_s, asleep_s = (sum([times[place] for times in states]) for place in range(4))
+    hottest = [supply.heat.hottest_c for supply in supplies if supply.heat is not None]
+    return {
+        "power_capped_s": capped_s,
+        "power_braked_s": braked_s,
+        "power_brakes": sum([supply.brakes for supply in supplies]),
+        "throttled_s": throttled_s,
+        "asleep_s": asleep_s,
+        "temperature_max_c": max(hottest, default=None),
+        "power_budget_peak_ratio": totals.power_budget_peak_ratio,
+    }
+
+
 def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:
     energy = _floats(read, "energy_j")
     finished = status == FINISHED
@@ -315,43 +358,82 @@ def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:
     }
 
 
-def _site(summary: Mapping[str, Any], pools: Sequence[Pool], end_s: float, energy: Energy) -> Figures:
-    """Energy of accelerators and servers with cooling, its carbon and its price."""
+def _site(summary: Mapping[str, Any], pools: Sequence[Pool], totals: Totals, books: Meters, energy: Energy) -> Figures:
+    """Price of the machines; energy of accelerators and servers with cooling, its carbon and its price."""
     host_j, host_idle_j = summary["gateway_energy_j"], 0.0
     for pool in pools:
         for replica, life in zip(pool.replicas, pool.lives, strict=True):
-            busy_s = replica.meter(end_s).busy_s
-            idle_j = pool.host_idle_w * (life.on_s(end_s) - busy_s)
+            busy_s = replica.meter(totals.end_s).busy_s
+            idle_j = pool.host_idle_w * (life.on_s(totals.end_s) - busy_s)
             host_idle_j += idle_j
             host_j += idle_j + pool.host_busy_w * busy_s
-    site_j = energy.pue * (summary["energy_j"] + host_j)
-    site_idle_j = energy.pue * (summary["energy_idle_j"] + host_idle_j)
-    grid, price, tokens = energy.carbon_intensity, energy.electricity_price, summary["output_tokens"]
+    whole, idle = books.whole()
+    if totals.ledger is None:  # one price for all: as exact as a sum over pools, and one rounding less
+        whole = constant_cost(summary["cost_usd"], summary["energy_j"] + host_j, energy)
+        idle = constant_cost(summary["cost_idle_usd"], summary["energy_idle_j"] + host_idle_j, energy)
+    tokens = summary["output_tokens"]
+
+    def per_million(value: float | None) -> float | None:
+        return None if value is None or not tokens else value / tokens * 1e6
+
     return {
+        "cost_usd": whole.usd,
+        "cost_idle_usd": idle.usd,
+        "cost_per_million_output_tokens_usd": per_million(whole.usd),
         "host_energy_j": host_j,
         "host_energy_idle_j": host_idle_j,
-        "site_energy_j": site_j,
-        "site_energy_idle_j": site_idle_j,
-        "site_energy_per_output_token_j": site_j / tokens if tokens else None,
-        "carbon_g": None if grid is None else site_j / KWH_J * grid,
-        "carbon_idle_g": None if grid is None else site_idle_j / KWH_J * grid,
-        "carbon_per_million_output_tokens_g": None
-        if grid is None or not tokens
-        else site_j / KWH_J * grid / tokens * 1e6,
-        "electricity_cost_usd": None if price is None else site_j / KWH_J * price,
+        "site_energy_j": whole.site_j,
+        "site_energy_idle_j": idle.site_j,
+        "site_energy_per_output_token_j": whole.site_j / tokens if tokens else None,
+        "carbon_g": whole.carbon_g,
+        "carbon_idle_g": idle.carbon_g,
+        "carbon_per_million_output_tokens_g": per_million(whole.carbon_g),
+        "embodied_g": whole.embodied_g,
+        "embodied_idle_g": idle.embodied_g,
+        "electricity_cost_usd": whole.electricity_usd,
+        "electricity_idle_usd": idle.electricity_usd,
     }
 
 
-def _site_of_requests(read: Reader, status: np.ndarray[Any, Any], energy: Energy) -> Figures:
-    site = _floats(read, "site_energy_j")
+def _site_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:
+    """What requests are charged for; None for what the scenario says nothing of."""
     finished = status == FINISHED
-    grid = energy.carbon_intensity
-    mean_j = _number(site[finished].mean()) if finished.any() else None
+    figures: Figures = {"site_energy_requests_j": float(_floats(read, "site_energy_j").sum())}
+    for name, column in (("carbon_requests_g", "carbon_g"), ("embodied_requests_g", "embodied_g")):
+        figures[name] = _number(_floats(read, column).sum())
+    figures["electricity_requests_usd"] = _number(_floats(read, "electricity_usd").sum())
+    for name, column in (("carbon_per_request_mean_g", "carbon_g"), ("cost_per_request_mean_usd", "cost_usd")):
+        figures[name] = _number(_floats(read, column)[finished].mean()) if finished.any() else None
+    return figures
+
+
+def _per_good_token(read: Reader, good: np.ndarray[Any, Any], summary: Figures) -> Figures:
+    """What the fleet cost over the tokens of requests within their objectives."""
+    tokens = int(values_of(read("requests", ["output_tokens"])["output_tokens"])[good].sum())
+
+    def per_million(value: float | int | None) -> float | None:
+        return None if value is None or not tokens else value / tokens * 1e6
+
     return {
-        "site_energy_requests_j": float(site.sum()),
-        "carbon_requests_g": None if grid is None else float(_floats(read, "carbon_g").sum()),
-        "carbon_per_request_mean_g": None if grid is None or mean_j is None else mean_j / KWH_J * grid,
+        "slo_output_tokens": tokens,
+        "cost_per_million_slo_tokens_usd": per_million(summary["cost_usd"]),
+        "carbon_per_million_slo_tokens_g": per_million(summary["carbon_g"]),
     }
+
+
+def _add_bills(groups: Sequence[dict[str, Any]], pools: Sequence[Pool], books: Meters) -> None:
+    """What the machines of each pool and site cost, idle time included; None for other groups."""
+    for row in groups:
+        chosen = [
+            whole
+            for pool, (whole, _) in zip(pools, books.pools, strict=True)
+            if (row["by"], row["value"]) in (("pool", pool.name), ("site", pool.config.site))
+        ]
+        cost = added(chosen) if chosen else None
+        row["cost_usd"] = None if cost is None else cost.usd
+        row["site_energy_j"] = None if cost is None else cost.site_j
+        row["carbon_g"] = None if cost is None else cost.carbon_g
+        row["electricity_cost_usd"] = None if cost is None else cost.electricity_usd
 
 
 def _groups(
@@ -386,10 +468,23 @@ def _groups(
         usable = counted & ~np.isnan(values)
         for row, (codes, place) in zip(rows, places, strict=True):
             row |= _latency(name, values[usable & (codes == place)])
-    for key, column in (("energy_requests_j", "energy_j"), ("cost_requests_usd", "cost_usd")):
+    for key, column in _CHARGED.items():
         values = _floats(read, column)
         for row, (codes, place) in zip(rows, places, strict=True):
-            row[key] = float(values[codes == place].sum())
+            row[key] = _number(values[codes == place].sum())
+    good = met & (status == FINISHED)
+    for row, (codes, place) in zip(rows, places, strict=True):
+        members = codes == place
+        good_tokens, served = int(tokens[members & good].sum()), int((members & (status == FINISHED)).sum())
+        row["slo_output_tokens"] = good_tokens
+        row["cost_per_request_mean_usd"] = row["cost_requests_usd"] / served if served else None
+        row["carbon_per_request_mean_g"] = (
+            row["carbon_requests_g"] / served if served and row["carbon_requests_g"] else None
+        )
+        for name, charged in (("cost", "cost_requests_usd"), ("carbon", "carbon_requests_g")):
+            unit, value = charged.rpartition("_")[2], row[charged]
+            per_million = None if value is None or not good_tokens else value / good_tokens * 1e6
+            row[f"{name}_requests_per_million_slo_tokens_{unit}"] = per_million
     return rows
 
 

@@ -13,7 +13,9 @@ from fleetsim.engine.gaps import BUCKETS, edge_s
 from fleetsim.engine.replica import Meter
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.fleet.gateway import Gateway
+from fleetsim.fleet.ledger import Bill
 from fleetsim.fleet.pool import Pool
+from fleetsim.fleet.tariffs import Tariffs
 from fleetsim.kernel.clock import SAMPLE
 from fleetsim.metrics.columns import array_of, column
 from fleetsim.metrics.slo import slo_met
@@ -23,6 +25,8 @@ from fleetsim.units import UNITS
 from fleetsim.workload.request import FINISHED, STATUS, Request
 
 KWH_J = UNITS["energy"]["kWh"]
+NO_BILL = Bill()
+"""Of requests that used nothing."""
 FLUSH_ROWS = 2048
 """Few enough that ended requests are still in the processor's cache when their columns are made."""
 
@@ -60,6 +64,10 @@ class RequestLog:
         self._swapping: np.ndarray[Any, Any] = np.zeros(0, np.bool_)
         self._usd_per_s: np.ndarray[Any, Any] = np.zeros(0)
         self._host_w: np.ndarray[Any, Any] = np.zeros(0)
+        self._tariffs: Tariffs | None = None
+        self._sites: list[str] = []
+        self._placed: np.ndarray[Any, Any] = np.zeros(0, np.int32)
+        """Site of each pool, below 0 where there are none."""
 
     def bind(self, fleet: Fleet, sink: Sink, on_notice: Callable[[int], None] | None = None) -> None:
         """Learn which replica belongs to which pool, where batches go, and whom to tell now and then how many ended."""
@@ -71,6 +79,10 @@ class RequestLog:
         self._swapping = np.array([pool.swapping for pool in fleet.pools])
         self._usd_per_s = np.array([pool.price_usd_per_h / 3600.0 for pool in fleet.pool_of])
         self._host_w = np.array([pool.host_busy_w for pool in fleet.pool_of])
+        self._tariffs = None if fleet.ledger is None else fleet.tariffs
+        self._sites = list(fleet.tariffs.sites) or [""]
+        placed = [pool.config.site for pool in fleet.pools]
+        self._placed = np.array([-1 if site is None else self._sites.index(site) for site in placed], dtype=np.int32)
 
     def take(self, request: Request) -> None:
         """Record a request that ended."""
@@ -118,7 +130,7 @@ class RequestLog:
         busy, energy = floats("cost_share_s"), floats("energy_j")
         cost = floats("paid_usd") + busy * np.where(served, self._usd_per_s[replica], 0.0)
         hosts = floats("host_energy_j") + busy * np.where(served, self._host_w[replica], 0.0)
-        site = self._energy.pue * (energy + hosts)
+        site, carbon, electricity, embodied = self._site(rows, energy, hosts)
         columns: dict[str, Any] = {
             "request_id": ints("id"),
             "session_id": _ints_or_null(ints("session")),
@@ -128,6 +140,8 @@ class RequestLog:
             "model": self._models(rows, pool),
             "pool": _coded(pool, self._pool_names),
             "replica": column(replica, ~served, pa.int32()),
+            "site": _coded(np.where(pool >= 0, self._placed[pool], -1), self._sites),
+            "origin": _names(list(map(attrgetter("origin"), rows))),
             "prefill_replica": column(prefill, prefill < 0, pa.int32()),
             "encode_replica": column(encoder, np.isnan(encode_start), pa.int32()),
             "status": _coded(status, STATUS),
@@ -159,11 +173,38 @@ class RequestLog:
             "itl_max_s": _float_or_null(np.where(output > 1, floats("itl_max_s"), np.nan)),
             "energy_j": energy,
             "site_energy_j": site,
-            "carbon_g": _carbon(site, self._energy),
+            "carbon_g": carbon,
+            "embodied_g": embodied,
+            "electricity_usd": electricity,
             "cost_usd": cost,
             "slo_met": pa.nulls(len(rows), pa.bool_()) if met is None else column(met),
         }
         return as_batch("requests", columns)
+
+    def _site(
+        self, rows: Sequence[Request], energy_j: np.ndarray[Any, Any], hosts_j: np.ndarray[Any, Any]
+    ) -> tuple[np.ndarray[Any, Any], pa.Array, pa.Array, pa.Array]:
+        """Energy of the site, its carbon and its price, and embodied carbon; nulls for what the scenario says nothing of."""
+        tariffs = self._tariffs
+        if tariffs is None:
+            energy = self._energy
+            site_j = energy.pue * (energy_j + hosts_j)
+            rates = (energy.carbon_intensity, energy.electricity_price)
+            carbon, electricity = (site_j / KWH_J * rate if isinstance(rate, float) else None for rate in rates)
+            return site_j, _known(carbon, rows), _known(electricity, rows), _known(None, rows)
+        bills = [request.bill or NO_BILL for request in rows]
+
+        def floats(name: str, reported: bool = True) -> np.ndarray[Any, Any] | None:
+            return np.fromiter(map(attrgetter(name), bills), np.float64, len(rows)) if reported else None
+
+        site = floats("site_j")
+        assert site is not None
+        return (
+            site,
+            _known(floats("carbon_g", tariffs.reports_carbon), rows),
+            _known(floats("electricity_usd", tariffs.reports_electricity), rows),
+            _known(floats("embodied_g", tariffs.reports_embodied), rows),
+        )
 
     def _models(self, rows: Sequence[Request], pool: np.ndarray[Any, Any]) -> pa.DictionaryArray:
         """LLM that served each: the pool's, or where its replicas change theirs, the one asked for."""
@@ -188,12 +229,16 @@ class Sampler:
         self._ticks = 0
         self._meters = [Meter(0.0, 0.0, 0, 0, 0, 0)] * len(fleet.replicas)
         self._on_s = [0.0] * len(fleet.replicas)
+        self._idle_j: dict[int, float] = {}
+        """Idle energy up to the last sample, by replica, where idle power changes."""
         self._loading_j: dict[int, float] = {}
         """Energy of loading LLMs up to the last sample, by replica."""
         self._rows: dict[str, list[tuple[Any, ...]]] = {"replicas": [], "fleet": []}
         self._sent = [0] * len(fleet.pools)
         self._ended = [0] * len(fleet.pools)
         self.peak_power_w = 0.0
+        self._billed = [(Bill(), Bill())] * len(fleet.pools)
+        """What each pool had cost at the last sample, where prices change."""
         self._schedule()
 
     def _schedule(self) -> None:
@@ -225,7 +270,15 @@ class Sampler:
             on_s = life.on_s(now_s)
             idle_s = on_s - self._on_s[i] - busy_s
             self._on_s[i] = on_s
-            watts = (meter.energy_j - before.energy_j + replica.model.idle_w * idle_s) / length_s
+            supply = pool.supplies.get(i)
+            if supply is None:
+                idle = replica.model.idle_w * idle_s
+                power = pool.config.power
+                settings: tuple[float, float | None, float | None] = (power.clock_ratio, power.cap, None)
+            else:
+                self._idle_j[i], idle = supply.idle_j(now_s), supply.idle_j(now_s) - self._idle_j.get(i, 0.0)
+                settings = (supply.clock_ratio, supply.cap_w, _or_none(supply.temperature_c))
+            watts = (meter.energy_j - before.energy_j + idle) / length_s
             running = sum(len(batch.running) for batch in replica.batches)
             # what came during a leap is in the queue already, although the replica looks at it at the next boundary only
             waiting = sum(len(batch.waiting) for batch in replica.batches)
@@ -245,7 +298,7 @@ class Sampler:
             rows.append((
                 start_s, now_s, pool.name, i, state, running, waiting, used / capacity, cached / capacity,
                 min(max(busy_s / length_s, 0.0), 1.0), steps, (prompt + output) / steps if steps else 0.0, prompt, output, watts,
-                held,
+                held, *settings,
             ))  # fmt: skip
             power_w[pool.index] += watts
             host_w[pool.index] += (pool.host_busy_w * busy_s + pool.host_idle_w * idle_s) / length_s
@@ -260,24 +313,58 @@ class Sampler:
     def _pool_rows(
         self, start_s: float, now_s: float, power_w: list[float], host_w: list[float], totals: list[list[int]]
     ) -> None:
-        fleet, energy = self._fleet, self._energy
+        fleet = self._fleet
         for pool, watts, host, (prompt, output, running, waiting) in zip(
             fleet.pools, power_w, host_w, totals, strict=True
         ):
-            site_w = energy.pue * (watts + host)
-            grid = energy.carbon_intensity
-            carbon_g = None if grid is None else site_w * (now_s - start_s) / KWH_J * grid
+            site_w, carbon_g, electricity_usd = self._site(pool, start_s, now_s, watts + host)
             sent, ended = fleet.gateway.sent[pool.index], fleet.gateway.finished[pool.index]
             states = [life.state for life in pool.lives]
             paid = sum([life.share for life in pool.lives if life.on])
             wanted = fleet.wanted(pool)
             self._rows["fleet"].append((
                 start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,
-                running, waiting, wanted, states.count("starting"), states.count("ready"), pool.price_usd_per_h * paid, watts,
-                site_w, carbon_g,
-                _fragmented(pool, now_s),
+                running, waiting, wanted, states.count("starting"), states.count("ready"), self._usd_per_h(pool) * paid,
+                watts, site_w, carbon_g, electricity_usd,
+                _fragmented(pool, now_s), pool.config.site,
             ))  # fmt: skip
             self._sent[pool.index], self._ended[pool.index] = sent, ended
+
+    def _usd_per_h(self, pool: Pool) -> float:
+        """Price of one replica now."""
+        ledger = self._fleet.ledger
+        return (
+            pool.price_usd_per_h if ledger is None else ledger.accounts[pool.replicas[0].index].rates.usd_per_s * 3600.0
+        )
+
+    def _site(
+        self, pool: Pool, start_s: float, now_s: float, power_w: float
+    ) -> tuple[float, float | None, float | None]:
+        """Mean power of a pool's site, and the carbon and the price of its energy in the interval."""
+        ledger, energy = self._fleet.ledger, self._energy
+        length_s = now_s - start_s
+        if ledger is None:
+            site_w = energy.pue * power_w
+            rates = (energy.carbon_intensity, energy.electricity_price)
+            carbon, electricity = (
+                site_w * length_s / KWH_J * rate if isinstance(rate, float) else None for rate in rates
+            )
+            return site_w, carbon, electricity
+        bills = ledger.total([replica.index for replica in pool.replicas], now_s)
+        site_j, carbon_g, electricity_usd = (
+            sum(
+                getattr(new, name) - getattr(old, name)
+                for new, old in zip(bills, self._billed[pool.index], strict=True)
+            )
+            for name in ("site_j", "carbon_g", "electricity_usd")
+        )
+        self._billed[pool.index] = bills
+        tariffs = ledger.tariffs
+        return (
+            site_j / length_s,
+            carbon_g if tariffs.reports_carbon else None,
+            electricity_usd if tariffs.reports_electricity else None,
+        )
 
     def flush(self) -> None:
         """Write what is waiting."""
@@ -357,6 +444,8 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
         rows += fleet.lifecycle.events
     if fleet.swapping is not None:
         rows += fleet.swapping.events
+    if fleet.powering is not None:
+        rows += fleet.powering.events
     rows.append((end_s, "run_end", None, None, 1))
     write_rows(sink, "events", [row if len(row) > 5 else (*row, None) for row in rows])
 
@@ -408,15 +497,17 @@ def _coded(codes: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryAr
     return pa.DictionaryArray.from_arrays(column(place[codes], codes < 0), array_of(known, pa.string()))
 
 
-def _carbon(site_j: np.ndarray[Any, Any], energy: Energy) -> pa.Array:
-    """Greenhouse gases [g]; nulls where the grid's are not known."""
-    if energy.carbon_intensity is None:
-        return pa.nulls(len(site_j), pa.float64())
-    return column(site_j / KWH_J * energy.carbon_intensity)
+def _known(values: np.ndarray[Any, Any] | None, rows: Sequence[Request]) -> pa.Array:
+    """A column of numbers; nulls where nobody knows them."""
+    return pa.nulls(len(rows), pa.float64()) if values is None else column(values)
 
 
 def _float_or_null(values: np.ndarray[Any, Any]) -> pa.Array:
     return column(values, np.isnan(values))
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value
 
 
 def _ints_or_null(values: np.ndarray[Any, Any]) -> pa.Array:

@@ -34,6 +34,8 @@ REQUESTS = (
     Column("model", _N, "", "LLM that served it"),
     Column("pool", _N, "", "Pool that served it; null if rejected"),
     Column("replica", "int32", "", "Replica that served it, numbered over the fleet; null if rejected"),
+    Column("site", _N, "", "Where that stands; null without sites"),
+    Column("origin", _N, "", "Site that it comes from, if the scenario says"),
     Column("prefill_replica", "int32", "", "Replica that computed its prompt, if that was another one; else null"),
     Column(
         "encode_replica", "int32", "", "Replica that encoded its images; null if it has none or they were not encoded"
@@ -107,8 +109,21 @@ REQUESTS = (
         "carbon_g",
         _F,
         "g",
-        "Greenhouse gases of that, in CO2 equivalents; null without a carbon intensity",
+        "Greenhouse gases of that, in CO2 equivalents, at the intensity where and when it was drawn; null without one",
         "site_energy_j / 3.6e6 x carbon_intensity",
+    ),
+    Column(
+        "embodied_g",
+        _F,
+        "g",
+        "Its share of the busy time's part of what making the accelerators emitted; null without energy.embodied",
+    ),
+    Column(
+        "electricity_usd",
+        _F,
+        "USD",
+        "Price of its site energy where and when it was drawn, not part of cost_usd; null without one",
+        "site_energy_j / 3.6e6 x electricity_price",
     ),
     Column(
         "cost_usd",
@@ -124,7 +139,7 @@ REPLICAS = (
     Column("end_s", _F, "s", "End of the interval"),
     Column("pool", _N, "", "Pool"),
     Column("replica", "int32", "", "Replica, numbered over the fleet"),
-    Column("state", _N, "", "ready, starting, draining, loading (another LLM) or down at the end of the interval"),
+    Column("state", _N, "", "ready, starting, draining, loading (another LLM), asleep, waking or down at the end"),
     Column("running", "int32", "count", "Requests running at the end of the interval"),
     Column("waiting", "int32", "count", "Requests in the queue at the end of the interval"),
     Column("kv_used_ratio", _F, "", "KV blocks in use / capacity at the end of the interval"),
@@ -142,6 +157,9 @@ REPLICAS = (
         "(energy of steps + idle power x idle time) / (end_s - start_s)",
     ),
     Column("model", _N, "", "LLM that it holds at the end of the interval; null while it loads one"),
+    Column("clock_ratio", _F, "", "Clock over the usual one at the end of the interval, brake and throttling included"),
+    Column("cap_w", _F, "W", "Cap of each accelerator at the end of the interval; null without one"),
+    Column("temperature_c", _F, "C", "Temperature of the accelerators at the last look; null where it is not followed"),
 )
 
 FLEET = (
@@ -163,6 +181,7 @@ FLEET = (
     Column(
         "carbon_g", _F, "g", "Greenhouse gases of the interval, in CO2 equivalents; null without a carbon intensity"
     ),
+    Column("electricity_usd", _F, "USD", "Price of the site's energy in the interval; null without one"),
     Column(
         "kv_fragmented_ratio",
         _F,
@@ -170,6 +189,7 @@ FLEET = (
         "Part of the KV blocks that is free and would serve requests that wait first in their queues for lack of blocks, were it "
         "on one replica; at the end of the interval",
     ),
+    Column("site", _N, "", "Where it stands; null without sites"),
 )
 
 EVENTS = (
@@ -178,7 +198,10 @@ EVENTS = (
         "kind",
         _N,
         "",
-        "replica_ready; model_load_begun, model_loaded (a replica changes its LLM); "
+        "replica_ready, replica_failed, replica_unreachable, replica_reachable and other states of replicas; gateway_lost, "
+        "gateway_back; model_load_begun, model_loaded (a replica changes its LLM); "
+        "clock_set (count: thousandths of the usual clock), cap_set (watts per accelerator), seats_set, brake, brake_released, "
+        "throttled, throttle_over (degrees C), replica_asleep, replica_waking, replica_awake; "
         "flip_to_prefill, flip_to_decode (a router gives a replica another role); totals at the end of the "
         "run: kv_evictions, interruptions (steps stopped for a request), "
         "interruption_wait_us (from these requests to the ends of the operators under way), migrations (to the replica), "

@@ -53,7 +53,7 @@ def search(
     loaded: LoadedScenario,
     tolerance: float = 0.02,
     confidence: Confidence | None = None,
-    requests: int | None = None,
+    requests: int | Callable[[float], int] | None = None,
     notice: Notice = lambda _: None,
 ) -> Found:
     """Bisect for the highest rate that keeps the SLO.
@@ -71,8 +71,8 @@ def search(
         Relative width at which the search ends.
     confidence : Confidence, optional
         How sure each verdict must be.
-    requests : int, optional
-        Requests of each run; default: as the scenario says, or `REQUESTS`.
+    requests : int or callable, optional
+        Requests of each run, or how many at a rate; default: as the scenario says, or `REQUESTS`.
     notice : callable
         Told about each rate.
 
@@ -123,7 +123,9 @@ def search(
     return Found(low, high, best.attainment, target, confidence.level, tuple(probes), rule)
 
 
-def _dial(loaded: LoadedScenario, requests: int | None) -> tuple[float, Callable[[float], dict[str, Any]]]:
+def _dial(
+    loaded: LoadedScenario, requests: int | Callable[[float], int] | None
+) -> tuple[float, Callable[[float], dict[str, Any]]]:
     """The scenario's own rate, and overrides that set another."""
     workload = loaded.scenario.workload
     if isinstance(workload, TraceWorkload):
@@ -131,23 +133,32 @@ def _dial(loaded: LoadedScenario, requests: int | None) -> tuple[float, Callable
 
         recorded = demand_of(loaded, 1, 1).mean_rate_per_s
         own = workload.rate_scale
-        more = {} if requests is None else {"workload.limit": requests}
         if workload.rate_scaling == "thin":
             raise InputError(
                 loaded.finding(("workload", "rate_scaling"), "a thinned trace cannot go faster", "use time")
             )
-        return recorded, lambda rate: {"workload.rate_scale": own * rate / recorded, **more}
+
+        def replayed(rate: float) -> dict[str, Any]:
+            more = (
+                {}
+                if requests is None
+                else {"workload.limit": requests if isinstance(requests, int) else requests(rate)}
+            )
+            return {"workload.rate_scale": own * rate / recorded, **more}
+
+        return recorded, replayed
     if not isinstance(workload, SyntheticWorkload) or isinstance(workload.arrivals, ClosedLoopArrivals):
         message = "this workload has no single rate that could be set"
         raise InputError(
             loaded.finding(("workload",), message, "take a synthetic workload with open arrivals, or a trace")
         )
     own = float(getattr(workload.arrivals, "rate", 0.0) or 1.0)
-    count = requests or workload.requests or REQUESTS
-    fixed = {"workload.requests": count}
+    fixed = workload.requests or REQUESTS
 
     def at(rate: float) -> dict[str, Any]:
-        changes: dict[str, Any] = {"workload.arrivals": {"process": "poisson", "rate": f"{rate!r} req/s"}, **fixed}
+        count = fixed if requests is None else requests if isinstance(requests, int) else requests(rate)
+        changes: dict[str, Any] = {"workload.arrivals": {"process": "poisson", "rate": f"{rate!r} req/s"}}
+        changes["workload.requests"] = count
         if workload.duration is not None:
             changes["workload.duration"] = f"{10.0 * count / rate!r} s"
         return changes

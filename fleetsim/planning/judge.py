@@ -56,7 +56,11 @@ class Judgement:
 
 
 def judge(
-    loaded: LoadedScenario, overrides: Overrides = (), confidence: Confidence | None = None, allow_import: bool = False
+    loaded: LoadedScenario,
+    overrides: Overrides = (),
+    confidence: Confidence | None = None,
+    allow_import: bool = False,
+    force: bool = False,
 ) -> Judgement:
     """Simulate a scenario with more and more seeds until its attainment is on one side of the target.
 
@@ -75,6 +79,8 @@ def judge(
         How sure the verdict must be.
     allow_import : bool
         Let the scenario name policies as ``module:Class``.
+    force : bool
+        Simulate what its checks refuse too, such as limits that no replica can keep.
     """
     confidence = confidence or Confidence()
     target = require_slo(loaded).attainment
@@ -90,14 +96,17 @@ def judge(
     while True:
         with tempfile.TemporaryDirectory(prefix="fleetsim-judge-") as folder:
             changes = {**_as_mapping(overrides), "seed": seed + len(shares)}
-            result = run(loaded, Path(folder) / "out", overrides=changes, allow_import=allow_import)
+            result = run(loaded, Path(folder) / "out", overrides=changes, allow_import=allow_import, force=force)
             rows.append(_figures(result))
             overloaded += result.verdict == "OVERLOADED"
             shares.append(float(result.summary["slo_attainment_ratio"] or 0.0))
             missed = missed or _missed(result, loaded)
             if fixed:
                 interval = (shares[0], *_within_run(result, confidence.level))
-        if 2 * overloaded > len(shares) and (fixed or overloaded == len(shares)):
+        sure = (
+            fixed or shares[-1] < target or len(shares) >= confidence.min_seeds
+        )  # one short run may look as if it grew
+        if 2 * overloaded > len(shares) and sure and (fixed or overloaded == len(shares)):
             figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
             mean = float(np.mean(shares))
             span = interval if fixed else (mean, min(shares), max(shares))

@@ -11,6 +11,7 @@ from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.catalog.data import catalogue
 from fleetsim.catalog.llm import load_llm
 from fleetsim.catalog.memory import parallelisms_that_fit
+from fleetsim.catalog.price import price_of
 from fleetsim.errors import DataError, Finding, InputError, nearest
 from fleetsim.fleet.pool import Pool, describe_pool
 from fleetsim.planning.melange import Offer
@@ -59,7 +60,11 @@ def candidates_for(
     ]
     if findings:
         raise InputError(findings)
-    own = {pool.accelerator: pool.price for pool in loaded.scenario.pools if pool.price is not None}
+    own = {
+        pool.accelerator: price_of(pool.price, load_accelerator(pool.accelerator), loaded.base_dir).average
+        for pool in loaded.scenario.pools
+        if pool.price is not None
+    }
     own |= prices or {}
     found: list[Candidate] = []
     for name in names:

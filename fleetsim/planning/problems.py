@@ -10,8 +10,11 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from fleetsim.errors import Finding, ScenarioError, nearest
+from fleetsim.planning.alpaserve import StatedAlpaServe
 from fleetsim.planning.fleetopt import StatedFleetOpt
 from fleetsim.planning.helix import StatedHelix
+from fleetsim.planning.over_scenario import OverScenario
+from fleetsim.planning.parallelism import StatedParallelism
 from fleetsim.planning.portfolio import StatedPortfolio
 from fleetsim.planning.prism import StatedPrism
 from fleetsim.planning.queueing import StatedQueue
@@ -36,7 +39,9 @@ Problem = Annotated[
     | StatedPortfolio
     | StatedSageServe
     | StatedPrism
-    | StatedHelix,
+    | StatedHelix
+    | StatedParallelism
+    | StatedAlpaServe,
     Field(discriminator="kind"),
 ]
 
@@ -85,12 +90,17 @@ def load_problem(where: str | os.PathLike[str] | Mapping[str, Any]) -> ProblemFi
         With every finding at once.
     """
     findings: list[Finding] = []
+    path = None
     if isinstance(where, Mapping):
         tree = located(where)
     else:
         path = _path(where)
         tree, findings = read_tree(path, os.fspath(path))
-    return _validated(tree, findings)
+    file = _validated(tree, findings)
+    if isinstance(file.problem, OverScenario):
+        own, _ = tree.descend(("problem", "scenario"))
+        file = file.model_copy(update={"problem": file.problem.at(own, path)})
+    return file
 
 
 def _validated(tree: Located, findings: list[Finding]) -> ProblemFile:

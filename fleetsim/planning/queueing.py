@@ -47,7 +47,12 @@ def erlang_c(servers: int, load: float) -> float:
 
 
 def mean_wait(servers: int, load: float, service_cv2: float = 1.0, arrival_cv2: float = 1.0) -> float:
-    """Mean wait in units of the mean service time: exact for M/M/c, M/G/1; Lee-Longton for M/G/c, Allen-Cunneen for G/G/c.
+    """Mean wait in units of the mean service time: exact for M/M/c and M/G/1.
+
+    M/G/c lies on the line through M/D/c and M/M/c at the squared coefficient of variation of the service times (E. Page, "Queueing
+    Theory in OR", 1972), right where few wait too; Lee and Longton's factor, ``(1 + cv2) / 2``, is its limit for high loads.
+    M/D/c by Cosmetatos (INFOR 13, 1975), and no more than what is left of a service time where hardly anybody waits allows. Uneven
+    arrivals stretch the wait by ``(arrival_cv2 + service_cv2) / (1 + service_cv2)`` (Allen-Cunneen).
 
     Parameters
     ----------
@@ -58,7 +63,17 @@ def mean_wait(servers: int, load: float, service_cv2: float = 1.0, arrival_cv2: 
     """
     if load >= servers:
         return inf
-    return erlang_c(servers, load) / (servers - load) * (arrival_cv2 + service_cv2) / 2.0
+    exponential = erlang_c(servers, load) / (servers - load)
+    if load <= 0.0:
+        return exponential
+    between = service_cv2 + (1.0 - service_cv2) * _deterministic_ratio(servers, load / servers)
+    return exponential * between * (arrival_cv2 + service_cv2) / (1.0 + service_cv2)
+
+
+def _deterministic_ratio(servers: int, rho: float) -> float:
+    """Mean wait of M/D/c over that of M/M/c: half at high loads, c / (c + 1) where hardly anybody waits."""
+    spread = (servers - 1) * (sqrt(4.0 + 5.0 * servers) - 2.0) / (16.0 * servers)
+    return min(0.5 * (1.0 + spread * (1.0 - rho) / rho), servers / (servers + 1.0))
 
 
 def wait_quantile(
@@ -198,7 +213,9 @@ class StatedQueue(Block):
             row = {"rule": rule, "servers": count, "utilisation": load / count, "waiting": erlang_c(count, load)}
             rows.append({**row, "mean wait s": mean_s, f"wait p{100 * limit.quantile:g} s": tail_s})
         cost = replicas * self.price
-        notes = ["Erlang's formulas; waits of other than exponential times by Lee-Longton, Kimura and Allen-Cunneen"]
+        notes = [
+            "Erlang's formulas; waits of other than exponential times by Page, Cosmetatos, Kimura and Allen-Cunneen"
+        ]
         if self.slots > 1:
             notes.append(
                 "slots share steps in a real engine: let the simulation judge (fleetsim plan --verify, find-fleet)"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from fleetsim.errors import Finding, InputError
-from fleetsim.planning.program import Formulation, Integers, LinearProgram
+from fleetsim.planning.portfolio import Spot
+from fleetsim.planning.program import Floats, Formulation, Integers, LinearProgram
 from fleetsim.planning.result import Plan, solved
 from fleetsim.planning.solve import Effort, require_solution, shadow_prices
-from fleetsim.scenario.schema import Block, Count, Flag, Number
+from fleetsim.scenario.schema import Block, Count, Flag, Number, Ratio
 from fleetsim.units import PerSecondOrZero, Quantity, UsdPerHour, Watts
 
 Text = Annotated[str, Field(min_length=1)]
@@ -35,6 +37,21 @@ class Chip(Block):
     """Of starting a replica [USD]."""
 
 
+class Columns(NamedTuple):
+    """Places of the variables in the program."""
+
+    running: Integers
+    """Replicas that are on [chip, region, hour]."""
+    served: Integers
+    """Rates [chip, bucket, region, hour]."""
+    rented: Integers
+    """Replicas that are rented on demand [chip, region, hour]; those that run, where there is no other term."""
+    reserved: Integers | None
+    """Replicas that are paid for in every hour [chip, region]; None without other terms than on demand."""
+    spot: Integers | None
+    """Replicas that may be taken away [chip, region, hour]."""
+
+
 class Bucket(Block):
     """Requests of a kind."""
 
@@ -52,7 +69,11 @@ class Region(Block):
     """A place with replicas."""
 
     prices: dict[Text, UsdPerHour] = Field(default_factory=dict)
-    """Of chips that cost something else here."""
+    """On demand, of chips that cost something else here."""
+    reserved: dict[Text, UsdPerHour] = Field(default_factory=dict)
+    """Of chips that can be had for the whole horizon, to be paid for in every hour of it."""
+    spot: dict[Text, Spot] = Field(default_factory=dict)
+    """Terms of chips that may be taken away."""
     limits: dict[Text, Annotated[int, Field(ge=0, strict=True)]] = Field(default_factory=dict)
     """Replicas that can be had here, by chip; others without limit."""
     power_limit: Watts | None = None
@@ -63,6 +84,34 @@ class Region(Block):
     """Price of energy, or a series of it by hour [USD/kWh]."""
     carbon: Annotated[float, Quantity("carbon intensity", "g/kWh", ge=0)] | Series = 0.0
     """Carbon intensity, or a series of it by hour [g/kWh]."""
+
+    def require(self, name: str, hours: int, chips: Mapping[str, Chip]) -> None:
+        """Refuse series that end too early, chips that there are not, and spot that serves nothing.
+
+        Raises
+        ------
+        ValueError
+        """
+        series = [
+            (what, v)
+            for what, v in (("electricity", self.electricity), ("carbon", self.carbon))
+            if isinstance(v, tuple)
+        ]
+        for chip, terms in self.spot.items():
+            if terms.limit is not None and len(terms.limit) > 1:  # one value holds for all hours
+                series.append((f"spot limit of {chip}", terms.limit))
+        for what, values in series:
+            if len(values) < hours:
+                raise ValueError(
+                    f"{what} of {name} ends after {len(values)} hours, the horizon is {hours}: "
+                    "give more values or fewer hours"
+                )
+        for chip in (*self.prices, *self.limits, *self.reserved, *self.spot):
+            if chip not in chips:
+                raise ValueError(f"region {name} speaks of {chip}, which is no chip")
+        for chip, terms in self.spot.items():
+            if terms.useful_ratio <= 0.0:
+                raise ValueError(f"spot replicas of {chip} in {name} are interrupted before they have served anything")
 
 
 class StatedRegions(Block):
@@ -79,6 +128,8 @@ class StatedRegions(Block):
     """Places by name."""
     utilisation: Annotated[Number, Field(gt=0, le=1)] = 0.85
     """Share of a replica's throughput to plan with."""
+    spot_share: Ratio = 1.0
+    """Of the replicas of a chip that run in a region, those that may be spot."""
     carbon_price: Share = 0.0
     """Price of carbon in the objective [USD/t]."""
     carbon_limit: Annotated[Number, Field(ge=0)] | None = None
@@ -101,16 +152,7 @@ class StatedRegions(Block):
             if unknown:
                 raise ValueError(f"{name} arises in {', '.join(unknown)}, which is no region")
         for name, region in self.regions.items():
-            for what in ("electricity", "carbon"):
-                series = getattr(region, what)
-                if isinstance(series, tuple) and len(series) < self.hours:
-                    raise ValueError(
-                        f"{what} of {name} ends after {len(series)} hours, the horizon is {self.hours}: "
-                        "give more values or fewer hours"
-                    )
-            for chip_name in (*region.prices, *region.limits):
-                if chip_name not in self.chips:
-                    raise ValueError(f"region {name} speaks of {chip_name}, which is no chip")
+            region.require(name, self.hours, self.chips)
         return self
 
     # --- the program --------------------------------------------------------------------------------------------------
@@ -127,11 +169,12 @@ class StatedRegions(Block):
         bought = np.array([self._series(region.electricity) * region.pue for region in self.regions.values()])
         return bought + self._carbon_kg_per_kwh() * self.carbon_price / 1e3
 
-    def formulate(self) -> tuple[LinearProgram, Integers, Integers]:
-        """The program, columns of running replicas [chip, region, hour] and of served rates [chip, bucket, region, hour].
+    def formulate(self) -> tuple[LinearProgram, Columns]:
+        """The program, and where its variables are.
 
         A column of a chip that does not serve a bucket stays at zero by its bound. Work that may wait is counted cumulatively: by
-        the end of an hour no more is served than has come, and no less than had come `slack_h` hours before.
+        the end of an hour no more is served than has come, and no less than had come `slack_h` hours before. Reserved replicas are
+        paid for whether they run or not; spot replicas serve the share of their time in which they are there.
         """
         form = Formulation("USD")
         chips, regions = list(self.chips.values()), list(self.regions.values())
@@ -141,35 +184,90 @@ class StatedRegions(Block):
         extra_kw = np.array([chip.power - chip.idle for chip in chips]) / 1e3
         table = np.array([chip.throughput for chip in chips])
         loads = np.divide(1.0, table, out=np.zeros_like(table), where=table > 0)
-        prices = np.array(
-            [[region.prices.get(name, chip.price) for region in regions] for name, chip in self.chips.items()]
-        )
-        upper = np.array([[float(reg.limits.get(name, np.inf)) for reg in regions] for name in self.chips])
-        running = form.variables(
-            [f"run {i} {k} {h}" for i in range(g) for k in range(r) for h in range(t)],
-            cost=(prices[:, :, None] + idle_kw[:, None, None] * energy[None]).ravel(),
-            integer=self.whole,
-        ).reshape(g, r, t)
+        columns = self._replicas(form, idle_kw, energy)
         work_kwh = loads * extra_kw[:, None]
         served = form.variables(
             [f"serve {i} {j} {k} {h}" for i in range(g) for j in range(b) for k in range(r) for h in range(t)],
             cost=(work_kwh[:, :, None, None] * energy[None, None]).ravel(),
             upper=np.where(table > 0, np.inf, 0.0).repeat(r * t),
         ).reshape(g, b, r, t)
+        columns = columns._replace(served=served)
         self._serve_all(form, served)
         for i, name in enumerate(self.chips):
             for k, region in enumerate(self.regions):
-                for h in range(t):
-                    columns = np.append(served[i, :, k, h], running[i, k, h])
-                    words = f"{name} in {region} carry their load in hour {h}"
-                    form.require(words, columns, np.append(loads[i], -self.utilisation), "<=", 0.0, elastic=False)
-                if np.isfinite(upper[i, k]):
-                    self._limit(form, running[i, k], upper[i, k], name, region)
-        self._start(form, running)
-        self._power(form, running, served, idle_kw, work_kwh)
+                self._carry(form, columns, loads, i, k, name, region)
+                limit = self.regions[region].limits.get(name)
+                if limit is not None:
+                    own = columns.running[i, k]
+                    own = own if columns.reserved is None else np.append(own, columns.reserved[i, k])
+                    self._limit(form, own, limit, name, region)
+        self._start(form, columns.running)
+        self._power(form, columns.running, served, idle_kw, work_kwh)
         if self.carbon_limit is not None:
-            self._cap(form, running, served, idle_kw, work_kwh)
-        return form.program(), running, served
+            self._cap(form, columns.running, served, idle_kw, work_kwh)
+        return form.program(), columns
+
+    def _rents(self) -> Floats:
+        """Price of a replica on demand by chip and region [USD/h]."""
+        places = self.regions.values()
+        return np.array([[place.prices.get(name, chip.price) for place in places] for name, chip in self.chips.items()])
+
+    def _replicas(self, form: Formulation, idle_kw: Floats, energy: Floats) -> Columns:
+        """Variables of replicas by the terms on which they are had; what they draw while they are on is paid for them all."""
+        g, r, t = len(self.chips), len(self.regions), self.hours
+        cells = [f"{i} {k} {h}" for i in range(g) for k in range(r) for h in range(t)]
+        rent = self._rents().repeat(t)
+        draw = (idle_kw[:, None, None] * energy[None]).ravel()
+        nothing = np.empty(0, dtype=np.int64)
+        if not any(region.reserved or region.spot for region in self.regions.values()):
+            running = form.variables([f"run {cell}" for cell in cells], cost=rent + draw, integer=self.whole)
+            running = running.reshape(g, r, t)
+            return Columns(running, nothing, running, None, None)
+        running = form.variables([f"run {cell}" for cell in cells], cost=draw, integer=self.whole).reshape(g, r, t)
+        rented = form.variables([f"rent {cell}" for cell in cells], cost=rent).reshape(g, r, t)
+        held, taken, most = np.zeros((g, r)), np.zeros((g, r)), np.zeros((g, r, t))
+        for i, name in enumerate(self.chips):
+            for k, region in enumerate(self.regions.values()):
+                held[i, k] = region.reserved.get(name, np.inf)
+                terms = region.spot.get(name)
+                if terms is not None:
+                    taken[i, k] = terms.price
+                    limit = terms.limit or (np.inf,)
+                    most[i, k] = limit[0] if len(limit) == 1 else limit[:t]
+        there = np.isfinite(held).ravel()
+        reserved = form.variables(
+            [f"reserve {i} {k}" for i in range(g) for k in range(r)],
+            cost=np.where(there, np.nan_to_num(held.ravel(), posinf=0.0), 0.0) * t,
+            upper=np.where(there, np.inf, 0.0),
+            integer=self.whole,
+        ).reshape(g, r)
+        spot = form.variables(
+            [f"spot {cell}" for cell in cells], cost=taken.ravel().repeat(t), upper=most.ravel(), integer=self.whole
+        ).reshape(g, r, t)
+        for i, name in enumerate(self.chips):
+            for k, place in enumerate(self.regions):
+                for h in range(t):
+                    own = [running[i, k, h], rented[i, k, h], reserved[i, k], spot[i, k, h]]
+                    words = f"{name} in {place} that run are had on some terms in hour {h}"
+                    form.require(words, own, [1.0, -1.0, -1.0, -1.0], "<=", 0.0, elastic=False)
+                    words = f"spot {name} in {place} are on in hour {h}"
+                    row = [spot[i, k, h], running[i, k, h]]
+                    form.require(words, row, [1.0, -self.spot_share], "<=", 0.0, elastic=False)
+        return Columns(running, nothing, rented, reserved, spot)
+
+    def _carry(
+        self, form: Formulation, columns: Columns, loads: Floats, i: int, k: int, name: str, region: str
+    ) -> None:
+        """Replicas serve what they can in the time in which they are there."""
+        terms = self.regions[region].spot.get(name)
+        for h in range(self.hours):
+            places, factors = columns.served[i, :, k, h], loads[i]
+            places, factors = np.append(places, columns.running[i, k, h]), np.append(factors, -self.utilisation)
+            if columns.spot is not None and terms is not None:
+                lost = self.utilisation * (1.0 - terms.useful_ratio)
+                places, factors = np.append(places, columns.spot[i, k, h]), np.append(factors, lost)
+            words = f"{name} in {region} carry their load in hour {h}"
+            form.require(words, places, factors, "<=", 0.0, elastic=False)
 
     def _limit(self, form: Formulation, columns: Integers, limit: float, name: str, region: str) -> None:
         """At most so many in any hour, bought once: one variable is the most that runs, so that one more has one price."""
@@ -252,9 +350,9 @@ class StatedRegions(Block):
         lost = [name for j, name in enumerate(self.buckets) if table[:, j].max() <= 0.0]
         if lost:
             raise InputError(Finding(f"no chip serves {', '.join(lost)}", "chips", hint="give a throughput above 0"))
-        program, running, served = self.formulate()
+        program, columns = self.formulate()
         solution = require_solution(program, effort)
-        counts, rates = solution.values[running], solution.values[served]
+        counts, rates = solution.values[columns.running], solution.values[columns.served]
         loads = np.divide(1.0, table, out=np.zeros_like(table), where=table > 0)
         idle = np.array([chip.idle for chip in self.chips.values()]) / 1e3
         extra = np.array([chip.power - chip.idle for chip in self.chips.values()]) / 1e3
@@ -273,6 +371,7 @@ class StatedRegions(Block):
                         "most": float(counts[i, k].max()),
                         "least": float(counts[i, k].min()),
                         "replica hours": float(counts[i, k].sum()),
+                        **self._terms(solution.values, columns, i, k),
                         "requests": float(rates[i, :, k].sum() * _HOUR_S),
                         "kWh": float(kwh[i, k].sum() * pue[k]),
                     }
@@ -286,8 +385,34 @@ class StatedRegions(Block):
             "variables": float(len(program.names)),
             "requirements": float(len(program.requirements)),
         }
+        figures |= self._bills(solution.values, columns)
         notes = [] if self.whole else ["replicas are divisible: round up, or set `whole: true`"]
         prices = shadow_prices(program, solution, effort)
         return solved(
             "regions", solution, "USD", fleet={}, figures=figures, table=tuple(rows), prices=prices, notes=notes
         )
+
+    def _terms(self, values: Floats, columns: Columns, i: int, k: int) -> dict[str, float]:
+        """Replicas of a chip in a region by their terms; nothing where all are on demand."""
+        if columns.reserved is None or columns.spot is None:
+            return {}
+        return {
+            "reserved": float(values[columns.reserved[i, k]]),
+            "on-demand hours": float(values[columns.rented[i, k]].sum()),
+            "spot hours": float(values[columns.spot[i, k]].sum()),
+        }
+
+    def _bills(self, values: Floats, columns: Columns) -> dict[str, float]:
+        """What each term costs over the horizon; nothing where all are on demand."""
+        if columns.reserved is None or columns.spot is None:
+            return {}
+        bills = {"cost_reserved_usd": 0.0, "cost_spot_usd": 0.0}
+        for i, name in enumerate(self.chips):
+            for k, region in enumerate(self.regions.values()):
+                held = values[columns.reserved[i, k]] * region.reserved.get(name, 0.0) * self.hours
+                terms = region.spot.get(name)
+                taken = 0.0 if terms is None else values[columns.spot[i, k]].sum() * terms.price
+                bills["cost_reserved_usd"] += float(held)
+                bills["cost_spot_usd"] += float(taken)
+        rented = values[columns.rented].sum(axis=2)
+        return bills | {"cost_on_demand_usd": float((rented * self._rents()).sum())}

@@ -538,18 +538,19 @@ class FleetView:
         """
         return 0 if self._lending is None else self._lending(position)
 
-    def watch_load(self, scan: bool = True, demand: bool = False) -> Board:
+    def watch_load(self, scan: bool = True, demand: Sequence[str] = ()) -> Board:
         """Ask, at construction, for what the replicas publish of their load.
 
-        Without `scan`, which is cheaper in large fleets, only for that of replicas for which ``Board.look`` is called first. With
-        `demand` for what their waiting requests will need too, whose cost grows with the queues.
+        Without `scan`, which is cheaper in large fleets, only for that of replicas for which ``Board.look`` is called first.
+        `demand` names those of `kv_wanted`, `kv_first` and `urgent` that are asked for too: the first costs a look at all requests
+        that wait, the last one at all that run.
         """
         if self.board is None:
             self.board = Board(self._known_probes(), self.freshness, self.now_s)
         if scan:
             self.board.scanned = True
         if demand:
-            self.board.watch_demand(self.now_s)
+            self.board.watch_demand(demand, self.now_s)
         return self.board
 
     def watch_caches(self, holders: bool = True) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 from numpy.random import Generator
 from pydantic import Field
 
@@ -18,16 +19,17 @@ from fleetsim.routing.ttft_scan import TtftScan
 class ConductorConfig(PolicyConfig):
     """Parameters of the Conductor."""
 
-    balancing_threshold: float = Field(default=2.0, ge=1, json_schema_extra={"unit": "ratio"})
+    balancing_threshold: "Annotated[float, Field(ge=1, json_schema_extra={'unit': 'ratio'})]" = 2.0
     """The longest prefix anywhere is fetched by replicas that hold less than this part of it (hand-tuned and unpublished)."""
-    holders: int = Field(default=64, ge=1, strict=True)
+    holders: "Annotated[int, Field(ge=1, strict=True, json_schema_extra={'unit': 'count'})]" = 64
     """Replicas that hold a beginning of the prompt whose own hit is looked at."""
-    ttft_slo_s: float = Field(default=inf, gt=0, json_schema_extra={"unit": "s"})
+    ttft_slo_s: "Annotated[float, Field(gt=0, json_schema_extra={'unit': 's'})]" = inf
     """Requests that are predicted to miss it are rejected."""
-    tbt_slo_s: float = Field(default=inf, gt=0, json_schema_extra={"unit": "s"})
+    tbt_slo_s: "Annotated[float, Field(gt=0, json_schema_extra={'unit': 's'})]" = inf
     """So are those whose decode replica's step is predicted to."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Conductor:
     """The prefill replica with the least predicted time to the first token, where prefixes may come from other replicas' caches.
 
@@ -75,45 +77,49 @@ class Conductor:
 
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
         """Predicted time of each replica, and what it would fetch."""
-        lower_s, held, source = self._scanned(request)
-        plans = enumerate([self._plan(place, lower_s[place], held, source) for place in range(len(lower_s))])
+        lower_s, hits, source = self._scanned(request)
+        plans = enumerate(
+            [self._plan(request, place, float(lower_s[place]), hits, source) for place in range(len(lower_s))]
+        )
         return {place: {"ttft_s": ttft_s, "fetched_tokens": float(tokens)} for place, (ttft_s, tokens) in plans}
 
     def _best(self, request: RequestView) -> tuple[int, float, int, int]:
         """The replica with the least time to the first token, that time, and from where it fetches how many leading tokens."""
-        lower_s, held, source = self._scanned(request)
+        lower_s, hits, source = self._scanned(request)
         best, best_s, best_tokens = -1, inf, 0
-        for place in np.argsort(lower_s, kind="stable").tolist():
-            if lower_s[place] >= best_s:
+        for _ in range(len(lower_s)):
+            place = int(lower_s.argmin())
+            least_s = float(lower_s[place])
+            if least_s >= best_s:
                 break  # transfers only add to this
-            ttft_s, tokens = self._plan(place, float(lower_s[place]), held, source)
+            ttft_s, tokens = self._plan(request, place, least_s, hits, source)
             if ttft_s < best_s or best < 0:
                 best, best_s, best_tokens = place, ttft_s, tokens
+            lower_s[place] = inf
         return best, best_s, source if best_tokens else -1, best_tokens
 
-    def _scanned(self, request: RequestView) -> tuple[Any, dict[int, int], int]:
-        """Times to the first token without transfers, what is held where, and who holds most (-1: nobody anything)."""
-        fleet, scan, n = self._fleet, self._scan, request.prompt_tokens
-        held = fleet.cached(request, self._config.holders)
-        source = max(held, key=held.__getitem__, default=-1)
-        if source < 0 or fleet.transfer_s(source, (source + 1) % fleet.count, 1) == inf:
-            return scan.seconds(request), held, -1
-        most = held[source]
-        lower_s = scan.after(n, most)
-        for place, hit in held.items():
-            if not self._fetches(hit, most):
-                lower_s[place] = scan.after_at(place, n, hit)
-        return lower_s, held, source
+    def _scanned(self, request: RequestView) -> tuple[Any, Any, int]:
+        """Times to the first token without transfers, tokens held where, and who has held most for longest (-1: nobody)."""
+        fleet = self._fleet
+        hits = fleet.hits(request, self._config.holders)
+        source = next(iter(fleet.cached(request, 1)), -1)
+        if source < 0:
+            return self._scan.after(request.prompt_tokens, hits), hits, -1
+        most = hits[source]
+        own = np.where(most > hits * self._config.balancing_threshold, most, hits)
+        return self._scan.after(request.prompt_tokens, own), hits, source
 
-    def _fetches(self, hit: int, most: int) -> bool:
-        return most > hit * self._config.balancing_threshold
-
-    def _plan(self, place: int, lower_s: float, held: Mapping[int, int], source: int) -> tuple[float, int]:
+    def _plan(self, request: RequestView, place: int, lower_s: float, hits: Any, source: int) -> tuple[float, int]:
         """A replica's time to the first token with the transfer, and how many leading tokens it would hold after that; or 0."""
-        hit = held.get(place, 0)
-        if source < 0 or not self._fetches(hit, held[source]):
+        if source < 0:
             return lower_s, 0
-        return lower_s + self._fleet.transfer_s(source, place, held[source] - hit), held[source]
+        hit, most = int(hits[place]), int(hits[source])
+        if most <= hit * self._config.balancing_threshold:
+            return lower_s, 0
+        transfer_s = self._fleet.transfer_s(source, place, most - hit)
+        if transfer_s == inf:  # no way there
+            return self._fleet.ttft_s(place, request.prompt_tokens, hit), 0
+        return lower_s + transfer_s, most
 
     def _step_s(self, answers: FleetView, place: int, request: RequestView) -> float:
         """Predicted step of a decode replica with this request too."""

@@ -37,7 +37,7 @@ class Infaas:
     Config: ClassVar = InfaasConfig
 
     def __init__(self, config: InfaasConfig, rng: Generator, fleet: FleetView) -> None:
-        board = fleet.watch_load(demand=True)
+        board = fleet.watch_load(demand=["kv_wanted"])
         self._board = board
         self._fleet = fleet
         self._scan = MemoryScan(fleet, self._score)

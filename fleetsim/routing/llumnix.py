@@ -48,7 +48,10 @@ class Llumnix:
     Config: ClassVar = LlumnixConfig
 
     def __init__(self, config: LlumnixConfig, rng: Generator, fleet: FleetView) -> None:
-        board = fleet.watch_load(demand=True)
+        figures = {"all": ["kv_wanted"], "first": ["kv_first"], "none": []}[config.queued]
+        if config.headroom_ratio:
+            figures.append("urgent")
+        board = fleet.watch_load(demand=figures)
         self._board = board
         self._fleet = fleet
         self._queued = config.queued != "none"

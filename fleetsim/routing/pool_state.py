@@ -65,7 +65,14 @@ class PoolState:
         self._known = [0] * count
         self._usual_s = [0.0] * count
         """Mean slope of each replica so far."""
-        self._slow: Any = np.zeros(count, dtype=bool)
+        self._all_s: Any = np.zeros(count)
+        """The same, with the mean of the others where it is not known."""
+        self._unknown: Any = np.arange(count)
+        """Replicas without a slope."""
+        self._sum_s = 0.0
+        """Sum of the slopes that are known."""
+        self._slow = [False] * count
+        self._slow_count = 0
         self._queue: Any = np.zeros(count)
 
     def route(self, request: RequestView) -> int:
@@ -87,15 +94,16 @@ class PoolState:
 
     def _waits_s(self, tokens: int) -> Any:
         self._learn()
-        known = self._slope_s > 0.0
-        if not known.any():
+        count, unknown = len(self._slow), len(self._unknown)
+        if unknown == count:
             return self._queue + 0.0  # nothing seen yet: the fewest requests
-        slope_s = self._slope_s
-        if not known.all():
-            slope_s = np.where(known, slope_s, slope_s[known].mean())
-        waits: Any = (self._queue * (self._prompts / self._weights) + tokens) * slope_s
-        if 0 < 2 * int(self._slow.sum()) <= len(waits):
-            waits[self._slow] += float(waits.max()) + 1.0
+        if unknown:
+            self._all_s[self._unknown] = self._sum_s / (count - unknown)
+        waits: Any = self._queue * (self._prompts / self._weights)
+        waits += tokens
+        waits *= self._all_s
+        if 0 < 2 * self._slow_count <= count:
+            waits[np.array(self._slow)] += float(waits.max()) + 1.0
         return waits
 
     def _learn(self) -> None:
@@ -111,16 +119,28 @@ class PoolState:
             self._changed.append(position)
             if self._seen[position] < config.least_observations:
                 continue
-            slope_s = _slope(sums, config.error_under)
-            self._slope_s[position] = slope_s
-            if slope_s > 0.0:
-                self._known[position] += 1
-                self._usual_s[position] += (slope_s - self._usual_s[position]) / self._known[position]
-                self._slow[position] = self._usual_s[position] / slope_s < config.slow_under
+            self._take(position, _slope(sums, config.error_under))
         self._answers.clear()
         for position in self._changed:
             self._queue[position] = self._outstanding[position]
         self._changed.clear()
+
+    def _take(self, position: int, slope_s: float) -> None:
+        """Take a new slope for a replica's; 0 if it has none any more."""
+        before_s = float(self._slope_s[position])
+        self._slope_s[position] = self._all_s[position] = slope_s
+        if (before_s > 0.0) != (slope_s > 0.0):
+            known = self._slope_s > 0.0
+            self._unknown = np.flatnonzero(~known)
+            self._sum_s = float(self._slope_s.sum())
+        else:
+            self._sum_s += slope_s - before_s
+        if slope_s > 0.0:
+            self._known[position] += 1
+            self._usual_s[position] += (slope_s - self._usual_s[position]) / self._known[position]
+            slow = self._usual_s[position] / slope_s < self._config.slow_under
+            self._slow_count += slow - self._slow[position]
+            self._slow[position] = slow
 
 
 def _slope(sums: list[float], error_under: float) -> float:

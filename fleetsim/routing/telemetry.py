@@ -83,8 +83,8 @@ class Probe:
         """Tell `board` from now on before this replica changes; it is number `position` there."""
         raise NotImplementedError
 
-    def show_demand(self) -> None:
-        """Show `kv_wanted`, `kv_first` and `urgent` too from now on, which cost a look at all its requests."""
+    def show_demand(self, figures: Sequence[str]) -> None:
+        """Show these of `kv_wanted`, `kv_first` and `urgent` too from now on, of which some cost a look at all its requests."""
         raise NotImplementedError
 
     def show_kv(self) -> None:
@@ -224,11 +224,11 @@ class Board:
         self._watchers.append(watcher)
         return watcher
 
-    def watch_demand(self, now_s: float) -> None:
-        """Ask, at construction, for `kv_wanted`, `kv_first` and `urgent` too."""
+    def watch_demand(self, figures: Sequence[str], now_s: float) -> None:
+        """Ask, at construction, for these of `kv_wanted`, `kv_first` and `urgent` too."""
         self._demanded = True
         for position, probe in enumerate(self._probes):
-            probe.show_demand()
+            probe.show_demand(figures)
             self._show(position, probe.load(now_s))
 
     def changing(self, position: int, now_s: float) -> None:

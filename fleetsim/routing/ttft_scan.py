@@ -55,31 +55,23 @@ class TtftScan:
             changed.clear()
         return self._queued_s.copy()
 
-    def after(self, prompt_tokens: int, cached: int) -> Any:
-        """Predicted time of each replica if `cached` tokens of the prompt were in its cache, whatever is [s]; in a new array."""
-        tokens = prompt_tokens - cached
-        found = self._before()
-        found += tokens * self._token_s
-        found += (tokens * (cached + 0.5 * (tokens + 1))) * self._pair_s
-        return found
-
-    def after_at(self, place: int, prompt_tokens: int, cached: int) -> float:
-        """The same of one replica [s]."""
-        requests = self._board.running[place] + self._board.waiting[place]
-        return self._fleet.ttft_s(place, prompt_tokens, cached) + TIE_S * requests
-
     def seconds(self, request: RequestView) -> Any:
         """Predicted time of each replica [s], in a new array."""
-        fleet, n = self._fleet, request.prompt_tokens
-        found = self._before()
+        n = request.prompt_tokens
         if not self._holders:
+            found = self._before()
             found += n * self._token_s
             found += (0.5 * n * (n + 1)) * self._pair_s
             return found
-        left = n - fleet.hits(request, self._holders)
+        return self.after(n, self._fleet.hits(request, self._holders))
+
+    def after(self, prompt_tokens: int, cached: Any) -> Any:
+        """Predicted time of each replica if its cache held so many tokens of the prompt, an array [s]; in a new array."""
+        found = self._before()
+        left = prompt_tokens - cached
         found += left * self._token_s
         # of n tokens, m left: m (n - m) pairs with cached ones and m (m + 1) / 2 among themselves
-        left *= (n + 0.5) - 0.5 * left
+        left *= (prompt_tokens + 0.5) - 0.5 * left
         left *= self._pair_s
         found += left
         return found

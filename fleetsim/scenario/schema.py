@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetsim.plugins import Choice, PolicyField, ScenarioFile
+from fleetsim.scenario.timed import Price, Series, Timed
 from fleetsim.units import (
     Bytes,
     BytesPerSecond,
@@ -20,7 +21,6 @@ from fleetsim.units import (
     Quantity,
     Seconds,
     SecondsOrZero,
-    UsdPerHour,
     Watts,
 )
 
@@ -285,6 +285,8 @@ class SyntheticWorkload(Block):
     """Service class of its requests."""
     tenant: Annotated[str | None, Field(min_length=1)] = None
     """Who pays for them."""
+    origin: Annotated[str | None, Field(min_length=1)] = None
+    """Site from which its requests come."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -358,6 +360,8 @@ class TraceWorkload(Block):
     """Service class of requests for which the trace names none."""
     tenant: Annotated[str | None, Field(min_length=1)] = None
     """Who pays for requests for which the trace does not say."""
+    origin: Annotated[str | None, Field(min_length=1)] = None
+    """Site from which its requests come."""
 
     @model_validator(mode="after")
     def _thinning(self) -> Self:
@@ -403,6 +407,8 @@ class TreeSearchWorkload(Block):
     """Service class of its requests."""
     tenant: Annotated[str | None, Field(min_length=1)] = None
     """Who pays for them."""
+    origin: Annotated[str | None, Field(min_length=1)] = None
+    """Site from which its requests come."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -434,6 +440,8 @@ class RequestClass(Block):
 
     priority: Annotated[int, Field(ge=-(2**31), le=2**31, strict=True)] = 0
     """Higher is more urgent; requests of no class have 0."""
+    origin: Annotated[str, Field(min_length=1)] | None = None
+    """Site from which its requests come, where neither their workload nor their tenant says."""
 
 
 class Tenant(Block):
@@ -441,6 +449,8 @@ class Tenant(Block):
 
     weight: Annotated[Number, Field(gt=0, le=1e9)] = 1.0
     """Share relative to other tenants', where they compete; requests of no tenant have 1."""
+    origin: Annotated[str, Field(min_length=1)] | None = None
+    """Site from which its requests come, where their workload does not say."""
 
 
 # --- service-level objectives ----------------------------------------------------------------------------------------
@@ -666,6 +676,40 @@ def _default(field: PolicyField) -> Choice:
     return field._validate({})
 
 
+class SleepState(Block):
+    """A state in which a replica takes no requests and draws less; a power manager puts it there and wakes it."""
+
+    power: Watts
+    """Of one accelerator."""
+    wake: SecondsOrZero
+    """From being woken to its first request: vLLM's sleep mode copies the weights back from the host, seconds at 8 to 70 billion
+    parameters; a processor that only stops its clocks takes milliseconds."""
+    keeps_cache: Flag = False
+    """Whether its prefix cache survives."""
+
+
+class Thermal(Block):
+    """Heat of the accelerators: one thermal resistance and one capacity between chip and air.
+
+    Edge devices have such constants in the catalogue, which stand where none are given here.
+    """
+
+    ambient: Annotated[float, Quantity("temperature", "C", ge=0)] = 25.0
+    """Temperature of the air."""
+    resistance: Annotated[Number, Field(gt=0, le=1000)] | None = None
+    """Kelvins above the air's temperature per watt that an accelerator draws [K/W]."""
+    capacity: Annotated[Number, Field(gt=0, le=1e7)] | None = None
+    """Heat that warms an accelerator and its heat sink by one kelvin [J/K]."""
+    throttle: Annotated[float, Quantity("temperature", "C", gt=0)] | None = None
+    """From this temperature on the clock is lowered."""
+    resume: Annotated[float, Quantity("temperature", "C", gt=0)] | None = None
+    """Below this temperature it is as before."""
+    throttled_clock: Annotated[Number, Field(ge=0.1, lt=1)] | None = None
+    """Clock over the one that is set, while it is lowered."""
+    period: Interval = 1.0
+    """Time between two looks at the temperature; the power in between counts as constant, for which the solution is exact."""
+
+
 class PoolPower(Block):
     """How the accelerators of a pool are clocked and capped, and what the servers around them draw."""
 
@@ -681,6 +725,10 @@ class PoolPower(Block):
     """Power of the server (processors, memory, fans, network) per accelerator while that computes nothing."""
     host_busy: Watts = 0.0
     """The same while it computes."""
+    sleep: SleepState | None = None
+    """State in which a power manager may put replicas without requests; default: there is none."""
+    thermal: Thermal | None = None
+    """Follow the accelerators' temperature, and throttle them when they are hot; default: `temperature` holds for the whole run."""
 
 
 class Ssd(Block):
@@ -806,8 +854,11 @@ class Pool(Block):
     """Inference engine."""
     link: str | None = None
     """Link between a replica's accelerators (`fleetsim list links`); default: what the accelerator has."""
-    price: UsdPerHour | None = None
-    """Price of one accelerator; default: the catalogue's."""
+    price: Annotated[float | Price, Timed("price", "USD/h", Price)] | None = None
+    """Price of one accelerator: a number, a series by the hour, or `{term: spot, region: …}` as the catalogue lists it; default:
+    what the catalogue says of the accelerator itself."""
+    site: Annotated[str, Field(min_length=1)] | None = None
+    """Where it stands: a name in `sites`, which then says what its energy costs."""
     power: PoolPower = PoolPower()
     """Clocks, caps and servers."""
     server: Server = Server()
@@ -895,15 +946,69 @@ class Conversion(Block):
     own are new, and the old ones go afterwards."""
 
 
+class PowerRow(Block):
+    """Replicas whose power one manager looks after: those of a row, of a pool, or all of them."""
+
+    manager: Annotated[Choice, PolicyField("power_managers")]
+    """Sets clocks, caps, batch sizes and sleep states."""
+    pools: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Whose replicas; default: all pools."""
+    low_priority: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Of these pools, those that are slowed down first."""
+    budget: Annotated[float, Quantity("power", "W", gt=0)] | None = None
+    """Power that their accelerators and servers are to keep to together; default: no limit."""
+    telemetry: SecondsOrZero = 0.0
+    """Age of what the manager sees."""
+    actuation: SecondsOrZero = 0.01
+    """From its answer until it takes effect: milliseconds through the driver, up to 40 s through a server's management controller
+    (POLCA, ASPLOS 2024). The default is an assumption."""
+    brake: SecondsOrZero = 0.01
+    """The same for a brake: 5 s through the management controller (POLCA)."""
+    stall: SecondsOrZero = 0.0
+    """Time for which a replica's next step waits when its clock or cap is set: tens of milliseconds where the driver is slow."""
+
+
+CarbonIntensity = Annotated[float | Series, Timed("carbon intensity", "g/kWh")]
+ElectricityPrice = Annotated[float | Series, Timed("price of energy", "USD/kWh")]
+
+
+class Embodied(Block):
+    """Greenhouse gases of making the accelerators, spread evenly over their lives."""
+
+    per_accelerator: Annotated[float, Quantity("mass", "g", gt=0)] | None = None
+    """Of one, in CO2 equivalents, with its share of the server; default: the catalogue's."""
+    lifetime: Seconds = 157_680_000.0
+    """For how long it is used; five years are an assumption."""
+
+
 class Energy(Block):
     """What energy costs besides being drawn."""
 
     pue: Annotated[Number, Field(ge=1, le=10)] = 1.0
     """Power usage effectiveness: energy of the site over energy of its servers."""
-    carbon_intensity: Annotated[float, Quantity("carbon intensity", "g/kWh", ge=0)] | None = None
-    """Greenhouse gases of the grid, in CO2 equivalents; without it no carbon is reported."""
-    electricity_price: Annotated[float, Quantity("price of energy", "USD/kWh", ge=0)] | None = None
-    """Price of the site's energy, reported beside the price of the accelerators; without it none is."""
+    carbon_intensity: CarbonIntensity | None = None
+    """Greenhouse gases of the grid, in CO2 equivalents: a number, or a series by the hour; without it no carbon is reported."""
+    electricity_price: ElectricityPrice | None = None
+    """Price of the site's energy, a number or a series, reported beside the price of the accelerators; without it none is."""
+    embodied: Embodied | None = None
+    """Carbon of making the accelerators, reported beside that of their energy; without it none is."""
+
+
+class Site(Block):
+    """A place with its own energy, from where others are some way off."""
+
+    pue: Annotated[Number, Field(ge=1, le=10)] | None = None
+    """As in `energy`; default: what stands there."""
+    carbon_intensity: CarbonIntensity | None = None
+    """As in `energy`; default: what stands there."""
+    electricity_price: ElectricityPrice | None = None
+    """As in `energy`; default: what stands there."""
+    rtt: dict[Annotated[str, Field(min_length=1)], SecondsOrZero] = {}
+    """Round trips to other sites by name; each pair of sites needs one, here or there."""
+    local_rtt: SecondsOrZero = 0.001
+    """Round trip of requests that come from here and are served here; an assumption."""
+    wan: BytesPerSecond = 1.25e9
+    """Link to the other sites, each way; 10 Gb/s are an assumption."""
 
 
 class Decision(Block):
@@ -927,6 +1032,26 @@ class OnFailure(Block):
     """Then they have failed."""
     detect: SecondsOrZero = 0.0
     """Time until the gateway notices: until then it sends more requests there, which are lost too."""
+    unreachable: Literal["retry", "wait"] = "retry"
+    """Requests whose replica cannot be reached over the network, but goes on: begin again elsewhere, as after a failure, while the
+    replica goes on in vain until it hears of it; or wait for what it answers."""
+    transfers: Literal["recompute", "wait"] = "recompute"
+    """Keys and values that come to a cut in the network on their way: computed again once that is noticed, or waited for."""
+
+
+class Clients(Block):
+    """What clients do that find no gateway: they try again, later each time. The defaults are assumptions, usual ones."""
+
+    max_retries: Annotated[int, Field(ge=0, le=1000, strict=True)] = 10
+    """Then the request has failed; with 0 at once."""
+    first_wait: Seconds = 1.0
+    """Longest wait before the second try."""
+    factor: Annotated[Number, Field(ge=1, le=100)] = 2.0
+    """How many times as long the next wait may be."""
+    longest_wait: Seconds = 30.0
+    """No wait is longer."""
+    jitter: Ratio = 0.5
+    """Part of a wait that is drawn, so that not all come back at once."""
 
 
 class View(Block):
@@ -962,15 +1087,17 @@ class Gateway(Block):
     decision: Decision = Decision()
     """What deciding costs."""
     on_failure: OnFailure = OnFailure()
-    """What becomes of requests whose replica fails or is killed."""
+    """What becomes of requests whose replica fails, is killed or cannot be reached."""
+    clients: Clients = Clients()
+    """What clients do while there is no gateway."""
     timeout: Seconds | None = None
     """A request that has not ended this long after its arrival is given up."""
     first_token_timeout: Seconds | None = None
     """A request without a first token this long after its arrival is given up."""
-
-    """Chooses the replica."""
     view: View = View()
     """How old is what policies see."""
+    site: Annotated[str, Field(min_length=1)] | None = None
+    """Where the gateway stands, in `sites`; default: a front end at each site, which all know the same."""
 
 
 class RemoteStore(Block):
@@ -1040,8 +1167,12 @@ class Scenario(Block):
     """What joins the servers."""
     faults: tuple[Annotated[Choice, PolicyField("faults")], ...] = ()
     """What breaks; each model by itself."""
+    power: tuple[PowerRow, ...] = ()
+    """Who sets clocks, caps, batch sizes and sleep states; each of its own pools."""
     energy: Energy = Energy()
     """What energy costs besides being drawn."""
+    sites: dict[Annotated[str, Field(min_length=1, max_length=100)], Site] = {}
+    """Places by name; with any, every pool stands at one."""
     run: Run = Run()
     """How to simulate."""
 

@@ -14,6 +14,7 @@ from fleetsim import plugins
 from fleetsim.plugins import PolicyField
 from fleetsim.scenario.schema import Scenario
 from fleetsim.scenario.source import Located
+from fleetsim.scenario.timed import Timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ def shape_of(annotation: Any, metadata: tuple[Any, ...] = ()) -> Shape:
                 policy, discriminator = mark, mark.key
             elif isinstance(mark, FieldInfo) and isinstance(mark.discriminator, str):
                 discriminator = mark.discriminator
+            elif isinstance(mark, Timed):
+                annotation = mark.block
         if get_origin(annotation) is Annotated:
             annotation, *rest = get_args(annotation)
             metadata = tuple(rest)

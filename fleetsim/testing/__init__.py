@@ -16,6 +16,7 @@ from fleetsim.testing.eviction import check_cache
 from fleetsim.testing.fleet_autoscaler import check_fleet_autoscaler
 from fleetsim.testing.order import check_order
 from fleetsim.testing.placement import check_placement
+from fleetsim.testing.power_manager import check_power_manager
 from fleetsim.testing.predictor import check_predictor
 from fleetsim.testing.rebalancer import check_rebalancer
 from fleetsim.testing.report import Report
@@ -32,6 +33,7 @@ __all__ = [
     "check_fleet_autoscaler",
     "check_order",
     "check_placement",
+    "check_power_manager",
     "check_predictor",
     "check_rebalancer",
     "check_router",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fleetsim.routing.api import RequestView
 from fleetsim.routing.prefix_index import PrefixIndex
@@ -76,7 +76,7 @@ class Station(Probe):
         """Tell `board` before it changes."""
         self._boards.append((board, position))
 
-    def show_demand(self) -> None:
+    def show_demand(self, figures: Sequence[str]) -> None:
         """It always does."""
 
     def show_kv(self) -> None:

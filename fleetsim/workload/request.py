@@ -44,6 +44,7 @@ class Request:
         "approximate_tokens",
         "arrival_s",
         "attempt",
+        "bill",
         "blocks",
         "cached_tokens",
         "carried_tokens",
@@ -60,6 +61,7 @@ class Request:
         "encode_replica",
         "encode_start_s",
         "end_s",
+        "energy_before_j",
         "energy_j",
         "energy_mark",
         "finish_step",
@@ -79,6 +81,7 @@ class Request:
         "migrations",
         "model",
         "node",
+        "origin",
         "output_tokens",
         "paid_usd",
         "predicted_tokens",
@@ -153,6 +156,8 @@ class Request:
         """Its tenant's share where tenants compete."""
         self.predicted_tokens = -1.0
         """Output length that a predictor expects [tokens]; below zero where there is none."""
+        self.origin: str | None = None
+        """Site that it comes from, if anybody says."""
         # life so far
         self.status = WAITING
         self.reason: str | None = None
@@ -201,12 +206,16 @@ class Request:
         self.segment_mark = -1
         self.itl_max_s = 0.0
         self.energy_j = 0.0
+        self.energy_before_j = 0.0
+        """Of that, what it had taken when it left its last replica."""
         self.cost_share_s = 0.0
         """Its share of the busy time of the replica it is at [s]."""
         self.paid_usd = 0.0
         """What its shares on earlier replicas cost."""
         self.host_energy_j = 0.0
         """What the servers around earlier replicas drew for it."""
+        self.bill: Any = None
+        """What it has cost so far where prices change (`fleet/ledger.py`)."""
 
     def copy(self) -> Request:
         """The same request with nothing done for it yet."""
@@ -229,6 +238,7 @@ class Request:
         twin.weight = self.weight
         twin.predicted_tokens = self.predicted_tokens
         twin.dropped_tokens = self.dropped_tokens
+        twin.origin = self.origin
         return twin
 
 

@@ -12,6 +12,7 @@ from fleetsim.catalog.calibration import GROUPS, calibration_of
 from fleetsim.catalog.data import KINDS, catalogue, models_folder, names, read_yaml
 from fleetsim.catalog.encoder import load_encoder
 from fleetsim.catalog.engine import load_engine
+from fleetsim.catalog.grid import load_grid
 from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import load_llm
 from fleetsim.catalog.sourced import ASSUMED
@@ -26,6 +27,7 @@ LOADERS = {
     "llm": load_llm,
     "encoder": load_encoder,
     "engine": load_engine,
+    "grid": load_grid,
 }
 
 
@@ -135,6 +137,7 @@ PINT = {
     "power": "watt",
     "energy": "joule",
     "frequency": "hertz",
+    "mass": "gram",
 }
 
 
@@ -149,7 +152,7 @@ def test_units_agree_with_pint() -> None:
             assert parse(f"3 {unit}", dimension) == pytest.approx(oracle, rel=1e-12), unit
 
 
-UNCONVERTED = ("ratio", "count", "tokens", "sequences", "accelerators", "USD/h")
+UNCONVERTED = ("ratio", "count", "tokens", "sequences", "accelerators", "USD/h", "K/W", "J/K", "C")
 
 
 @pytest.mark.parametrize("kind", ["accelerator", "link", "engine"])
@@ -164,7 +167,7 @@ def test_published_values_agree_with_pint(kind: str) -> None:
             oracle = registry.Quantity(figure.published, figure.unit.replace("Gb/s", "Gbit/s"))
             oracle = oracle.to("byte") if oracle.check("[]") and "B" in figure.unit else oracle
             base = oracle.to_base_units() if not oracle.is_compatible_with("byte") else oracle
-            units = {"[mass] * [length] ** 2 / [time] ** 3": "watt", "[time]": "second"}
+            units = {"[mass] * [length] ** 2 / [time] ** 3": "watt", "[time]": "second", "[mass]": "gram"}
             wanted = units.get(str(base.dimensionality))
             if wanted is None:
                 wanted = "byte/second" if figure.unit.endswith("/s") else "byte" if "B" in figure.unit else "1/second"

@@ -141,6 +141,39 @@ def test_bad_regions_are_told() -> None:
     chips = {"h100": {"price": "2 USD/h", "power": "1 kW", "throughput": [0]}}
     with pytest.raises(InputError, match="no chip serves batch"):
         solved(**regions(chips=chips))
+    for terms, said in (
+        ({"spot": {"tpu": {"price": "1 USD/h"}}}, "region west speaks of tpu"),
+        ({"spot": {"h100": {"price": "1 USD/h", "limit": [1, 2]}}}, "spot limit of h100 of west ends after 2 hours"),
+        ({"spot": {"h100": {"price": "1 USD/h", "interruptions": 2, "restart": "1 h"}}}, "interrupted before"),
+    ):
+        with pytest.raises(InputError, match=said):
+            solved(**regions(regions={"west": terms}))
+
+
+@pytest.mark.parametrize(
+    ("profile", "terms", "usd"),
+    [
+        ([1, 1, 1, 1], {"reserved": {"h100": "1 USD/h"}}, 4 * 2 * 1.0),
+        ([1, 0, 0, 0], {"reserved": {"h100": "1 USD/h"}}, 2 * 2.0),
+        ([1, 0.5, 0.5, 0.5], {"reserved": {"h100": "1 USD/h"}}, 4 * 1 * 1.0 + 1 * 2.0),
+        # spot serves nine tenths of its time and may be half of what runs: n - 0.1 n / 2 = 2
+        (
+            [1, 1, 1, 1],
+            {"spot": {"h100": {"price": "0.5 USD/h", "interruptions": 0.1, "restart": "1 h"}}},
+            4 * (2 / 0.95) / 2 * (2 + 0.5),
+        ),
+        ([1, 1, 1, 1], {"spot": {"h100": {"price": "0.5 USD/h", "limit": [1, 1, 0, 0]}}}, 2 * 2.5 + 2 * 4),
+        ([1, 1, 1, 1], {"reserved": {"h100": "1 USD/h"}, "limits": {"h100": 2}}, 8.0),
+    ],
+)
+def test_terms_by_hand(profile: list[float], terms: dict[str, Any], usd: float) -> None:
+    bucket = {"batch": {"rates": {"west": "10 req/s"}, "profile": profile}}
+    plan = solved(**regions(buckets=bucket, regions={"west": terms}, spot_share=0.5))
+    assert plan.objective == pytest.approx(usd)
+    bills = [plan.figures[f"cost_{term}_usd"] for term in ("reserved", "on_demand", "spot")]
+    assert sum(bills) == pytest.approx(usd)
+    (row,) = plan.table
+    assert row["reserved"] * 4 + row["on-demand hours"] + row["spot hours"] >= row["replica hours"] - 1e-9
 
 
 def random_problem(seed: int, hours: int = 6, slack: int = 2) -> StatedRegions:
@@ -178,7 +211,8 @@ def random_problem(seed: int, hours: int = 6, slack: int = 2) -> StatedRegions:
 @given(st.integers(0, 10**6))
 def test_all_work_is_served_in_its_time_and_its_place(seed: int) -> None:
     stated = random_problem(seed)
-    program, running, served = stated.formulate()
+    program, columns = stated.formulate()
+    running, served = columns.running, columns.served
     solution = optimise(program)
     rates, counts = solution.values[served], solution.values[running]
     for j, bucket in enumerate(stated.buckets.values()):

@@ -191,7 +191,9 @@ def test_one_mistake_one_finding(case: str, findings: Find) -> None:
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_file(findings: Find) -> None:
-    text = changed("seed: 7", "seed: -7").replace("ttft: 2 s", "ttft: 2 W").replace("replicas: 1", "replicas: -1, tp: 2")
+    text = (
+        changed("seed: 7", "seed: -7").replace("ttft: 2 s", "ttft: 2 W").replace("replicas: 1", "replicas: -1, tp: 2")
+    )
     assert [f.path for f in findings(text)] == ["seed", "slo.ttft", "pools[0].replicas", "pools[0].tp"]
 
 

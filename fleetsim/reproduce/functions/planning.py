@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
+from math import inf
 from typing import Any
 
+import numpy as np
+
+from fleetsim.planning.alpaserve import Pipeline, served
 from fleetsim.planning.fleetopt import StepProfile
 from fleetsim.planning.prism import greedy, published_cases, score
 from fleetsim.planning.problems import load_problem
+from fleetsim.planning.result import Plan
 from fleetsim.planning.stated import StatedMelange
 from fleetsim.reproduce.functions import check
 from fleetsim.scenario.template import scenarios_folder
@@ -39,3 +46,23 @@ def melange_cost(seed: int, **problem: Any) -> float:
 def prism_baseline(seed: int) -> float:
     """Score of the published baseline over the evaluator's cases, each placement checked."""
     return score([greedy(models, accelerators, 80.0).pressure for accelerators, models in published_cases()])
+
+
+@check
+def stated(seed: int, figure: str, problem: dict[str, Any]) -> float:
+    """A figure of the plan for a problem that stands in the paper's file; several figures of one problem cost one search."""
+    return _solved(json.dumps(problem, sort_keys=True)).figures[figure]
+
+
+@lru_cache(maxsize=4)
+def _solved(problem: str) -> Plan:
+    return load_problem({"name": "paper", "problem": json.loads(problem)}).problem.solve()
+
+
+@check
+def pipeline_first_token_s(seed: int, service_s: float, rate: float, stages: int, requests: int) -> float:
+    """Mean time from arrival to end of equal prompts in a pipeline whose stages take turns, Poisson arrivals [s]."""
+    arrivals = np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate, requests))
+    one = Pipeline(1, stages, (0,))
+    took = served([one], np.array([[service_s / stages]]), [inf], arrivals, np.zeros(requests, dtype=np.int64))
+    return float(took.mean())

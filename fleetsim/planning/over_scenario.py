@@ -1,0 +1,58 @@
+"""Planning problems that are stated over a scenario: its workload, its objective and its engine, to be simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, PrivateAttr
+
+from fleetsim.scenario.load import LoadedScenario, load_mapping, load_scenario, load_tree
+from fleetsim.scenario.schema import Block
+from fleetsim.scenario.source import Located
+
+_EMBEDDED = "embedded:"
+
+
+class OverScenario(Block):
+    """What such problems share."""
+
+    scenario: dict[str, Any] | Annotated[str, Field(min_length=1)]
+    """A scenario, or where its file is: a path from this file's folder, or ``embedded:NAME``."""
+    _tree: Located | None = PrivateAttr(None)
+    _base_dir: Path = PrivateAttr(Path())
+    _file: Path | None = PrivateAttr(None)
+
+    def at(self, tree: Located, file: Path | None) -> Self:
+        """The same problem, knowing where it stands: mistakes in its scenario then name file and line."""
+        placed = self.model_copy()
+        placed._tree, placed._file = tree, file
+        placed._base_dir = Path() if file is None else file.absolute().parent
+        return placed
+
+    def loaded(self) -> LoadedScenario:
+        """Its scenario.
+
+        Raises
+        ------
+        ScenarioError
+            With every finding at once.
+        """
+        if isinstance(self.scenario, str):
+            where = self.scenario
+            return load_scenario(where if where.startswith(_EMBEDDED) else self._base_dir / where)
+        head = {} if "schema" in self.scenario else {"schema": 1}
+        if "name" not in self.scenario:
+            head["name"] = "scenario of a planning problem"  # type: ignore[assignment]
+        if self._tree is None or self._file is None:
+            return load_mapping(self.scenario, head, self._base_dir)
+        return load_tree(self._tree, head, self._file, self._base_dir)
+
+
+def with_pools(
+    loaded: LoadedScenario, pools: list[dict[str, Any]], changes: Mapping[str, Any] | None = None
+) -> LoadedScenario:
+    """The scenario with other pools, and other blocks in place of its own."""
+    mapping = {**loaded.resolved, "pools": pools, **(changes or {})}
+    return load_mapping({key: value for key, value in mapping.items() if value is not None}, base_dir=loaded.base_dir)

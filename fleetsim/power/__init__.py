@@ -1,0 +1,1 @@
+"""Who sets clocks, caps, batch sizes and sleep states."""
