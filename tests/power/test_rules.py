@@ -203,7 +203,8 @@ def test_grid_flex_holds_the_objective_if_it_is_told_to() -> None:
     row = row_of((pool, 1), budget_w=1e9)
     call = {"start_s": 2.0, "duration_s": 30.0, "curtail_ratio": 0.25}
     manager = desk("grid-flex", row, calls=[call], hold=True, by="seats")
+    row.replicas[0].running = 40
     pool.window.ttfts, pool.window.late = 10, 1
     assert at(row, manager, 2, 700) == []
     pool.window.late = 0
-    assert at(row, manager, 4, 700) == [Seats(0, 48)]
+    assert at(row, manager, 4, 700) == [Seats(0, 30)]
