@@ -1136,8 +1136,8 @@ class Batch:
 
 
 def _order(request: Request) -> int:
-    """Order of ids, which two copies of a request share: their attempts differ by one."""
-    return 2 * request.id + (request.attempt & 1)
+    """Order of ids, which copies of a request share: their attempts differ."""
+    return 1024 * request.id + (request.attempt & 1023)
 
 
 def _cut(path: Path, blocks: int) -> Path:

@@ -702,8 +702,8 @@ class Replica:
             self._fetch_admitted(batch)
             if batch.waiting:
                 limit = 1  # the budget of a step may be all that kept the next one out, although this step computes nothing of them
-        if batch.recheck:
-            limit = 1
+        if batch.recheck or (self.tiers is not None and batch.waiting):
+            limit = 1  # tiers change while somebody waits, and what they offer is asked at each try
         if order is not None and batch.waiting and limit > 1:
             steps, at_s = order.settled_until()
             limit = min(limit, steps)

@@ -201,7 +201,7 @@ def _simulate(
     interrupted = _run_clock(clock, until_s)
     while not interrupted and clock.now_s < until_s and fleet.in_flight and fleet.unlock():
         interrupted = _run_clock(clock, until_s)
-    stopped = interrupted or bool(fleet.in_flight) or not fleet.exhausted
+    stopped = interrupted or bool(fleet.in_flight) or fleet.unsettled or not fleet.exhausted
     end_s = clock.now_s if stopped else fleet.last_end_s
     if stopped:
         fleet.stop()
@@ -232,6 +232,9 @@ def _simulate(
         fleet.gateway.presence.lost_tokens + sum(replica.lost_tokens for replica in fleet.replicas),
         None if fleet.powering is None else fleet.powering.budget_peak_ratio,
         fleet.ledger,
+        fleet.gateway.presence.lost_j,
+        fleet.gateway.presence.lost_s,
+        0 if fleet.lifecycle is None else fleet.lifecycle.gateway_loss.failed_tries,
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()

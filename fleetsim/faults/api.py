@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-FaultKind = Literal["fail", "repair", "warn", "slow", "end"]
+FaultKind = Literal["fail", "repair", "warn", "slow", "link", "link_back", "gateway", "gateway_back", "end"]
+Edge = tuple[str, str]
+"""A link of the network, one way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +19,18 @@ class Fault:
     """When; not before the last one of its model [s]."""
     kind: FaultKind
     """``fail``: all that is in their memory is lost; ``repair``: they may be started again; ``warn``: they will fail, so they take
-    no more requests and drain; ``slow``: their steps last `factor` times as long from now on; ``end``: the model knows no further,
-    and a run that goes on is refused."""
-    replicas: tuple[int, ...]
+    no more requests and drain; ``slow``: their steps last `factor` times as long from now on; ``link``: `links` carry the share
+    `factor` of their bandwidth, nothing where it is 0, until ``link_back`` with the same links and share; ``gateway``: the share
+    `factor` of the gateways is gone, until ``gateway_back`` with the same share; ``end``: the model knows no further, and a run
+    that goes on is refused."""
+    replicas: tuple[int, ...] = ()
     """Numbers over the fleet."""
     factor: float = 1.0
-    """For ``slow``; 1 is the usual speed. > 0."""
+    """For ``slow``, where 1 is the usual speed (> 0), and for links and gateways, where it is a share (0 to 1)."""
     name: str = "replica_failed"
-    """Kind of the event in the table."""
+    """Kind of the event in the table, of failures."""
+    links: tuple[Edge, ...] = ()
+    """Of the network, as `Site` names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,25 @@ class Site:
     """Replicas of each server, over the whole fleet."""
     racks: tuple[tuple[int, ...], ...]
     """Replicas of each rack: of the servers below one leaf of the network."""
+    replica_links: tuple[tuple[Edge, ...], ...] = ()
+    """Links of each replica to its server and to its neighbours there, both ways; by number over the fleet."""
+    server_links: tuple[tuple[Edge, ...], ...] = ()
+    """Links of each server's adapters to its leaf; in the order of `servers`."""
+    rack_links: tuple[tuple[Edge, ...], ...] = ()
+    """Links of each leaf to the others, to the store and to the gateway; in the order of `racks`."""
+    gateway_links: tuple[Edge, ...] = ()
+    """The gateway's adapter."""
+    store_links: tuple[Edge, ...] = ()
+    """The remote store's, if there is one."""
+
+    def links_of(self, pool: str | None, scope: Literal["replica", "server", "rack"]) -> list[tuple[Edge, ...]]:
+        """Links of the replicas, servers or racks of one pool, in their order there; of all pools where none is named."""
+        if scope == "replica":
+            numbers = [i for members in self.pools.values() for i in members] if pool is None else self.pools[pool]
+            return [self.replica_links[i] for i in numbers]
+        groups, links = (self.servers, self.server_links) if scope == "server" else (self.racks, self.rack_links)
+        members = {i for each in self.pools.values() for i in each} if pool is None else set(self.pools[pool])
+        return [link for group, link in zip(groups, links, strict=True) if members.intersection(group)]
 
     def of_pool(self, pool: str | None, groups: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Groups of replicas, cut down to those of one pool; of all pools where none is named."""

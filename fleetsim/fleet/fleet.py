@@ -104,6 +104,8 @@ class Fleet:
         self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
         if not self.tariffs.constant:
             self.ledger = self.gateway.ledger = Ledger(self, self.tariffs)
+        self.take = self.gateway.take
+        """Where requests come in."""
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
         self.lifecycle: Lifecycle | None = None
@@ -333,7 +335,7 @@ class Fleet:
 
     def _admit(self, request: Request) -> None:
         self.arrived += 1
-        self.gateway.take(request)
+        self.take(request)
 
     def _end(self, request: Request) -> None:
         self.ended += 1
@@ -358,6 +360,8 @@ class Fleet:
     def at_rest(self) -> bool:
         """Whether nothing will happen any more by itself."""
         if not self.exhausted or self.expected or self.gateway.outside or self.gateway.encoding:
+            return False
+        if self.lifecycle is not None and self.lifecycle.waits_for_repair:
             return False
         moving = self._network is not None and self._network.busy
         return not moving and all(replica.timer is None and not replica.held for replica in self.replicas)
@@ -389,12 +393,19 @@ class Fleet:
         """Requests that arrived and have not ended."""
         return self.arrived - self.ended
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether copies of requests are computed in vain that nobody has stopped."""
+        return self.lifecycle is not None and bool(self.lifecycle.outages.ghosts)
+
     def stop(self) -> None:
         """End the run here: what waits or runs is unfinished."""
         self._workload = None
         now_s = self.clock.now_s
         gateway = self.gateway
         left = [request for replica in self.replicas for request in replica.stop(now_s)]
+        if self.lifecycle is not None:
+            left = self.lifecycle.outages.stop(left)
         for request in gateway.without_copies([*left, *gateway.left()]):
             if request.status != FINISHED:
                 request.status = UNFINISHED

@@ -172,7 +172,7 @@ class Gateway:
         """Migrations to each replica that were given up."""
         self.paused_in_s = [0.0] * len(replicas)
         """Time from leaving their source to joining the queue of each replica, summed over the migrations completed."""
-        self.on_the_move: dict[Request, None] = {}
+        self.on_the_move: dict[Request, Migration] = {}
         self.ledger: Any = None
         """What charges requests where prices change over time or from site to site (`fleet/ledger.py`)."""
         self.network = network
@@ -240,7 +240,7 @@ class Gateway:
         if decode is not None:
             entry.view.decode = decode.view
             for replica in entry.replicas:
-                replica.on_prefilled = self._prefilled
+                replica.on_prefilled = self.prefilled
         name = model or ""
         group.swaps = any(self.pools[i].swapping for i in chosen)
         if entry.replicas and not group.swaps:
@@ -394,7 +394,7 @@ class Gateway:
 
     def route(self, group: Group, request: Request) -> None:
         """Let the router choose a replica and send the request there."""
-        if self.presence.gone and not self.presence.is_open(group):
+        if self.presence.gone and self.presence.must_wait(group, request):
             self.presence.wait(group, request)
             return
         if group.swaps:
@@ -570,7 +570,7 @@ class Gateway:
         for seen, position in self.views[index]:
             seen.sent(position, prompt_tokens, request)
         if request.decode_at >= 0:
-            self._promise(request, 1)
+            self.promise(request, 1)
         if request.images and request.embedded_at != index:
             self._encode(request, replica, ready_s)
             return
@@ -622,11 +622,11 @@ class Gateway:
         request.carrier = None
         request.carried_tokens = 0
         if request.decode_at >= 0:
-            self._promise(request, -1)
+            self.promise(request, -1)
         self.leave(request, queued=False)
         then(request)
 
-    def _promise(self, request: Request, requests: int) -> None:
+    def promise(self, request: Request, requests: int) -> None:
         """Count that a request will come to where its answer is computed, or with -1 that it will no more."""
         decode = self.groups[request.model].decode
         for view, position in self.views[request.decode_at]:
@@ -635,13 +635,16 @@ class Gateway:
 
     # --- prompts and answers computed apart ----------------------------------------------------------------------------
 
-    def _prefilled(self, request: Request, parked: Parked) -> None:
+    def prefilled(self, request: Request, parked: Parked) -> None:
         """The prompt of a request is computed where its answer is not to be: send it on."""
         source = self.replicas[request.replica]
         group = self.groups[request.model]
         if request.decode_at == UNDECIDED:
             decode = group.decode
             assert decode is not None
+            gateways = self.presence.gateways
+            if gateways is not None and gateways.holds_prefilled(request, source, parked):
+                return
             decode.view.now_s = self.clock.now_s
             self.view._request = request
             answer = decode.router.route(self.view)
@@ -652,7 +655,7 @@ class Gateway:
             target = decode.replicas[answer]
         else:
             target = self.replicas[request.decode_at]
-            self._promise(request, -1)
+            self.promise(request, -1)
         if self.presence.gone and not self.presence.present[target.index]:
             found = self.presence.decoder(request)
             if found is None:
@@ -716,7 +719,7 @@ class Gateway:
         """Note a last token."""
         index = request.replica
         if request.decode_at >= 0:
-            self._promise(request, -1)
+            self.promise(request, -1)
             request.decode_at = LOCAL
         for view, position in self.views[index]:
             view.ended(position, request.prompt_tokens)
@@ -724,7 +727,7 @@ class Gateway:
             self.swapping.gone(request)
         if request in self.twins:
             if request in self.losers:
-                self._pay(request)
+                self.pay(request)
                 self.settle_twin(request)
             else:
                 self._won[request] = FINISHED
@@ -761,17 +764,18 @@ class Gateway:
             view.ended(position, request.prompt_tokens)
         if self.swapping is not None:
             self.swapping.gone(request)
-        self._pay(request)
+        self.pay(request)
 
-    def _pay(self, request: Request) -> None:
+    def pay(self, request: Request) -> None:
         """Turn a request's share of its replica's time into money and energy, which other replicas' shares can be added to."""
         if self.ledger is not None:
-            self.ledger.charge(request)
-            return
-        pool = self.pools[request.replica]
-        request.paid_usd += request.cost_share_s * (pool.price_usd_per_h / 3600.0)
-        request.host_energy_j += request.cost_share_s * pool.host_busy_w
-        request.cost_share_s = 0.0
+            self.ledger.pay(request)
+        else:
+            pool = self.pools[request.replica]
+            request.paid_usd += request.cost_share_s * (pool.price_usd_per_h / 3600.0)
+            request.host_energy_j += request.cost_share_s * pool.host_busy_w
+            request.cost_share_s = 0.0
+        request.energy_before_j = request.energy_j
 
     def _bear(self, winner: Request, loser: Request) -> None:
         """Let one of two copies bear what the other one cost."""
@@ -791,6 +795,16 @@ class Gateway:
             return
         request.reason = reason
         self.end(request, REJECTED)
+
+    def end_unseen(self, request: Request, status: int) -> None:
+        """Note the terminal state of a request that never came in."""
+        if self.swapping is not None and request.model is None:
+            request.model = self.swapping.default_model
+        if request.model not in self.groups:
+            self._group(request.model)
+        if self.by_id is not None:
+            self.by_id[request.id] = request
+        self.end(request, status)
 
     def end(self, request: Request, status: int) -> None:
         """Note the terminal state of a request that is at no replica."""
@@ -820,10 +834,21 @@ class Gateway:
             lost.remove(request)
             self.withdrawn(then, request)
             return
+        gateways, outages = self.presence.gateways, self.presence.outages
+        if gateways is not None and gateways.let_go(request):
+            self.withdrawn(then, request)
+            return
+        if outages is not None and request.replica in outages.behind:
+            outages.take_from(request, then)
+            return
         self.replicas[request.replica].withdraw(request, partial(self.withdrawn, then))
 
     def withdrawn(self, then: Callable[[Request], None], request: Request) -> None:
         """Note that a request has left its replica without having ended there."""
+        outages = self.presence.outages
+        if outages is not None and request in outages.ghosts:
+            outages.bury_unfinished(request)  # it was given up while its replica could not be reached
+            return
         if request.carrier is not None:
             request.carrier.release()
         request.carrier = None
@@ -831,15 +856,37 @@ class Gateway:
         if request.lenders:
             self.replicas[request.replica].batches[request.rank].forget_loans(request, True)
         if request.decode_at >= 0:
-            self._promise(request, -1)
+            self.promise(request, -1)
         self.leave(request)
         then(request)
 
     # --- time-outs ---------------------------------------------------------------------------------------------------
 
+    def inherit(self, request: Request, heir: Request) -> None:
+        """Let another object stand for a request from now on, whose replica cannot be told to give it back."""
+        self._heirs[request] = heir
+        if self.by_id is not None and self.by_id.get(request.id) is request:
+            self.by_id[request.id] = heir
+        twin = self.twins.pop(request, None)
+        if twin is not None:
+            self.twins[heir], self.twins[twin] = twin, heir
+        if request in self.losers:
+            del self.losers[request]
+            self.losers[heir] = None
+        if request in self._patience:
+            self._patience[heir] = self._patience.pop(request)
+        if request in self.on_the_move:
+            self.on_the_move[request].call_off(self.presence.recover)
+
+    def _heir(self, request: Request) -> Request:
+        """Who stands for a request now."""
+        while request in self._heirs:
+            request = self._heirs[request]
+        return request
+
     def _expire(self, request: Request, first_token: bool) -> None:
         """The client has waited for long enough."""
-        request = self._heirs.get(request, request)
+        request = self._heir(request)
         if request in self.losers:
             request = self.twins[request]
         if request.status > RUNNING or request in self._won:
@@ -898,6 +945,7 @@ class Gateway:
 
     def _hedge(self, group: Group, request: Request) -> None:
         """Send a copy of a request without a first token to another replica too; the first of both to answer goes on."""
+        request = self._heir(request)
         if request in self.twins or request.reason is not None:
             return
         twin = request.copy()
@@ -909,6 +957,7 @@ class Gateway:
 
     def _retry(self, group: Group, request: Request) -> None:
         """Take a request without a first token back and send it once more; not one that was sent twice already."""
+        request = self._heir(request)
         if request in self.twins or request.reason is not None or request in self.windows.held:
             return
         self.withdraw(request, partial(self._again, group))
@@ -929,7 +978,7 @@ class Gateway:
         del self.twins[winner]
         self.losers.pop(loser, None)
         loser.status = UNFINISHED
-        self._pay(winner)
+        self.pay(winner)
         self._bear(winner, loser)
         self._heirs[loser] = winner
         if winner in self._won:
@@ -947,6 +996,9 @@ class Gateway:
         if not (0 <= move.source < count and 0 <= move.target < count and move.source != move.target):
             raise PolicyError(f"cannot do {move!r}: there are {count} replicas")
         assert self.by_id is not None
+        outages = self.presence.outages
+        if outages is not None and {replicas[move.source].index, replicas[move.target].index} & outages.behind.keys():
+            return None  # what it is told does not arrive
         request = self.by_id.get(move.request)
         if request is None or request in self.outside or request.reason is not None:
             return None
@@ -987,8 +1039,7 @@ class Gateway:
         token_bytes = self.pools[source.index].kv_bytes_per_token
         for replica in (source, target):
             self.migrating[replica.index] += 1
-        self.on_the_move[request] = None
-        Migration(
+        self.on_the_move[request] = Migration(
             self.network(), request, source, target, token_bytes, self._left, partial(self._join, target), self._moved
         )
 
@@ -1030,7 +1081,8 @@ class Gateway:
 
     def left(self) -> list[Request]:
         """Requests that are at no replica when the run ends, and those that ended but wait for a copy to be taken back."""
-        return [*self.outside, *self.encoding, *self._won]
+        left = [*self.outside, *self.encoding, *self._won, *self.presence.in_doubt()]
+        return left if self.presence.gateways is None else [*left, *self.presence.gateways.held()]
 
     def without_copies(self, left: Sequence[Request]) -> list[Request]:
         """Of the requests that are left, those that stand for themselves in the tables; they bear the cost of their copies."""
@@ -1040,8 +1092,8 @@ class Gateway:
             if twin is None or twin in self.losers or (request not in self.losers and request.attempt < twin.attempt):
                 alone.append(request)
                 continue
-            self._pay(request)
-            self._pay(twin)
+            self.pay(request)
+            self.pay(twin)
             self._bear(twin, request)
         return alone
 

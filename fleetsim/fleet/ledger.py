@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Bill:
     """What something has cost so far."""
 
-    __slots__ = ("carbon_g", "electricity_usd", "embodied_g", "settled_j", "site_j", "usd")
+    __slots__ = ("carbon_g", "electricity_usd", "embodied_g", "settled_j", "settled_s", "site_j", "usd")
 
     def __init__(self) -> None:
         self.usd = 0.0
@@ -41,6 +41,8 @@ class Bill:
         """Share of what making the accelerators emitted [g]."""
         self.settled_j = 0.0
         """Of a request: energy of accelerators and servers that is in it already [J]."""
+        self.settled_s = 0.0
+        """Of a request: share of its replica's time that is in it already, since it came there [s]."""
 
     def add(self, rates: Rates, energy_j: float, time_s: float) -> None:
         """Add energy of accelerators and servers, and time of a replica."""
@@ -175,7 +177,19 @@ class Ledger:
         energy_j = request.energy_j + request.host_energy_j
         bill.add(rates, energy_j - bill.settled_j, time_s)
         bill.settled_j = energy_j
+        bill.settled_s += time_s
         request.paid_usd = bill.usd
+
+    def pay(self, request: Request) -> None:
+        """Charge a request that leaves its replica."""
+        self.charge(request)
+        if request.bill is not None:
+            request.bill.settled_s = 0.0
+
+    def share_s(self, request: Request) -> float:
+        """Share of its replica's time that a request had since it came there [s]."""
+        settled_s: float = 0.0 if request.bill is None else request.bill.settled_s
+        return settled_s + request.cost_share_s
 
     def charge_encoding(self, replica: int, request: Request, seconds: float) -> None:
         """Charge a request for its share of the time and energy of an encoder's pass."""

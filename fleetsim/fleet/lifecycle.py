@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import DataError, Finding, PolicyError
 from fleetsim.faults.api import Fault, Site
+from fleetsim.fleet.gateway_loss import GatewayLoss
 from fleetsim.fleet.handover import gpu
+from fleetsim.fleet.outages import Outages
 from fleetsim.kernel.streams import Streams
+from fleetsim.network.topology import links_at, links_between
 from fleetsim.scaling.api import PoolState, Window
 from fleetsim.scaling.forecasters.api import Forecaster, Series, What
 from fleetsim.scaling.future import Known
@@ -50,7 +53,7 @@ class Lifecycle:
         self._streams = streams
         self.wanted = [pool.config.replicas for pool in fleet.pools]
         """Replicas that each pool should have."""
-        self.events: list[tuple[float, str, str, int, int]] = []
+        self.events: list[tuple[float, str, str | None, int | None, int]] = []
         """Time, kind, pool, replica over the fleet, count."""
         self.draining: dict[Replica, None] = {}
         """Replicas that take no more requests and still have some."""
@@ -64,6 +67,10 @@ class Lifecycle:
                 self._gateway.presence.set_present(replica, False)
         if any(pool.config.drain == "migrate" for pool in fleet.pools) and self._gateway.by_id is None:
             self._gateway.by_id = {}
+        self.outages = Outages(fleet, self._note)
+        """Links that are cut or slow."""
+        self.gateway_loss = GatewayLoss(fleet, self._note_all)
+        """Gateways that are gone."""
         self.scalings = [Scaling(self, pool, fleet, streams) for pool in fleet.pools if pool.config.autoscaler]
         """Autoscalers at work."""
         if self.scalings:
@@ -87,10 +94,19 @@ class Lifecycle:
         racks: dict[str, list[int]] = {}
         for replica in self._fleet.replicas:
             node = graph.nodes[gpu(replica)]
-            servers.setdefault(str(node["host"]), []).append(replica.index)
+            servers.setdefault(str(node["gates"][0]), []).append(replica.index)
             racks.setdefault(str(node["gates"][1]), []).append(replica.index)
         pools = {pool.name: tuple(replica.index for replica in pool.replicas) for pool in self._fleet.pools}
-        return Site(pools, tuple(map(tuple, servers.values())), tuple(map(tuple, racks.values())))
+        return Site(
+            pools,
+            tuple(map(tuple, servers.values())),
+            tuple(map(tuple, racks.values())),
+            tuple(links_at(graph, gpu(replica)) for replica in self._fleet.replicas),
+            tuple(links_between(graph, server, graph.nodes[server]["gates"][:1]) for server in servers),
+            tuple(links_between(graph, rack, graph.nodes[rack]["gates"][:1] or ("store", "gateway")) for rack in racks),
+            links_at(graph, "gateway"),
+            links_at(graph, "store") if "store" in graph else (),
+        )
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
@@ -113,6 +129,14 @@ class Lifecycle:
                     hint="repeat it (`repeat: true`), or end the run before (`run.horizon`)",
                 )
             )
+        if fault.kind == "link":
+            self.outages.begin(fault.links, fault.factor)
+        elif fault.kind == "link_back":
+            self.outages.end(fault.links, fault.factor)
+        elif fault.kind == "gateway":
+            self.gateway_loss.begin(fault.factor)
+        elif fault.kind == "gateway_back":
+            self.gateway_loss.end(fault.factor)
         for index in fault.replicas:
             replica = self._fleet.replicas[index]
             if fault.kind == "fail":
@@ -234,6 +258,14 @@ class Lifecycle:
     def _note(self, kind: str, replica: Replica) -> None:
         pool = self._fleet.pool_of[replica.index]
         self.events.append((self._fleet.clock.now_s, kind, pool.name, replica.index, 1))
+
+    def _note_all(self, kind: str) -> None:
+        self.events.append((self._fleet.clock.now_s, kind, None, None, 1))
+
+    @property
+    def waits_for_repair(self) -> bool:
+        """Whether requests go on once the network or a gateway is mended."""
+        return bool(self.outages.behind) or bool(self.gateway_loss.share)
 
     def _notice(self, replica: Replica) -> None:
         self._gateway.presence.notice(replica)

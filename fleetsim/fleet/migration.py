@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fleetsim.engine.batch import Parked
 from fleetsim.engine.replica import Replica
 from fleetsim.fleet.handover import gpu
-from fleetsim.network.flows import Network
+from fleetsim.network.flows import Flow, Network
 from fleetsim.workload.request import Request
 
 LAST_BLOCKS = 16
@@ -43,7 +43,9 @@ class Migration:
 
     __slots__ = (
         "_arrive",
+        "_called_off",
         "_copied_tokens",
+        "_flow",
         "_leave",
         "_network",
         "_over",
@@ -84,6 +86,8 @@ class Migration:
         self._stage = 0
         self._copied_tokens = 0
         self._parked: Parked | None = None
+        self._flow: Flow | None = None
+        self._called_off = False
         self.bytes = 0.0
         """Sent so far [bytes]."""
         self.completed = False
@@ -91,9 +95,28 @@ class Migration:
         """When the request left the source [s]."""
         target.at_boundary(self._reserve)
 
+    @property
+    def stalled(self) -> bool:
+        """Whether what it copies has come to a cut in the network."""
+        return self._flow is not None and self._network.is_stalled(self._flow)
+
+    def call_off(self, recover: Callable[[Request], None]) -> None:
+        """Copy no further: the request stays where it is, or, where it has left already, `recover` is called with it."""
+        self._called_off = True
+        if self._flow is None:
+            return  # it waits for a boundary, and sees then
+        self._network.cancel(self._flow)
+        self._flow = None
+        if self._parked is None:
+            self._give_up()
+            return
+        self.source.unpark(self._source_rank, self._parked)
+        self._give_up()
+        recover(self.request)
+
     def _goes_on(self) -> bool:
         """Whether the request still decodes where it was."""
-        return self.source.is_decoding(self.request, self._source_rank)
+        return not self._called_off and self.source.is_decoding(self.request, self._source_rank)
 
     def _reserve(self) -> None:
         """Keep room on the target for what the request has and for what it gets while that is copied."""
@@ -118,6 +141,7 @@ class Migration:
         self._send(missing, self._copied)
 
     def _copied(self) -> None:
+        self._flow = None
         if self._goes_on():
             self._copy()
         else:
@@ -135,6 +159,7 @@ class Migration:
 
     def _join(self) -> None:
         assert self._parked is not None
+        self._flow = None
         self.source.unpark(self._source_rank, self._parked)
         request = self.request
         request.carrier = None
@@ -154,4 +179,4 @@ class Migration:
     def _send(self, tokens: int, done: Callable[[], None]) -> None:
         size_bytes = tokens * self._token_bytes
         self.bytes += size_bytes
-        self._network.transfer(gpu(self.source), gpu(self.target), size_bytes, done)
+        self._flow = self._network.transfer(gpu(self.source), gpu(self.target), size_bytes, done)

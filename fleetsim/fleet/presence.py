@@ -13,6 +13,8 @@ from fleetsim.workload.request import FAILED, LOCAL, RUNNING, TIMED_OUT, Request
 
 if TYPE_CHECKING:
     from fleetsim.fleet.gateway import Gateway, Group
+    from fleetsim.fleet.gateway_loss import GatewayLoss
+    from fleetsim.fleet.outages import Outages
 
 _GONE: Any = object()
 
@@ -32,16 +34,26 @@ class Presence:
         """Requests that went elsewhere because the replica that the router named was gone."""
         self.lost_tokens = 0
         """Tokens whose keys and values were given up because nobody was there to go on with them."""
+        self.lost_j = 0.0
+        """Energy that had gone into what was lost, or was computed in vain [J]."""
+        self.lost_s = 0.0
+        """Time of accelerators that had [s]."""
         self.recoveries = 0
         """Requests that were sent again because their replica was gone."""
         self._lost: dict[int, list[Request]] = {}
-        """What was at each replica that is gone without anybody having noticed."""
+        """What was at each replica that is gone without anybody having noticed, and what was sent to one that cannot be reached."""
+        self.outages: Outages | None = None
+        """What cuts in the network do, where links may fail."""
+        self.gateways: GatewayLoss | None = None
+        """Gateways that are gone, while any are."""
 
     def set_present(self, replica: Replica, present: bool) -> None:
         """Let a replica take requests, or no more; those that wait for one to come are sent."""
         index = replica.index
         if self.present[index] == present:
             return
+        if present and self.outages is not None and index in self.outages.behind:
+            return  # nobody hears of it
         self.present[index] = replica.present = present
         if present:
             replica.dead = False
@@ -49,23 +61,55 @@ class Presence:
         for view, position in self._gateway.views[index]:
             view.set_present(position, present)
         if present and self.waiting_room:
-            for request, group in list(self.waiting_room.items()):
-                if self.is_open(group):
-                    del self.waiting_room[request]
-                    if self._gateway.outside.pop(request, _GONE) is not _GONE:
-                        self._gateway.route(group, request)
+            self.send_waiting()
+
+    def send_waiting(self) -> None:
+        """Send those that wait for a replica, or for their gateway, to come, as far as they need not any more."""
+        for request, group in list(self.waiting_room.items()):
+            if request in self.waiting_room and not self.must_wait(group, request):
+                del self.waiting_room[request]
+                if self._gateway.outside.pop(request, _GONE) is not _GONE:
+                    self._gateway.route(group, request)
 
     def kill(self, replica: Replica) -> None:
         """Take everything from a replica now; what is sent to it until `notice` is lost too.
 
         Requests whose last blocks are on their way from it in a migration are taken to have got them.
         """
-        self._lost[replica.index] = replica.crash()
+        lost = replica.crash()
+        if self.outages is not None:
+            lost = self.outages.crashed(replica, lost)
+        if self.gateways is not None:
+            lost += self.gateways.crashed(replica)
+        for request in lost:
+            self.count_lost(request, 0)
+        self._lost[replica.index] = [*self._lost.get(replica.index, ()), *lost]
         replica.dead = True
 
     def lost_at(self, replica: Replica) -> list[Request]:
         """What was at a replica that is gone, while nobody has noticed."""
         return self._lost.get(replica.index, [])
+
+    def count_lost(self, request: Request, tokens: int) -> None:
+        """Count what a request had taken at its replica, where it has to begin again, and tokens that nobody has counted."""
+        self.lost_tokens += tokens
+        self.lost_j += request.energy_j - request.energy_before_j
+        pool = self._gateway.pools[request.replica]
+        ledger = self._gateway.ledger
+        share_s = request.cost_share_s if ledger is None else ledger.share_s(request)
+        self.lost_s += share_s * pool.config.parallelism.accelerators
+
+    def hold(self, replica: Replica) -> None:
+        """Keep what is sent to a replica that cannot be reached."""
+        self._lost.setdefault(replica.index, [])
+
+    def undelivered(self, replica: Replica) -> list[Request]:
+        """What was kept, and is kept no more."""
+        return self._lost.pop(replica.index, [])
+
+    def in_doubt(self) -> list[Request]:
+        """All requests that are at no replica since nobody has noticed that theirs is gone or cannot be reached."""
+        return [request for lost in self._lost.values() for request in lost]
 
     def notice(self, replica: Replica) -> None:
         """See that a replica is gone: its requests begin again elsewhere, or have failed."""
@@ -83,12 +127,14 @@ class Presence:
         if not replica.dead:
             replica.enqueue(request, ready_s, rank)
             return
-        self._lost[replica.index].append(request)
+        self._lost.setdefault(replica.index, []).append(request)
         for batch in replica.batches:
             batch.unreserve(request)
 
     def send_elsewhere(self, replica: Replica) -> None:
         """Let requests that wait at a replica wait elsewhere, and those that decode there migrate to where there is room."""
+        if self.outages is not None and replica.index in self.outages.behind:
+            return
         waiting = [r for batch in replica.batches for r in batch.waiting] + [*replica.inbox, *replica.held]
         for request in sorted(waiting, key=lambda r: (r.arrival_s, r.id, r.attempt)):
             if not request.generated and request.carrier is None and request not in self._gateway.twins:
@@ -124,7 +170,13 @@ class Presence:
             found += [request for request in (*here, *other.inbox) if _comes_from(request, replica)]
         return found
 
+    def send_again(self, request: Request) -> None:
+        """Take a request back from a replica that waits for something in vain, and send it once more."""
+        self._withdraw_if_here(request)
+
     def _withdraw_if_here(self, request: Request) -> None:
+        if self.outages is not None and request in self.outages.ghosts:
+            return
         if request not in self._gateway.outside and request.status <= RUNNING and request not in self._gateway.losers:
             self._gateway.withdraw(request, self.recover)
 
@@ -163,6 +215,10 @@ class Presence:
         """Let a request wait until a replica is there that can take it."""
         self._gateway.outside[request] = None
         self.waiting_room[request] = group
+
+    def must_wait(self, group: Group, request: Request) -> bool:
+        """Whether nobody can take a request now, or nobody can send it."""
+        return not self.is_open(group) or (self.gateways is not None and self.gateways.lacks(request))
 
     def is_open(self, group: Group) -> bool:
         """Whether replicas are there that can take a request to its end."""

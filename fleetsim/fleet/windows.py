@@ -61,10 +61,11 @@ class Windows:
     def _decide_together(self, group: Group, requests: list[Request]) -> None:
         """Ask the router about those of these requests that still want an answer, and send them where it says."""
         requests = [request for request in requests if self.let_go(request)]
-        if self._gateway.presence.gone and not self._gateway.presence.is_open(group):
-            for request in requests:
-                self._gateway.presence.wait(group, request)
-            return
+        presence = self._gateway.presence
+        if presence.gone:
+            for request in [request for request in requests if presence.must_wait(group, request)]:
+                requests.remove(request)
+                presence.wait(group, request)
         if not requests:
             return
         side = group.entry

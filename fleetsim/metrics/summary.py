@@ -67,11 +67,17 @@ class Totals:
     recoveries: int = 0
     """Requests that were sent again because their replica was gone."""
     lost_tokens: int = 0
-    """Tokens whose keys and values were lost with their replica."""
+    """Tokens whose keys and values were lost with their replica, or that were computed in vain."""
     power_budget_peak_ratio: float | None = None
     """Largest power of a row over its budget; None without one."""
     ledger: Ledger | None = None
     """What charged at prices that change over time or from site to site; None where none do."""
+    lost_j: float = 0.0
+    """Energy that had gone into these."""
+    lost_s: float = 0.0
+    """Time of accelerators that had."""
+    failed_tries: int = 0
+    """Times that clients found no gateway."""
 
 
 def summarise(
@@ -127,6 +133,8 @@ def summarise(
     good = met & (status == FINISHED)
     summary |= _site_of_requests(read, status)
     summary |= _per_good_token(read, good, summary)
+    summary |= {"lost_energy_j": totals.lost_j, "lost_accelerator_s": totals.lost_s}
+    summary["failed_tries"] = totals.failed_tries
     summary["power_peak_w"] = totals.peak_power_w
     used = values_of(read("replicas", ["kv_used_ratio"])["kv_used_ratio"])
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0

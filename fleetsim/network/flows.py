@@ -9,6 +9,7 @@ so that a transfer over idle links costs its hops.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from math import inf
@@ -24,13 +25,15 @@ _ROOM = 1.0 + 1e-9
 class Link:
     """One directed edge of the graph."""
 
-    __slots__ = ("capacity", "couples", "demand", "flows", "latency_s", "moved_bytes", "source", "target")
+    __slots__ = ("capacity", "couples", "demand", "flows", "latency_s", "moved_bytes", "nominal", "source", "target")
 
     def __init__(self, source: str, target: str, capacity: float, latency_s: float) -> None:
         self.source = source
         self.target = target
         self.capacity = capacity
-        """[B/s]"""
+        """What it carries now; 0 where it is cut [B/s]."""
+        self.nominal = capacity
+        """What it carries when nothing is wrong with it [B/s]."""
         self.latency_s = latency_s
         self.flows: dict[Flow, None] = {}
         """In order of their start."""
@@ -59,29 +62,47 @@ class Flow:
 
     __slots__ = (
         "active",
+        "before_bytes",
         "bound",
         "done",
         "drain_s",
         "latency_s",
+        "limit",
         "links",
         "number",
         "rate",
         "remaining",
         "size_bytes",
+        "source",
         "started_s",
+        "target",
         "timer",
         "updated_s",
         "weight",
     )
 
     def __init__(
-        self, number: int, links: tuple[Link, ...], size_bytes: float, done: Callable[[], None], weight: float
+        self,
+        number: int,
+        source: str,
+        target: str,
+        links: tuple[Link, ...],
+        size_bytes: float,
+        done: Callable[[], None],
+        weight: float,
+        limit: float,
     ) -> None:
         self.number = number
+        self.source = source
+        self.target = target
         self.links = links
         self.size_bytes = size_bytes
         self.done = done
         self.weight = weight
+        self.limit = limit
+        """Fastest that whoever sends or takes it can [B/s]."""
+        self.before_bytes = 0.0
+        """Sent over other links before these."""
         self.bound = inf
         """Fastest that its path and its limit allow [B/s]."""
         self.rate = 0.0
@@ -143,6 +164,10 @@ class Network:
         """By drain time; stale where that has changed."""
         self._timer: Timer | None = None
         self._timer_s = inf
+        self._shares: dict[tuple[str, str], float] = {}
+        """Edges that carry less than usual, and which share of it."""
+        self.cuts: set[tuple[str, str]] = set()
+        """Edges that carry nothing."""
 
     # --- transfers ---------------------------------------------------------------------------------------------------
 
@@ -178,7 +203,7 @@ class Network:
         if not (0 <= size_bytes < inf and 0 < weight < inf and limit > 0):
             raise ValueError(f"a transfer of {size_bytes} bytes with weight {weight} and limit {limit} B/s")
         links = self.path(source, target)
-        flow = Flow(self.transfers, links, size_bytes, done, weight)
+        flow = Flow(self.transfers, source, target, links, size_bytes, done, weight, limit)
         self.transfers += 1
         self.started_bytes += size_bytes
         now_s = self.clock.now_s
@@ -190,7 +215,7 @@ class Network:
             if link.capacity < bound:
                 bound = link.capacity
         flow.bound = bound
-        if size_bytes == 0 or bound == inf:
+        if (size_bytes == 0 and bound > 0.0) or bound == inf:
             flow.remaining = 0.0
             self._send_last(flow)
             return flow
@@ -206,6 +231,71 @@ class Network:
             self._set_rate(flow, bound)
         self._arm()
         return flow
+
+    def scale(self, edges: Iterable[tuple[str, str]], share: float) -> None:
+        """Let edges carry a share of their bandwidth from now on; with 0 they are cut.
+
+        Transfers that come to a cut go another way if there is one, and else wait until it is mended. One that was led around a cut
+        is not led back; last bytes that are on the way already arrive.
+
+        Raises
+        ------
+        ValueError
+            If there is no such edge, or the share is below 0.
+        """
+        if not 0.0 <= share < inf:
+            raise ValueError(f"a link cannot carry {share} of its bandwidth")
+        for edge in edges:
+            if edge not in self.graph.edges:
+                raise ValueError(f"the network has no link from {edge[0]} to {edge[1]}")
+            self._shares[edge] = share
+            link = self._links.get(edge)
+            if link is not None:
+                link.capacity = link.nominal * share
+        cuts = {edge for edge, left in self._shares.items() if not left}
+        if cuts != self.cuts:
+            self.cuts = cuts
+            self._paths.clear()
+            self._legs.clear()
+        self._plan_again()
+
+    def is_cut(self, source: str, target: str) -> bool:
+        """Whether nothing gets from one node to another now."""
+        if not self.cuts:
+            return False
+        return any(not link.capacity for link in self.path(source, target))
+
+    def is_stalled(self, flow: Flow) -> bool:
+        """Whether a transfer waits for a cut to be mended."""
+        return flow.active and not flow.bound
+
+    def _plan_again(self) -> None:
+        """Lead transfers around cuts, and share all links anew: what they carry has changed."""
+        flows = list(self._flows)
+        for flow in flows:
+            self._settle(flow)
+            for link in flow.links:
+                link.remove(flow)
+            if any(not link.capacity for link in flow.links):
+                self._lead_around(flow)
+        for flow in flows:
+            flow.bound = min([flow.limit, *[link.capacity for link in flow.links]])
+            for link in flow.links:
+                link.add(flow)
+        self._share(dict.fromkeys(flows))
+        self._arm()
+
+    def _lead_around(self, flow: Flow) -> None:
+        """Send what is left of a transfer over the path that there is now."""
+        links = self.path(flow.source, flow.target)
+        if links == flow.links:
+            return
+        sent = flow.size_bytes - flow.remaining
+        for link in flow.links:
+            link.moved_bytes += sent - flow.before_bytes
+        flow.before_bytes = sent
+        flow.links = links
+        flow.latency_s = sum([link.latency_s for link in links])
 
     def cancel(self, flow: Flow) -> None:
         """Stop a transfer; `done` is not called. Nothing happens if it has arrived or was cancelled before."""
@@ -225,7 +315,7 @@ class Network:
 
     def remaining_bytes(self, flow: Flow) -> float:
         """Bytes that a transfer has not sent yet."""
-        if not flow.active:
+        if not flow.active or not flow.rate:
             return flow.remaining
         return max(flow.remaining - flow.rate * (self.clock.now_s - flow.updated_s), 0.0)
 
@@ -245,12 +335,14 @@ class Network:
         for link in links:
             if link.flows and link.demand + bound > link.capacity * _ROOM:
                 rate = min(rate, _level(link, weight))
+        if not rate:
+            return inf  # a cut is in the way
         return latency_s if rate == inf else latency_s + size_bytes / rate
 
     def idle_s(self, source: str, target: str, size_bytes: float) -> float:
         """Time that a transfer takes when nothing else moves [s]."""
         links = self.path(source, target)
-        rate = min([link.capacity for link in links], default=inf)
+        rate = min([link.nominal for link in links], default=inf)
         return sum([link.latency_s for link in links]) + size_bytes / rate
 
     # --- what links have done --------------------------------------------------------------------------------------------
@@ -262,7 +354,9 @@ class Network:
 
     @property
     def busy(self) -> bool:
-        """Whether any transfer is under way."""
+        """Whether any transfer is under way, and not waiting for a cut to be mended."""
+        if self.cuts:
+            return bool(self._arriving) or any(flow.rate for flow in self._flows)
         return bool(self._flows or self._arriving)
 
     def uses(self) -> list[Use]:
@@ -270,14 +364,16 @@ class Network:
         now_s = self.clock.now_s
         rows = []
         for link in self._links.values():
-            moved = link.moved_bytes + sum(flow.size_bytes - self.remaining_bytes(flow) for flow in link.flows)
-            rows.append(Use(link.source, link.target, moved, moved / (link.capacity * now_s) if now_s else 0.0))
+            moved = link.moved_bytes + sum(
+                flow.size_bytes - self.remaining_bytes(flow) - flow.before_bytes for flow in link.flows
+            )
+            rows.append(Use(link.source, link.target, moved, moved / (link.nominal * now_s) if now_s else 0.0))
         return rows
 
     # --- paths -------------------------------------------------------------------------------------------------------
 
     def path(self, source: str, target: str) -> tuple[Link, ...]:
-        """Links of the shortest path, found once.
+        """Links of the shortest path around cuts, or through them where there is no other, found once.
 
         Raises
         ------
@@ -312,19 +408,29 @@ class Network:
             return leg
         from networkx import NetworkXNoPath, bidirectional_dijkstra  # costs start-up time where nothing is ever sent
 
+        nodes: list[str] = []
+        with suppress(NetworkXNoPath):  # the way may be blocked
+            if self.cuts:
+                _, nodes = bidirectional_dijkstra(self.graph, source, target, self._weight_if_whole)
         try:
-            _, nodes = bidirectional_dijkstra(self.graph, source, target, "weight")
+            if not nodes:
+                _, nodes = bidirectional_dijkstra(self.graph, source, target, "weight")
         except NetworkXNoPath:
             raise ValueError(f"the network has no path from {source} to {target}") from None
         leg = tuple(self._link(a, b) for a, b in pairwise(nodes))
         self._legs[source, target] = leg
         return leg
 
+    def _weight_if_whole(self, source: str, target: str, edge: Any) -> Any:
+        """Hops of an edge; None, which hides it, where it is cut."""
+        return None if (source, target) in self.cuts else edge["weight"]
+
     def _link(self, source: str, target: str) -> Link:
         link = self._links.get((source, target))
         if link is None:
             edge = self.graph.edges[source, target]
             link = self._links[source, target] = Link(source, target, edge["capacity"], edge["latency"])
+            link.capacity *= self._shares.get((source, target), 1.0)
         return link
 
     # --- sharing -----------------------------------------------------------------------------------------------------
@@ -354,7 +460,7 @@ class Network:
     def _set_rate(self, flow: Flow, rate: float) -> None:
         self._settle(flow)
         flow.rate = rate
-        flow.drain_s = flow.updated_s + flow.remaining / rate
+        flow.drain_s = flow.updated_s + flow.remaining / rate if rate else inf
         heappush(self._heap, (flow.drain_s, flow.number, flow))
 
     def _settle(self, flow: Flow) -> None:
@@ -405,7 +511,7 @@ class Network:
 
     def _take_off(self, flow: Flow) -> None:
         """Remove a flow from its links, and count what it has sent."""
-        sent = flow.size_bytes - flow.remaining
+        sent = flow.size_bytes - flow.remaining - flow.before_bytes
         for link in flow.links:
             link.remove(flow)
             link.moved_bytes += sent

@@ -15,6 +15,7 @@ than a server has whole servers of its own, which are one server here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 
@@ -149,6 +150,17 @@ def host_of(graph: nx.DiGraph, replica: int) -> str:
 def ssd_of(graph: nx.DiGraph, replica: int) -> str:
     """Endpoint of the drives of a replica's server."""
     return host_of(graph, replica).replace("host", "ssd")
+
+
+def links_between(graph: nx.DiGraph, node: str, others: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Edges between a node and some others, both ways."""
+    pairs = [pair for other in others for pair in ((node, other), (other, node))]
+    return tuple(pair for pair in pairs if graph.has_edge(*pair))
+
+
+def links_at(graph: nx.DiGraph, node: str) -> tuple[tuple[str, str], ...]:
+    """All edges of a node, both ways."""
+    return links_between(graph, node, graph.successors(node))
 
 
 def _zip(layouts: list[Layout], scenario: schema.Scenario) -> list[tuple[Layout, schema.Pool]]:

@@ -198,7 +198,8 @@ EVENTS = (
         "kind",
         _N,
         "",
-        "replica_ready; model_load_begun, model_loaded (a replica changes its LLM); "
+        "replica_ready, replica_failed, replica_unreachable, replica_reachable and other states of replicas; gateway_lost, "
+        "gateway_back; model_load_begun, model_loaded (a replica changes its LLM); "
         "clock_set (count: thousandths of the usual clock), cap_set (watts per accelerator), seats_set, brake, brake_released, "
         "throttled, throttle_over (degrees C), replica_asleep, replica_waking, replica_awake; "
         "flip_to_prefill, flip_to_decode (a router gives a replica another role); totals at the end of the "

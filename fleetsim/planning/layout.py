@@ -12,6 +12,7 @@ from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.catalog.data import catalogue
 from fleetsim.catalog.llm import load_llm
 from fleetsim.catalog.memory import memory_plan
+from fleetsim.catalog.price import price_of
 from fleetsim.errors import Finding, InputError, nearest
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import Parallelism
@@ -130,7 +131,11 @@ def site_of(loaded: LoadedScenario, accelerators: Iterable[str] = ()) -> Site:
     ]
     if findings:
         raise InputError(findings)
-    own = {pool.accelerator: pool.price for pool in pools if pool.price is not None}
+    own = {
+        pool.accelerator: price_of(pool.price, load_accelerator(pool.accelerator), loaded.base_dir).average
+        for pool in pools
+        if pool.price is not None
+    }
     prices = {}
     for name in names:
         price = own.get(name, load_accelerator(name).price_usd_per_h)

@@ -1003,6 +1003,26 @@ class OnFailure(Block):
     """Then they have failed."""
     detect: SecondsOrZero = 0.0
     """Time until the gateway notices: until then it sends more requests there, which are lost too."""
+    unreachable: Literal["retry", "wait"] = "retry"
+    """Requests whose replica cannot be reached over the network, but goes on: begin again elsewhere, as after a failure, while the
+    replica goes on in vain until it hears of it; or wait for what it answers."""
+    transfers: Literal["recompute", "wait"] = "recompute"
+    """Keys and values that come to a cut in the network on their way: computed again once that is noticed, or waited for."""
+
+
+class Clients(Block):
+    """What clients do that find no gateway: they try again, later each time. The defaults are assumptions, usual ones."""
+
+    max_retries: Annotated[int, Field(ge=0, le=1000, strict=True)] = 10
+    """Then the request has failed; with 0 at once."""
+    first_wait: Seconds = 1.0
+    """Longest wait before the second try."""
+    factor: Annotated[Number, Field(ge=1, le=100)] = 2.0
+    """How many times as long the next wait may be."""
+    longest_wait: Seconds = 30.0
+    """No wait is longer."""
+    jitter: Ratio = 0.5
+    """Part of a wait that is drawn, so that not all come back at once."""
 
 
 class View(Block):
@@ -1038,13 +1058,13 @@ class Gateway(Block):
     decision: Decision = Decision()
     """What deciding costs."""
     on_failure: OnFailure = OnFailure()
-    """What becomes of requests whose replica fails or is killed."""
+    """What becomes of requests whose replica fails, is killed or cannot be reached."""
+    clients: Clients = Clients()
+    """What clients do while there is no gateway."""
     timeout: Seconds | None = None
     """A request that has not ended this long after its arrival is given up."""
     first_token_timeout: Seconds | None = None
     """A request without a first token this long after its arrival is given up."""
-
-    """Chooses the replica."""
     view: View = View()
     """How old is what policies see."""
     site: Annotated[str, Field(min_length=1)] | None = None

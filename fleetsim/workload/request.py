@@ -61,6 +61,7 @@ class Request:
         "encode_replica",
         "encode_start_s",
         "end_s",
+        "energy_before_j",
         "energy_j",
         "energy_mark",
         "finish_step",
@@ -205,6 +206,8 @@ class Request:
         self.segment_mark = -1
         self.itl_max_s = 0.0
         self.energy_j = 0.0
+        self.energy_before_j = 0.0
+        """Of that, what it had taken when it left its last replica."""
         self.cost_share_s = 0.0
         """Its share of the busy time of the replica it is at [s]."""
         self.paid_usd = 0.0

@@ -75,7 +75,7 @@ def test_incidents_strike_what_they_name() -> None:
         (5.0, "slow", (4,), 3.0),
         (7.0, "slow", (4,), 1.0),
         (30.0, "warn", (2, 3), 1.0),
-        (50.0, "fail", (2, 3), 2.0),
+        (50.0, "fail", (2, 3), 1.0),
         (60.0, "repair", (2, 3), 1.0),
     ]
 

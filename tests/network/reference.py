@@ -34,15 +34,22 @@ def rates(transfers: dict[int, Transfer], capacities: list[float]) -> dict[int, 
     return rate
 
 
-def drain_times(transfers: list[Transfer], capacities: list[float]) -> list[float]:
-    """When each transfer has sent its last byte."""
+def drain_times(
+    transfers: list[Transfer], capacities: list[float], changes: list[tuple[float, int, float]] | None = None
+) -> list[float]:
+    """When each transfer has sent its last byte; links may carry another share of their capacity from some time on."""
+    capacities, nominal, changes = list(capacities), list(capacities), sorted(changes or [])
     left = {i: t.size_bytes for i, t in enumerate(transfers)}
     ends = [0.0] * len(transfers)
     now_s = 0.0
     while left:
         active = {i: transfers[i] for i in left if transfers[i].start_s <= now_s}
+        while changes and changes[0][0] <= now_s:
+            _, link, share = changes.pop(0)
+            capacities[link] = nominal[link] * share
         rate = rates(active, capacities)
-        soonest = min((now_s + left[i] / rate[i] for i in active), default=inf)
+        soonest = min((now_s + left[i] / rate[i] for i in active if rate[i]), default=inf)
+        soonest = min([soonest, *[time_s for time_s, _, _ in changes[:1]]])
         next_start = min((transfers[i].start_s for i in left if transfers[i].start_s > now_s), default=inf)
         then_s = min(soonest, next_start)
         for i in active:

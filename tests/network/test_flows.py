@@ -70,6 +70,74 @@ def test_all_arrive_when_a_plain_progressive_filling_says(capacities: list[float
     assert sum(use.moved_bytes for use in network.uses() if use.source == "switch") == pytest.approx(size)
 
 
+CHANGE = st.tuples(
+    st.floats(0, 40).map(lambda x: round(x, 2)), st.integers(0, 2 * ENDS - 1), st.sampled_from([0.0, 0.1, 0.5, 1.0])
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(CAPACITY, min_size=2 * ENDS, max_size=2 * ENDS),
+    st.lists(TRANSFER, min_size=1, max_size=10),
+    st.lists(CHANGE, min_size=1, max_size=8),
+)
+def test_links_that_fail_and_come_back(
+    capacities: list[float], drawn: list[tuple], changes: list[tuple[float, int, float]]
+) -> None:
+    clock = Clock()
+    network, ends = Network(clock, star(ENDS, capacities)), Ends(clock)
+    plain = [Transfer(start_s, (a, ENDS + b), size, weight, limit) for start_s, a, b, size, weight, limit in drawn]
+    changes = sorted([*changes, *[(50.0, link, 1.0) for link in range(2 * ENDS)]])
+    for time_s, link, share in changes:
+        edge = (f"from:{link}", "switch") if link < ENDS else ("switch", f"to:{link - ENDS}")
+
+        def change(edge=edge, share=share) -> None:
+            network.scale([edge], share)
+            network.verify()
+
+        clock.at(time_s, change, 0)
+    for number, (start_s, a, b, size, weight, limit) in enumerate(drawn):
+
+        def start(number=number, a=a, b=b, size=size, weight=weight, limit=limit) -> None:
+            network.transfer(f"from:{a}", f"to:{b}", size, ends.note(number), weight, limit)
+            network.verify()
+
+        clock.at(start_s, start)
+    clock.run()
+    network.verify()
+    expected = drain_times(plain, capacities, changes)
+    assert [ends.times[i] for i in range(len(plain))] == pytest.approx(expected, rel=1e-6)
+    size = sum(t.size_bytes for t in plain)
+    assert sum(use.moved_bytes for use in network.uses() if use.source == "switch") == pytest.approx(size)
+
+
+def test_transfers_go_around_a_cut_where_there_is_a_way() -> None:
+    graph = nx.DiGraph()
+    for a, b, hops in (("a", "b", 1.0), ("a", "c", 1.0), ("c", "b", 1.0)):
+        graph.add_edge(a, b, capacity=10.0, latency=0.0, weight=hops)
+    clock = Clock()
+    network, ends = Network(clock, graph), Ends(clock)
+    network.transfer("a", "b", 100.0, ends.note(0))
+    clock.at(4.0, lambda: network.scale([("a", "b")], 0.0))
+    clock.at(6.0, lambda: network.transfer("a", "b", 20.0, ends.note(1)))
+    clock.at(6.0, lambda: network.transfer("c", "b", 0.0, ends.note(2)))
+    clock.run(7.0)
+    network.verify()
+    assert not network.is_cut("a", "b")
+    network.scale([("c", "b")], 0.0)
+    assert network.is_cut("a", "b")
+    assert not network.busy
+    assert network.estimate_s("a", "b", 1.0) == inf
+    clock.at(17.0, lambda: network.scale([("c", "b")], 0.5))
+    clock.run()
+    # 100 bytes: 40 straight, 20 around alone, 5 with another, then half the bandwidth for both until that has its last 15
+    assert ends.times == {2: 6.0, 1: 23.0, 0: 27.0}
+    moved = {(use.source, use.target): use.moved_bytes for use in network.uses()}
+    assert moved == pytest.approx({("a", "b"): 40.0, ("a", "c"): 80.0, ("c", "b"): 80.0})
+    with pytest.raises(ValueError, match="no link from b to a"):
+        network.scale([("b", "a")], 0.0)
+
+
 @st.composite
 def meshes(draw: st.DrawFn) -> tuple[nx.DiGraph, list[tuple[int, int, float, float]]]:
     """A random connected graph, and transfers between its nodes."""

@@ -13,6 +13,7 @@ from tests.fleet.test_moves import MANY, column, pool, same_in_single_steps, sce
 QUICK = {
     "hpa": {"target": 4.0, "period_s": 2.0, "down_window_s": 8.0},
     "apa": {"target": 0.3, "period_s": 2.0, "window_s": 6.0},
+    "cron": {"schedule": [1, 4, 0], "begin_hour": 0.997, "period_s": 2.0},
     "dynamo-planner": {"interval_s": 5.0},
     "knative-rl": {"period_s": 2.0, "explore": 1.0, "step": 3},
     "llumnix": {"period_s": 1.0, "lasting_s": 2.0},

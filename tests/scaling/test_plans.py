@@ -283,3 +283,20 @@ def test_an_oracle_has_them_ready_when_they_are_needed() -> None:
     wanted = [desk.tick() for _ in range(12)]
     # looks at 60, 120, … s; a replica wanted at 480 s is ready at 570 s, one wanted at 540 s not before 630 s
     assert wanted == [0] * 7 + [5, 5, 5, 0, 0]
+
+
+# --- cron ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_is_followed_ahead_of_time() -> None:
+    """Starting takes ten seconds and looks are a minute apart: the tick before the last minute of an hour looks into the next."""
+    desk = Desk("cron", 2, schedule=[2, 5, 0])
+    assert desk.until(3480) == 2
+    assert desk.tick() == 5
+    assert desk.until(7140) == 5
+    assert desk.until(7200) == 0
+    assert desk.until(10800 - 60) == 2
+    later = Desk("cron", 2, schedule=[2, 5, 0], begin_hour=4.5, lead_s=0, period_s=1)
+    assert later.tick() == 5
+    assert later.until(1799) == 5
+    assert later.until(1800) == 0

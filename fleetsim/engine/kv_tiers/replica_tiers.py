@@ -105,6 +105,17 @@ class Load:
             part.place.tier.unpin(part.node)
         self._parts = []
 
+    @property
+    def blocked(self) -> bool:
+        """Whether a cut lies on the way."""
+        tiers = self._tiers
+        return any(tiers.network.is_cut(part.place.endpoint, tiers.gpu) for part in self._parts)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether some of it has come to a cut in the network."""
+        return any(self._tiers.network.is_stalled(flow) for flow in self._flows)
+
     def _arrived(self, request: Request, place: Place, rest_bytes: float) -> None:
         """The exposed part has come; the rest comes while the request computes."""
         tiers = self._tiers
@@ -176,6 +187,8 @@ class ReplicaTiers:
         self.layers = layers
         self.page_blocks = max((config.page_tokens or 1) // block_tokens, 1)
         """Blocks that are written and read together."""
+        self.avoids_cuts = False
+        """Whether it computes what it cannot reach, where links may fail."""
         self.own = [place for place in places if place.tier.name != "store"]
         """Places that are this replica's alone."""
         self.store = next((place for place in places if place.tier.name == "store"), None)
@@ -214,17 +227,22 @@ class ReplicaTiers:
         """
         load = request.carrier
         if isinstance(load, Load):
-            if load.blocks <= held:
-                load.release()
-                request.carrier = None
-                request.carried_tokens = 0
-            return
+            cut = self.avoids_cuts and load.blocked
+            if load.blocks > held and not cut:
+                return
+            load.release()
+            request.carrier = load = None
+            request.carried_tokens = 0
+            if not cut:
+                return
         if load is not None or request.carried_tokens:
             return
         self._take_prefetched(request)
         parts = []
         least = max(self.config.min_load_tokens // self.block_tokens, 1)
         for place in self.readable:
+            if self.avoids_cuts and self.network.is_cut(place.endpoint, self.gpu):
+                continue
             blocks = self._pages(place.tier.holds(path, limit))
             if blocks - held >= least:
                 parts.append(Part(place, place.tier.pin(path, blocks), held, blocks))
@@ -263,6 +281,31 @@ class ReplicaTiers:
             else:
                 part.place.tier.demote(path, part.end)
 
+    def give_up_stalled(self) -> int:
+        """Have computed what has come to a cut on its way here; how many requests waited for it."""
+        batches = self.replica.batches
+        stalled = [r for batch in batches for r in batch.loading if isinstance(r.carrier, Load) and r.carrier.stalled]
+        for request in stalled:
+            self.replica.at_boundary(partial(self._compute_instead, request))
+        fetched = [
+            request
+            for request, entry in self._prefetches.items()
+            if entry.flow is not None and self.network.is_stalled(entry.flow)
+        ]
+        for request in fetched:
+            self._prefetched(request)
+        return len(stalled) + len(fetched)
+
+    def _compute_instead(self, request: Request) -> None:
+        """Between two steps: let a request that loads wait again, first in its queue, and load nothing."""
+        batch, load = self.replica.batches[request.rank], request.carrier
+        if request not in batch.loading or not isinstance(load, Load):
+            return
+        batch.preempt(request)
+        load.release()
+        request.carrier = None
+        request.carried_tokens = 0
+
     # --- prefetches --------------------------------------------------------------------------------------------------
 
     def prefetch(self, request: Request, ready_s: float) -> bool:
@@ -292,7 +335,8 @@ class ReplicaTiers:
         entry.end = self._pages(store.tier.holds(path, limit))
         blocks = entry.end - entry.first
         tokens = blocks * self.block_tokens
-        if blocks <= 0 or tokens < config.min_tokens:
+        cut = self.avoids_cuts and self.network.is_cut(store.endpoint, self.own[0].endpoint)
+        if blocks <= 0 or tokens < config.min_tokens or cut:
             self._prefetched(request)
             return
         entry.node = store.tier.pin(path, entry.end)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +30,7 @@ def largest_rise(result: Result, budget_w: float, warmup_s: float = 60.0) -> flo
     watts = _watts(result, "site_power_w")
     end_s = max(watts) - warmup_s
     course = [power for start_s, power in sorted(watts.items()) if warmup_s <= start_s <= end_s]
-    return max(after - before for before, after in pairwise(course)) / budget_w
+    return max(after - before for before, after in itertools.pairwise(course)) / budget_w
 
 
 @figure_of_run
