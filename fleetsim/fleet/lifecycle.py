@@ -13,6 +13,7 @@ from fleetsim.faults.api import Fault, Site
 from fleetsim.fleet.gateway_loss import GatewayLoss
 from fleetsim.fleet.handover import gpu
 from fleetsim.fleet.outages import Outages
+from fleetsim.fleet.profile import profiles
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.topology import links_at, links_between
 from fleetsim.scaling.api import PoolState, Window
@@ -402,6 +403,7 @@ class Scaling:
         if config.forecaster is not None:
             self.state.new_forecaster = self._new_forecaster
         self.state.max_seqs = self.state.slots // config.parallelism.dp
+        self.state.at_clock = profiles(pool)
         if config.autoscaler.says("knows_future") and fleet.future is not None:
             self.state.future = Known(fleet.future, pool.llm.name)
         slo = fleet.slo
