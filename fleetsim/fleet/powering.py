@@ -9,7 +9,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.replica import Replica
-from fleetsim.errors import PolicyError
+from fleetsim.errors import LawError, PolicyError
 from fleetsim.fleet.lifecycle import let_run
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.probe import PrefillTime
@@ -72,6 +72,25 @@ class Powering:
             row.begin()
         for pool in self._warm:
             self._heat_later(pool)
+
+    def verify(self, end_s: float) -> None:
+        """Check that no replica idled for less than nothing, or was slowed down or asleep for longer than it was on.
+
+        Raises
+        ------
+        LawError
+            If one did.
+        """
+        for pool in self._fleet.pools:
+            for index, supply in pool.supplies.items():
+                on_s, idle_j = supply.life.on_s(end_s), supply.idle_j(end_s)
+                capped_s, braked_s, hot_s, slept_s = supply.states_s(end_s)
+                room_s = on_s * (1 + 1e-9) + 1e-9
+                if idle_j < -1e-6 or slept_s + max(capped_s, braked_s, hot_s) > room_s:
+                    raise LawError(
+                        f"law 4 (busy time): replica {index}, on for {on_s} s, idled for {idle_j} J, was capped for {capped_s} s, "
+                        f"braked for {braked_s} s, throttled for {hot_s} s and slept for {slept_s} s"
+                    )
 
     def _note(self, pool: Pool, replica: Replica, kind: str, count: int) -> None:
         self.events.append((self._fleet.clock.now_s, kind, pool.name, replica.index, count))

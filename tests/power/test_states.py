@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from math import exp
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 import fleetsim
+from fleetsim.plugins import PolicyConfig
+from fleetsim.power.api import Clock, Row
 from tests.fleet.test_moves import pool, run, scenario
 
 
@@ -193,3 +195,21 @@ def test_the_grid_gets_what_it_asked_for(by: str, tmp_path: Path) -> None:
     after = np.mean([watts[t] for t in range(86, 98, 2)])
     assert during == pytest.approx(before * (1 - curtail), rel=0.025)
     assert after > during
+
+
+class Halved:
+    """Half the clock from the first look on."""
+
+    Config: ClassVar = PolicyConfig
+    period_s = 0.5
+
+    def __init__(self, config: PolicyConfig, rng: np.random.Generator, row: Row) -> None:
+        self._row = row
+
+    def tick(self) -> list[Clock]:
+        return [Clock(number, 0.5) for number in range(len(self._row.replicas))]
+
+
+def test_a_manager_of_ones_own_is_handed_over_as_a_class(tmp_path: Path) -> None:
+    result = fleetsim.run(alone(), out=tmp_path / "out", overrides={"power": [{"manager": Halved}]})
+    assert result.summary["power_capped_s"] == pytest.approx(result.summary["simulated_s"] - 0.51, abs=0.03)
