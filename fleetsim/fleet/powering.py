@@ -145,6 +145,7 @@ class RowAtWork:
         self._fleet = fleet
         self.supplies = [supply for pool in pools for supply in pool.supplies.values()]
         self._place = {pool.index: place for place, pool in enumerate(pools)}
+        self._number = {supply.replica.index: number for number, supply in enumerate(self.supplies)}
         slo = fleet.slo
         self.view = Row(
             [_pool_state(pool, config) for pool in pools],
@@ -159,6 +160,8 @@ class RowAtWork:
         self.peak_w = 0.0
         """Largest power that was seen [W]."""
         self._windows = [Window() for _ in pools]
+        self._first_tokens = [(0, 0)] * len(self.supplies)
+        """First tokens of each replica, and those beyond the objective."""
         self._energy_j = [0.0] * len(self.supplies)
         self._busy_s = [0.0] * len(self.supplies)
         self._on_s = [0.0] * len(self.supplies)
@@ -195,7 +198,11 @@ class RowAtWork:
         window, ttft_s = self._windows[place], request.first_token_s - request.arrival_s
         window.ttfts += 1
         window.ttft_sum_s += ttft_s
-        window.late += ttft_s > self.view.pools[place].ttft_limit_s
+        late = ttft_s > self.view.pools[place].ttft_limit_s
+        window.late += late
+        number = self._number[request.replica]
+        came, missed = self._first_tokens[number]
+        self._first_tokens[number] = (came + 1, missed + late)
         window.longest_prompt = max(window.longest_prompt, request.prompt_tokens)
 
     def done(self, request: Request) -> None:
@@ -236,6 +243,7 @@ class RowAtWork:
             self._energy_j[number], self._busy_s[number], self._on_s[number] = energy_j, meter.busy_s, on_s
             self._prompt[number], self._output[number] = meter.prompt_tokens, meter.output_tokens
             _queue(state, replica, now_s)
+            (state.ttfts, state.missed), self._first_tokens[number] = self._first_tokens[number], (0, 0)
             active = state.running or state.waiting or busy_s > 0.0 or supply.life.state != "ready"
             state.idle_s = self._idle_s[number] = 0.0 if active else self._idle_s[number] + elapsed_s
             state.state = str(supply.life.state)
