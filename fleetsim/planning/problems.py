@@ -9,14 +9,16 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from fleetsim.errors import Finding, ScenarioError, nearest
+from fleetsim.errors import Finding, InputError, ScenarioError, nearest
 from fleetsim.planning.alpaserve import StatedAlpaServe
 from fleetsim.planning.fleetopt import StatedFleetOpt
 from fleetsim.planning.helix import StatedHelix
+from fleetsim.planning.judge import Confidence, Notice
 from fleetsim.planning.over_scenario import OverScenario
 from fleetsim.planning.parallelism import StatedParallelism
 from fleetsim.planning.portfolio import StatedPortfolio
 from fleetsim.planning.prism import StatedPrism
+from fleetsim.planning.procurement import StatedProcurement
 from fleetsim.planning.queueing import StatedQueue
 from fleetsim.planning.regions import StatedRegions
 from fleetsim.planning.result import Plan
@@ -41,7 +43,8 @@ Problem = Annotated[
     | StatedPrism
     | StatedHelix
     | StatedParallelism
-    | StatedAlpaServe,
+    | StatedAlpaServe
+    | StatedProcurement,
     Field(discriminator="kind"),
 ]
 
@@ -125,8 +128,27 @@ def _path(where: str | os.PathLike[str]) -> Path:
 
 
 def solve_problem(
-    where: str | os.PathLike[str] | Mapping[str, Any] | LoadedScenario, effort: Effort | None = None
+    where: str | os.PathLike[str] | Mapping[str, Any] | LoadedScenario,
+    effort: Effort | None = None,
+    verify: bool = False,
+    confidence: Confidence | None = None,
+    notice: Notice = lambda _: None,
 ) -> Plan:
-    """Solve the problem that a file or a mapping states."""
+    """Solve the problem that a file or a mapping states, and let the simulation judge where it is asked to.
+
+    Raises
+    ------
+    InputError
+        If there is no plan, or a problem of this kind states nothing that could be simulated.
+    """
     assert not isinstance(where, LoadedScenario), "a loaded scenario states no problem"
-    return load_problem(where).problem.solve(effort)
+    problem = load_problem(where).problem
+    if not verify:
+        return problem.solve(effort)
+    prove = getattr(problem, "prove", None)
+    if prove is None:
+        raise InputError(
+            Finding(f"a problem of kind {problem.kind} states no scenario that could be simulated", "--verify")
+        )
+    plan: Plan = prove(effort, confidence, notice)
+    return plan

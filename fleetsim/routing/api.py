@@ -103,6 +103,11 @@ class RequestView:
         return self._request.klass
 
     @property
+    def origin(self) -> str | None:
+        """Site that it comes from, if known."""
+        return self._request.origin
+
+    @property
     def deadline_s(self) -> float:
         """Latest first token that keeps the limit of its class [s]; infinite without one."""
         return self._request.deadline_s
@@ -351,6 +356,7 @@ class FleetView:
         "numbers",
         "outstanding",
         "pending_tokens",
+        "places",
         "pools",
         "present",
     )
@@ -376,6 +382,8 @@ class FleetView:
         """Numbers over the fleet of the replicas that encode images."""
         self.encode_tokens: Sequence[int] = ()
         """Image tokens that the gateway gave each replica of the fleet to encode and that are not encoded yet."""
+        self.places: Any = None
+        """Where the replicas stand and what energy costs there (`Places`); None where the scenario says nothing of it."""
         self.decode: FleetView | None = None
         """View of the replicas that may decode what these have begun; None where every replica does all of a request itself."""
         self.freshness = Freshness() if freshness is None else freshness
