@@ -480,6 +480,8 @@ class Fleet:
         self._verify_loans()
         if self.swapping is not None:
             self.swapping.verify(end_s)
+        if self.powering is not None:
+            self.powering.verify(end_s)
         for replica in self.replicas:
             meter = replica.meter(end_s)
             on_s = self.lives[replica.index].on_s(end_s)

@@ -15,6 +15,7 @@ from fleetsim.fleet.conversions import Conversions
 from fleetsim.fleet.gateway_loss import GatewayLoss
 from fleetsim.fleet.handover import gpu
 from fleetsim.fleet.outages import Outages
+from fleetsim.fleet.profile import profiles
 from fleetsim.fleet.steering import Steering
 from fleetsim.fleet.uptime import Uptime
 from fleetsim.kernel.streams import Streams
@@ -478,6 +479,7 @@ class Scaling:
         if config.forecaster is not None:
             self.state.new_forecaster = self._new_forecaster
         self.state.max_seqs = self.state.slots // config.parallelism.dp
+        self.state.at_clock = profiles(pool)
         if config.autoscaler is not None and config.autoscaler.says("knows_future") and fleet.future is not None:
             self.state.future = Known(fleet.future, pool.llm.name)
         slo = fleet.slo
