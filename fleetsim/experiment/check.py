@@ -17,6 +17,7 @@ from fleetsim.catalog.llm import Llm, load_llm
 from fleetsim.catalog.memory import MemoryPlan, memory_plan, parallelisms_that_fit
 from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
+from fleetsim.experiment.check_elastic import conversions_can_be, pools_are_there
 from fleetsim.experiment.check_energy import CHECKS
 from fleetsim.fleet.pool import describe_pool, encoder_bytes_per_accelerator, encoder_parallelism
 from fleetsim.kernel.streams import Streams
@@ -105,6 +106,7 @@ def check_scenario(loaded: LoadedScenario) -> list[Finding]:
         findings += _images_are_encoded(loaded, sites)
         findings += _slo_above_floors(loaded, [site for site in sites if site.pool.role != "encode"])
         findings += _halves_meet(sites)
+        findings += conversions_can_be(loaded, sites)
     if not any(finding.severity == "error" for finding in findings):
         for site in sites:
             findings += _step_times_known(site)
@@ -417,6 +419,7 @@ _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _faults_have_a_target,
     _model_is_served,
     _labels_occur,
+    pools_are_there,
     _rows_possible,
 )
 
