@@ -49,8 +49,8 @@ def switch_s(result: Result, command_s: float) -> float:
 def recovery_over_fluid(result: Result, command_s: float, pool: str, rate: float) -> float:
     """Time until nobody waits over what a fluid needs: until the switch, and then the backlog over what is left of the capacity.
 
-    The backlog is what waits at the switch; the capacity is the rate at which a replica of the new shape alone begins requests of the
-    same workload when far too many come.
+    The backlog is what waits at the switch; the capacity is the rate at which a replica of the new shape alone begins requests of
+    the same workload when far too many come.
 
     Parameters
     ----------
