@@ -59,6 +59,8 @@ class Conversions:
                 break
             wanted[old.index] -= 1
             wanted[new.index] += 1
+            self.lifecycle.count_up(old)
+            self.lifecycle.count_up(new)
             change = Conversion(self, way, replica, stand_in, new)
             self.busy[replica] = self.busy[stand_in] = change
             change.begin()

@@ -177,6 +177,10 @@ class Gateway:
         self.on_the_move: dict[Request, Migration] = {}
         self.ledger: Any = None
         """What charges requests where prices change over time or from site to site (`fleet/ledger.py`)."""
+        self.ways: Any = None
+        """How far it is between sites, where there are any (`fleet/ways.py`)."""
+        self.places: Any = None
+        """What policies may know of where replicas stand: answers with a view for some of them."""
         self.network = network
         self.presence = Presence(self)
         """Which replicas take requests."""
@@ -301,6 +305,8 @@ class Gateway:
             self._transfer_s,
             lambda position: self.lending.side_of(self.replicas[chosen[position]]),
         )
+        if self.places is not None:
+            view.places = self.places(chosen)
         if self.classes is not None:
             view.classes, view.seats = self.classes, self.seats
         for position, i in enumerate(chosen):
@@ -326,14 +332,28 @@ class Gateway:
     # --- decisions ---------------------------------------------------------------------------------------------------
 
     def take(self, request: Request) -> None:
+        """Take a request that is sent now; it arrives here when it has come all the way."""
+        if self.ways is None:
+            self._receive(request)
+            return
+        self.ways.set_origin(request)
+        way_s = self.ways.to_gateway_s(request.origin)
+        if way_s > 0.0:
+            self.outside[request] = None
+            self.clock.at(self.clock.now_s + way_s, partial(self._receive_later, request))
+        else:
+            self._receive(request)
+
+    def _receive_later(self, request: Request) -> None:
+        if self.outside.pop(request, _GONE) is not _GONE:
+            self._receive(request)
+
+    def _receive(self, request: Request) -> None:
         """Take a request that arrives now."""
         if self.swapping is not None and request.model is None:
             request.model = self.swapping.default_model
         group = self.groups.get(request.model) or self._group(request.model)
-        limit_s = self._ttft_limit_s
-        if request.klass is not None:
-            limit_s = self._class_ttft_limit_s.get(request.klass, limit_s)
-        request.deadline_s = request.arrival_s + limit_s
+        request.deadline_s = request.arrival_s + self._limit_s(request)
         if self.by_id is not None:
             self.by_id[request.id] = request
         if self._priority:
@@ -346,10 +366,18 @@ class Gateway:
             self.route(group, request)
             return
         if self._timeout_s is not None:
-            self.clock.at(request.arrival_s + self._timeout_s, partial(self._expire, request, False))
+            expiry_s = max(request.arrival_s + self._timeout_s, self.clock.now_s)
+            self.clock.at(expiry_s, partial(self._expire, request, False))
         if self._first_token_timeout_s is not None:
-            self.clock.at(request.arrival_s + self._first_token_timeout_s, partial(self._expire, request, True))
+            expiry_s = max(request.arrival_s + self._first_token_timeout_s, self.clock.now_s)
+            self.clock.at(expiry_s, partial(self._expire, request, True))
         self._decide(group, request)
+
+    def _limit_s(self, request: Request) -> float:
+        """Longest time to its first token that keeps the limit of its class [s]."""
+        if request.klass is None:
+            return self._ttft_limit_s
+        return self._class_ttft_limit_s.get(request.klass, self._ttft_limit_s)
 
     def _predict(self, request: Request) -> None:
         """Note what output length is expected."""
@@ -484,7 +512,8 @@ class Gateway:
         """Send a request that waited for a replica's LLM there."""
         for view, _ in self.views[replica.index]:
             view.now_s = self.clock.now_s
-        self.forward(request, replica, self.clock.now_s + replica.model.frontend_s)
+        way_s = 0.0 if self.ways is None else self.ways.to_replica_s(request, replica.index)
+        self.forward(request, replica, self.clock.now_s + replica.model.frontend_s + way_s)
 
     def take_back(self, request: Request, then: Callable[[Request], None]) -> None:
         """Take a request back from its replica; `then` is not called if it ends before."""
@@ -540,6 +569,10 @@ class Gateway:
         if (route.hedge_after_s != inf or route.retry_after_s != inf) and request not in self.twins:
             self._watch(group, request, route.hedge_after_s, route.retry_after_s)
         ready_s += replica.model.frontend_s
+        if self.ways is not None:
+            ready_s += self.ways.to_replica_s(request, replica.index)
+            back_s = self.ways.back_s(request.origin, replica.index)
+            request.deadline_s = request.arrival_s + self._limit_s(request) - back_s
         if route.borrow and request not in self.twins:
             self.lending.borrow_ahead(group, request, replica, route, ready_s)
             return
@@ -590,6 +623,8 @@ class Gateway:
             self._came(request)
         if request.decode_at >= 0:
             self.promise(request, 1)
+        if self.presence.copies is not None and request.attempt:
+            self.presence.copies.attach(request, replica)
         if request.images and request.embedded_at != index:
             self._encode(request, replica, ready_s)
             return
@@ -769,6 +804,8 @@ class Gateway:
             self.on_done(request)
         if self.by_id is not None:
             del self.by_id[request.id]
+        if self.presence.copies is not None:
+            self.presence.copies.forget(request)
         if self._tells_ends:
             ended = getattr(self.groups[request.model].admission, "ended", None)
             if ended is not None:
@@ -814,7 +851,7 @@ class Gateway:
             request.cost_share_s = 0.0
         request.energy_before_j = request.energy_j
 
-    def _bear(self, winner: Request, loser: Request) -> None:
+    def bear(self, winner: Request, loser: Request) -> None:
         """Let one of two copies bear what the other one cost."""
         winner.energy_j += loser.energy_j
         winner.paid_usd += loser.paid_usd
@@ -828,7 +865,7 @@ class Gateway:
             # a copy that nobody wants, or the same replica again: the first one goes on alone
             del self.twins[request], self.twins[twin]
             request.status = UNFINISHED
-            self._bear(twin, request)
+            self.bear(twin, request)
             return
         request.reason = reason
         self.end(request, REJECTED)
@@ -1016,7 +1053,7 @@ class Gateway:
         self.losers.pop(loser, None)
         loser.status = UNFINISHED
         self.pay(winner)
-        self._bear(winner, loser)
+        self.bear(winner, loser)
         self._heirs[loser] = winner
         if winner in self._won:
             status = self._won.pop(winner)
@@ -1061,7 +1098,8 @@ class Gateway:
             self.route(self.groups[request.model], request)
             return
         request.migrations += 1
-        self.forward(request, target, max(self.clock.now_s, request.ready_s))
+        way_s = 0.0 if self.ways is None else self.ways.between_s(request.replica, target.index)
+        self.forward(request, target, max(self.clock.now_s, request.ready_s) + way_s)
 
     def migrate(self, move: Migrate, replicas: Sequence[Replica]) -> None:
         """Begin to move a decoding request; nothing, if it does not decode any more or is on the move."""
@@ -1137,7 +1175,7 @@ class Gateway:
                 continue
             self.pay(request)
             self.pay(twin)
-            self._bear(twin, request)
+            self.bear(twin, request)
         return alone
 
 

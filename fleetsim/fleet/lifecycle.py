@@ -7,6 +7,7 @@ from functools import partial
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
+from fleetsim.engine.kv_tiers.tier import Tier
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import DataError, Finding, PolicyError
 from fleetsim.faults.api import Fault, Site
@@ -14,7 +15,9 @@ from fleetsim.fleet.conversions import Conversions
 from fleetsim.fleet.gateway_loss import GatewayLoss
 from fleetsim.fleet.handover import gpu
 from fleetsim.fleet.outages import Outages
+from fleetsim.fleet.profile import profiles
 from fleetsim.fleet.steering import Steering
+from fleetsim.fleet.uptime import Uptime
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.topology import links_at, links_between
 from fleetsim.scaling.api import PoolState, Window
@@ -31,6 +34,8 @@ _WANTED = ("ready", "starting", "asleep", "waking")
 """States of replicas that count as those that are wanted."""
 _IDLE = ("starting", "asleep", "waking")
 """States of replicas that go first."""
+_UP = ("ready", "asleep", "waking")
+"""States of replicas that serve, or would at once if they were asked to."""
 _DRAIN_PERIOD_S = 0.5
 """Time between two looks at a replica whose running requests are to migrate away."""
 
@@ -57,6 +62,8 @@ class Lifecycle:
         """Replicas that become replicas of another pool."""
         self.wanted = [pool.config.replicas for pool in fleet.pools]
         """Replicas that each pool should have."""
+        self.uptimes = [Uptime(pool.config.replicas) for pool in fleet.pools]
+        """For how much of that there were some, by pool."""
         self.events: list[tuple[float, str, str | None, int | None, int]] = []
         """Time, kind, pool, replica over the fleet, count."""
         self.draining: dict[Replica, None] = {}
@@ -71,7 +78,7 @@ class Lifecycle:
                 self._gateway.presence.set_present(replica, False)
         if any(pool.config.drain == "migrate" for pool in fleet.pools) and self._gateway.by_id is None:
             self._gateway.by_id = {}
-        self.outages = Outages(fleet, self._note)
+        self.outages = Outages(fleet, self._note_reach)
         """Links that are cut or slow."""
         self.gateway_loss = GatewayLoss(fleet, self._note_all)
         """Gateways that are gone."""
@@ -109,6 +116,11 @@ class Lifecycle:
             servers.setdefault(str(node["gates"][0]), []).append(replica.index)
             racks.setdefault(str(node["gates"][1]), []).append(replica.index)
         pools = {pool.name: tuple(replica.index for replica in pool.replicas) for pool in self._fleet.pools}
+        sites: dict[str, list[int]] = {}
+        for replica in self._fleet.replicas:
+            name = self._fleet.pool_of[replica.index].config.site
+            if name is not None:
+                sites.setdefault(name, []).append(replica.index)
         return Site(
             pools,
             tuple(map(tuple, servers.values())),
@@ -118,6 +130,8 @@ class Lifecycle:
             tuple(links_between(graph, rack, graph.nodes[rack]["gates"][:1] or ("store", "gateway")) for rack in racks),
             links_at(graph, "gateway"),
             links_at(graph, "store") if "store" in graph else (),
+            {name: tuple(members) for name, members in sites.items()},
+            {name: links_between(graph, f"wan:{name}", _wide(graph, name)) for name in sites},
         )
 
     # --- faults ------------------------------------------------------------------------------------------------------
@@ -141,6 +155,14 @@ class Lifecycle:
                     hint="repeat it (`repeat: true`), or end the run before (`run.horizon`)",
                 )
             )
+        if fault.kind in ("fail", "repair", "warn", "slow"):
+            self._strike_replicas(fault)
+        else:
+            self._strike_rest(fault)
+        self._strike_next(faults, fault.time_s)
+
+    def _strike_rest(self, fault: Fault) -> None:
+        """What strikes the network, the gateways or what lies below the replicas' memory."""
         if fault.kind == "link":
             self.outages.begin(fault.links, fault.factor)
         elif fault.kind == "link_back":
@@ -149,6 +171,10 @@ class Lifecycle:
             self.gateway_loss.begin(fault.factor)
         elif fault.kind == "gateway_back":
             self.gateway_loss.end(fault.factor)
+        else:
+            self._strike_tiers(fault)
+
+    def _strike_replicas(self, fault: Fault) -> None:
         for index in fault.replicas:
             replica = self._fleet.replicas[index]
             if fault.kind == "fail":
@@ -163,13 +189,29 @@ class Lifecycle:
                 self._doomed[replica] = None
                 self.leave(replica)
                 self._replace(replica)
-        self._strike_next(faults, fault.time_s)
+
+    def _strike_tiers(self, fault: Fault) -> None:
+        """Lose or corrupt what lies below the memory of some replicas, or in the store; the event says how many blocks."""
+        struck: dict[int, Tier] = {}
+        for pool in self._fleet.pools:
+            for replica, tiers in zip(pool.replicas, pool.tiers, strict=False):
+                if fault.tier == "store" or replica.index in fault.replicas:
+                    struck |= {id(place.tier): place.tier for place in tiers.places if place.tier.name == fault.tier}
+        if not struck:
+            message = f"faults strike the tier {fault.tier} of replicas that have none"
+            raise DataError(Finding(message, hint="give their pool engine.kv.tiers, or strike another tier"))
+        lose = fault.kind == "lose_cache"
+        blocks = sum(tier.lose() if lose else tier.corrupt(fault.factor) for tier in struck.values())
+        kind = "cache_lost" if lose else "cache_corrupted"
+        self.events.append((self._fleet.clock.now_s, kind, None, None, blocks))
 
     # --- from outside ------------------------------------------------------------------------------------------------
 
     def want(self, pool: Pool, replicas: int) -> None:
         """Have so many replicas of a pool, those that are starting included."""
-        self.wanted[pool.index] = replicas
+        if self.wanted[pool.index] != replicas:
+            self.wanted[pool.index] = replicas
+            self.count_up(pool)
         replicas -= self.conversions.coming(pool)
         have = [
             r
@@ -233,7 +275,10 @@ class Lifecycle:
         serving = life.state in ("ready", "draining")
         self._settle(replica)
         life.enter("down", self._fleet.clock.now_s)
+        self.count_up(self._fleet.pool_of[replica.index])
         self._note(kind, replica)
+        if self._gateway.presence.copies is not None:
+            self._gateway.presence.copies.replica_failed(replica)
         if serving:
             self._gateway.presence.kill(replica)
             now_s = self._fleet.clock.now_s
@@ -270,12 +315,26 @@ class Lifecycle:
     def _enter(self, replica: Replica, state: Any, kind: str, share: float = 1.0) -> None:
         self._settle(replica)
         self._fleet.lives[replica.index].enter(state, self._fleet.clock.now_s, share)
+        self.count_up(self._fleet.pool_of[replica.index])
         self._note(kind, replica)
         self._gateway.presence.set_present(replica, state == "ready")
+
+    def count_up(self, pool: Pool) -> None:
+        """Note that other replicas of a pool are there, or can be reached, from now on, or that others are wanted."""
+        behind = self.outages.behind
+        up = sum(
+            life.state in _UP and replica.index not in behind
+            for replica, life in zip(pool.replicas, pool.lives, strict=True)
+        )
+        self.uptimes[pool.index].change(self._fleet.clock.now_s, up, self.wanted[pool.index])
 
     def _note(self, kind: str, replica: Replica) -> None:
         pool = self._fleet.pool_of[replica.index]
         self.events.append((self._fleet.clock.now_s, kind, pool.name, replica.index, 1))
+
+    def _note_reach(self, kind: str, replica: Replica) -> None:
+        self._note(kind, replica)
+        self.count_up(self._fleet.pool_of[replica.index])
 
     def _note_all(self, kind: str) -> None:
         self.events.append((self._fleet.clock.now_s, kind, None, None, 1))
@@ -420,6 +479,7 @@ class Scaling:
         if config.forecaster is not None:
             self.state.new_forecaster = self._new_forecaster
         self.state.max_seqs = self.state.slots // config.parallelism.dp
+        self.state.at_clock = profiles(pool)
         if config.autoscaler is not None and config.autoscaler.says("knows_future") and fleet.future is not None:
             self.state.future = Known(fleet.future, pool.llm.name)
         slo = fleet.slo
@@ -548,6 +608,11 @@ def let_run(pool: Pool, seats: int) -> None:
             batch.seats = seats
         if replica.inbox or any(batch.waiting for batch in replica.batches):
             replica.at_boundary(_look)
+
+
+def _wide(graph: Any, site: str) -> list[str]:
+    """Where the links of a site to all others end."""
+    return [node for node in graph.successors(f"wan:{site}") if node.startswith("wan:")]
 
 
 def _look() -> None:

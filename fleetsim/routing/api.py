@@ -105,6 +105,11 @@ class RequestView:
         return self._request.klass
 
     @property
+    def origin(self) -> str | None:
+        """Site that it comes from, if known."""
+        return self._request.origin
+
+    @property
     def deadline_s(self) -> float:
         """Latest first token that keeps the limit of its class [s]; infinite without one."""
         return self._request.deadline_s
@@ -365,6 +370,7 @@ class FleetView:
         "numbers",
         "outstanding",
         "pending_tokens",
+        "places",
         "pools",
         "present",
         "seats",
@@ -391,6 +397,8 @@ class FleetView:
         """Numbers over the fleet of the replicas that encode images."""
         self.encode_tokens: Sequence[int] = ()
         """Image tokens that the gateway gave each replica of the fleet to encode and that are not encoded yet."""
+        self.places: Any = None
+        """Where the replicas stand and what energy costs there (`Places`); None where the scenario says nothing of it."""
         self.classes: Sequence[dict[str | None, int]] = [{} for _ in self.pools]
         """Requests sent and not ended, by class, at each replica of the fleet; counted by the gateway, and always exact, where a
         router says ``holds = True``."""

@@ -1023,6 +1023,22 @@ class Decision(Block):
     """Decisions that are taken at a time; more wait. 0: as many as come."""
 
 
+class KvCopies(Block):
+    """Copies of the keys and values of running requests, from which these go on after a failure."""
+
+    to: Literal["host", "other-host", "store"] = "other-host"
+    """Memory of the replica's own server, which a failed engine leaves and a failed server takes along; of the next server of its
+    pool; or the remote store (`network.store`)."""
+    every: Seconds = 1.0
+    """Time between two looks at what is not copied yet; an assumption."""
+    min_tokens: Tokens = 64
+    """Tokens that a request must have got since its last copy; an assumption."""
+    capacity: Bytes | None = None
+    """Room for copies at each place; what finds none is not copied. Default: no limit."""
+    use: Literal["cheaper", "always"] = "cheaper"
+    """Bring a copy where that is estimated to be faster than computing what it holds, or always."""
+
+
 class OnFailure(Block):
     """What becomes of requests whose replica is gone."""
 
@@ -1037,6 +1053,9 @@ class OnFailure(Block):
     replica goes on in vain until it hears of it; or wait for what it answers."""
     transfers: Literal["recompute", "wait"] = "recompute"
     """Keys and values that come to a cut in the network on their way: computed again once that is noticed, or waited for."""
+    copies: KvCopies | None = None
+    """From what requests go on that are sent again; by default prompt and answer so far are computed anew, as far as no cache or
+    tier holds them."""
 
 
 class Clients(Block):
@@ -1171,7 +1190,7 @@ class Scenario(Block):
     """Who sets clocks, caps, batch sizes and sleep states; each of its own pools."""
     energy: Energy = Energy()
     """What energy costs besides being drawn."""
-    sites: dict[Annotated[str, Field(min_length=1, max_length=100)], Site] = {}
+    sites: dict[Annotated[str, Field(pattern=r"^[\w. -]{1,100}$")], Site] = {}
     """Places by name; with any, every pool stands at one."""
     run: Run = Run()
     """How to simulate."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from fleetsim.errors import PolicyError
 from fleetsim.routing.api import FleetView, Freshness, Hold, Reject, RequestView, Route, Window
+from fleetsim.testing.places import ORIGINS, some_places
 from fleetsim.testing.report import Config, Policy, Report
 from fleetsim.testing.station import Station
 from fleetsim.workload.prefixes import Content
@@ -35,6 +36,7 @@ _KNOWN = frozenset(
         "predicted_tokens",
         "attempt",
         "tried",
+        "origin",
     }
 )
 """What a gateway knows of a request."""
@@ -150,6 +152,8 @@ def _trial(replicas: int, seed: int, outputs: int = 0) -> _Trial:
         )
         for i, time_s in enumerate(arrival_s.tolist())
     ]
+    for request in requests:
+        request.origin = ORIGINS[request.id * request.id % 4] if replicas > 2 else None
     return _Trial(requests, first_s.tolist(), end_s.tolist())
 
 
@@ -182,6 +186,7 @@ class _Course:
         self._stations = [Station(speed, 16 if i % 2 else 32, self._time_s) for i, speed in enumerate(speeds)]
         names = [f"pool-{i % 2}" for i in range(replicas)]
         self.view = FleetView(names, (), self._stations, freshness, self._time_s)
+        self.view.places = some_places(replicas)
         self._due: list[tuple[float, int, int, bool]] = []
 
     def begin(self, now_s: float) -> None:

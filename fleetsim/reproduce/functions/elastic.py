@@ -93,9 +93,10 @@ def _switch_s(result: Result, command_s: float) -> float:
     """When the first replica that was asked for after a command serves."""
     events = result.table("events")
     kinds, times = events["kind"].to_pylist(), events["time_s"].to_pylist()
-    return min(
+    served: list[float] = [
         t for k, t in zip(kinds, times, strict=True) if k in ("replica_converted", "replica_ready") and t > command_s
-    )
+    ]
+    return min(served)
 
 
 def _waiting(result: Result) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
