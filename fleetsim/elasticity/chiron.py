@@ -54,9 +54,10 @@ class Chiron:
     """Sets the batch size of each replica by its own back-pressure, and the number of replicas by that of the work.
 
     Rule, on each replica: back-pressure is the larger of its mean step time over the objective per token, and of its throughput of
-    answers at the last look over that now, both smoothed. The latter counts only where it had as many requests as it may run at both
-    looks and where that number has grown in between: a batch that shrank is slower by itself, and would go on shrinking. Below `grow_below` the batch size grows by `grow`, above 1 it shrinks by `shrink`.
-    Replicas of the pool for batch requests have the objective of the batch classes, if these have one of their own.
+    answers at the last look over that now, smoothed. The latter counts only where it had as many requests as it may run at both
+    looks and where that number has grown in between: a batch that shrank is slower by itself, and would go on shrinking. Below
+    `grow_below` the batch size grows by `grow`, above 1 it shrinks by `shrink`. Replicas of the pool for batch requests have the
+    objective of the batch classes, if these have one of their own.
 
     Rule for interactive work: back-pressure is the share of interactive and mixed replicas that have interactive requests (the
     router `chiron` packs these). As many are wanted as bring it to `theta`; more at once, fewer one at a time. The pool for

@@ -12,8 +12,8 @@ class PreemptivePriority(Priority):
     """Highest priority first, and a running request of a lower one gives way to a waiting one that finds no seat or blocks.
 
     Rule: as `priority`; besides, running requests of a lower priority than a waiting one's are preempted for it, the lowest that
-    arrived last first, as far as that gets it a seat and the blocks of its prompt; not one whose prompt is under way. So interactive
-    work takes the place of batch work on replicas that do both. Charged: preemption, as `engine.kv.preemption` says.
+    arrived last first, as far as that gets it a seat and the blocks of its prompt; not one whose prompt is under way. So
+    interactive work takes the place of batch work on replicas that do both. Charged: preemption, as `engine.kv.preemption` says.
 
     References
     ----------
