@@ -163,4 +163,31 @@ def _round_trips(loaded: LoadedScenario) -> Findings:
                 yield loaded.finding(("sites", name, "rtt", other), message, "say it once")
 
 
-CHECKS = (series_can_be_used, embodied_is_known, sites_fit)
+_NEEDS = (
+    ("needs_carbon", "carbon_intensity", "carbon intensity"),
+    ("needs_electricity", "electricity_price", "price of electricity"),
+)
+
+
+def policies_have_what_they_need(loaded: LoadedScenario) -> Findings:
+    """Policies that go by sites, carbon or tariffs that the scenario does not state."""
+    scenario = loaded.scenario
+    for where, choice in (("router", scenario.gateway.router), ("admission", scenario.gateway.admission)):
+        if choice is None:
+            continue
+        if choice.says("needs_sites") and not scenario.sites:
+            message = f"{choice.name} chooses between sites, and the scenario has none"
+            yield loaded.finding(("gateway", where), message, "give top-level `sites`, and each pool a `site`")
+        for need, key, what in _NEEDS:
+            values = [getattr(scenario.energy, key), *(getattr(site, key) for site in scenario.sites.values())]
+            if not choice.says(need):
+                continue
+            if not any(value is not None for value in values):
+                message = f"{choice.name} goes by the {what}, and the scenario states none"
+                yield loaded.finding(("gateway", where), message, f"give energy.{key}, or one at each site")
+            elif where == "admission" and not any(isinstance(value, Series) for value in values):
+                message = f"{choice.name} waits for a lower {what}, which never changes: nobody is put off"
+                yield loaded.finding(("gateway", where), message, f"give energy.{key} as a series", "warning")
+
+
+CHECKS = (series_can_be_used, embodied_is_known, sites_fit, policies_have_what_they_need)

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-FaultKind = Literal["fail", "repair", "warn", "slow", "link", "link_back", "gateway", "gateway_back", "end"]
+FaultKind = Literal[
+    "fail",
+    "repair",
+    "warn",
+    "slow",
+    "link",
+    "link_back",
+    "gateway",
+    "gateway_back",
+    "lose_cache",
+    "corrupt_cache",
+    "end",
+]
 Edge = tuple[str, str]
 """A link of the network, one way."""
 
@@ -21,8 +33,9 @@ class Fault:
     """``fail``: all that is in their memory is lost; ``repair``: they may be started again; ``warn``: they will fail, so they take
     no more requests and drain; ``slow``: their steps last `factor` times as long from now on; ``link``: `links` carry the share
     `factor` of their bandwidth, nothing where it is 0, until ``link_back`` with the same links and share; ``gateway``: the share
-    `factor` of the gateways is gone, until ``gateway_back`` with the same share; ``end``: the model knows no further, and a run
-    that goes on is refused."""
+    `factor` of the gateways is gone, until ``gateway_back`` with the same share; ``lose_cache``: what lies in `tier` is gone;
+    ``corrupt_cache``: the share `factor` of it is not what it should be, which shows when it is read; ``end``: the
+    model knows no further, and a run that goes on is refused."""
     replicas: tuple[int, ...] = ()
     """Numbers over the fleet."""
     factor: float = 1.0
@@ -31,6 +44,8 @@ class Fault:
     """Kind of the event in the table, of failures."""
     links: tuple[Edge, ...] = ()
     """Of the network, as `Site` names them."""
+    tier: Literal["host", "ssd", "store"] = "host"
+    """Which place below the replicas' memory is struck: that of `replicas`, or the store that all share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +68,10 @@ class Site:
     """The gateway's adapter."""
     store_links: tuple[Edge, ...] = ()
     """The remote store's, if there is one."""
+    sites: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Replicas of each site of the scenario; empty where it has none."""
+    site_links: dict[str, tuple[Edge, ...]] = field(default_factory=dict)
+    """Links of each site to all others."""
 
     def links_of(self, pool: str | None, scope: Literal["replica", "server", "rack"]) -> list[tuple[Edge, ...]]:
         """Links of the replicas, servers or racks of one pool, in their order there; of all pools where none is named."""

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from numpy.random import Generator
 from pydantic import Field, model_validator
 
+from fleetsim.errors import Finding, InputError
 from fleetsim.faults.api import Fault, Site
 from fleetsim.plugins import PolicyConfig
 
@@ -21,8 +22,8 @@ class CrashesConfig(PolicyConfig):
 
     pool: str | None = None
     """Whose replicas fail; default: of all pools."""
-    scope: Literal["replica", "server", "rack"] = "server"
-    """What fails as one."""
+    scope: Literal["replica", "server", "rack", "site"] = "server"
+    """What fails as one; sites are the scenario's `sites`."""
     mtbf_h: _Hours = 5000.0
     """Mean time between the failures of one such thing, while it works. Meta's 16,384 H100 had 419 unexpected interruptions in 54
     days: 50,677 h per accelerator, 6,335 h per server of eight."""
@@ -46,8 +47,9 @@ class CrashesConfig(PolicyConfig):
 class Crashes:
     """Things fail at random, independently of each other, and work again after a while.
 
-    Rule: each replica, server or rack (`scope`) works for a time drawn from a Weibull distribution of mean `mtbf_h`, fails with all
-    replicas on it, is repaired after a time of mean `repair_h`, and so on. Whether a replica runs or is off does not matter.
+    Rule: each replica, server, rack or site (`scope`) works for a time drawn from a Weibull distribution of mean `mtbf_h`, fails
+    with all replicas on it, is repaired after a time of mean `repair_h`, and so on. Whether a replica runs or is off does not
+    matter.
 
     References
     ----------
@@ -62,7 +64,12 @@ class Crashes:
         self._config = config
         self._rng = rng
         every = tuple((i,) for replicas in site.pools.values() for i in replicas)
-        groups = {"replica": every, "server": site.servers, "rack": site.racks}[config.scope]
+        if config.scope == "site" and not site.sites:
+            raise InputError(
+                Finding("faults fail whole sites, but the scenario has none", hint="give top-level `sites`")
+            )
+        places = tuple(site.sites.values())
+        groups = {"replica": every, "server": site.servers, "rack": site.racks, "site": places}[config.scope]
         self._groups = site.of_pool(config.pool, groups)
 
     def faults(self) -> Iterator[Fault]:

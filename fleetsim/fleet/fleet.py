@@ -20,6 +20,7 @@ from fleetsim.engine.orders.order import Outlook
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
+from fleetsim.fleet.copies import Copies
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.life import Life
@@ -28,7 +29,8 @@ from fleetsim.fleet.pool import Pool, describe_pool
 from fleetsim.fleet.powering import Powering
 from fleetsim.fleet.rebalance import Rebalancing, rebalancings
 from fleetsim.fleet.swapping import Swapping
-from fleetsim.fleet.tariffs import Tariffs
+from fleetsim.fleet.tariffs import Tariffs, places_of
+from fleetsim.fleet.ways import Ways
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
@@ -104,15 +106,25 @@ class Fleet:
         self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
         if not self.tariffs.constant:
             self.ledger = self.gateway.ledger = Ledger(self, self.tariffs)
+        self.ways: Ways | None = None
+        """How far it is between sites, where there are any."""
+        if scenario.sites:
+            self.ways = self.gateway.ways = Ways(scenario, self.pool_of)
+        if self.ways is not None or self.tariffs.reports_carbon or self.tariffs.reports_electricity:
+            self.gateway.places = partial(places_of, self.tariffs, self.ways, self.pool_of)
         self.take = self.gateway.take
         """Where requests come in."""
+        self.copies: Copies | None = None
+        """Copies of keys and values of running requests, where any are made."""
+        if scenario.gateway.on_failure.copies is not None:
+            self.copies = Copies(self, scenario.gateway.on_failure.copies)
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
         self.lifecycle: Lifecycle | None = None
         """Starts and stops replicas, where their number changes."""
         grows = any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools)
-        if grows or scenario.faults or scenario.power:
-            self.lifecycle = Lifecycle(self, streams)
+        if grows or scenario.faults or scenario.power or scenario.autoscaler is not None:
+            self.lifecycle = Lifecycle(self, streams, scenario)
         self.powering: Powering | None = None
         """Sets clocks, caps and sleep states, and follows temperatures, where any of that changes."""
         if scenario.power or any(pool.config.power.thermal is not None for pool in self.pools):
@@ -308,6 +320,12 @@ class Fleet:
         """The service-level objective."""
         return self._scenario.slo
 
+    def uptime(self, pool: Pool, now_s: float) -> tuple[float, float]:
+        """Replica time that a pool wanted until now, and of that available [s]."""
+        if self.lifecycle is None:
+            return pool.config.replicas * now_s, pool.config.replicas * now_s
+        return self.lifecycle.uptimes[pool.index].until(now_s)
+
     def wanted(self, pool: Pool) -> int:
         """Replicas that a pool should have."""
         return pool.config.replicas if self.lifecycle is None else self.lifecycle.wanted[pool.index]
@@ -346,11 +364,17 @@ class Fleet:
         if self.lifecycle is not None and self.lifecycle.draining:
             self.lifecycle.look()
         if self._workload is not None:
-            released = self._workload.released_by(request, self.clock.now_s)
+            released = self._workload.released_by(request, self._answered_s(request))
             if released is not None:
                 for follower in each_released(released):
                     self.expected += 1
                     self.clock.at(follower.arrival_s, partial(self._admit_later_turn, follower))
+
+    def _answered_s(self, request: Request) -> float:
+        """When the answer of a request that ends now is where the request came from."""
+        if self.ways is None or request.replica < 0:
+            return self.clock.now_s
+        return self.clock.now_s + self.ways.back_s(request.origin, request.replica)
 
     def _admit_later_turn(self, request: Request) -> None:
         self.expected -= 1
@@ -456,6 +480,8 @@ class Fleet:
         self._verify_loans()
         if self.swapping is not None:
             self.swapping.verify(end_s)
+        if self.powering is not None:
+            self.powering.verify(end_s)
         for replica in self.replicas:
             meter = replica.meter(end_s)
             on_s = self.lives[replica.index].on_s(end_s)

@@ -14,6 +14,7 @@ from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
 from fleetsim.fleet.encoding import Encoding
 from fleetsim.fleet.handover import Fetch, Handover, gpu
+from fleetsim.fleet.holding import Holding
 from fleetsim.fleet.lending import Lending
 from fleetsim.fleet.migration import Migration
 from fleetsim.fleet.pool import Pool
@@ -29,6 +30,7 @@ from fleetsim.routing.api import (
     Defer,
     FleetView,
     Freshness,
+    Hold,
     Migrate,
     MoveQueued,
     Recall,
@@ -175,6 +177,10 @@ class Gateway:
         self.on_the_move: dict[Request, Migration] = {}
         self.ledger: Any = None
         """What charges requests where prices change over time or from site to site (`fleet/ledger.py`)."""
+        self.ways: Any = None
+        """How far it is between sites, where there are any (`fleet/ways.py`)."""
+        self.places: Any = None
+        """What policies may know of where replicas stand: answers with a view for some of them."""
         self.network = network
         self.presence = Presence(self)
         """Which replicas take requests."""
@@ -182,7 +188,14 @@ class Gateway:
         """Loans of memory between them."""
         self.windows = Windows(self)
         """Requests that are decided about together."""
+        self.holding = Holding(self)
+        """Requests that a router holds."""
         self.config = config = scenario.gateway
+        counted = config.router.says("holds") or scenario.autoscaler is not None
+        self.classes: list[dict[str | None, int]] | None = [{} for _ in replicas] if counted else None
+        """Requests sent to each replica and not ended, by class, where somebody wants to know."""
+        self.seats = [_seats(pool) for pool in pools]
+        """Requests that each replica runs at a time at most."""
         self._streams = streams
         self._pool_index = [pool.index for pool in pools]
         self.groups: dict[str | None, Group] = {}
@@ -292,6 +305,10 @@ class Gateway:
             self._transfer_s,
             lambda position: self.lending.side_of(self.replicas[chosen[position]]),
         )
+        if self.places is not None:
+            view.places = self.places(chosen)
+        if self.classes is not None:
+            view.classes, view.seats = self.classes, self.seats
         for position, i in enumerate(chosen):
             if self.views[i]:
                 view.begin_like(position, *self.views[i][0])
@@ -315,14 +332,28 @@ class Gateway:
     # --- decisions ---------------------------------------------------------------------------------------------------
 
     def take(self, request: Request) -> None:
+        """Take a request that is sent now; it arrives here when it has come all the way."""
+        if self.ways is None:
+            self._receive(request)
+            return
+        self.ways.set_origin(request)
+        way_s = self.ways.to_gateway_s(request.origin)
+        if way_s > 0.0:
+            self.outside[request] = None
+            self.clock.at(self.clock.now_s + way_s, partial(self._receive_later, request))
+        else:
+            self._receive(request)
+
+    def _receive_later(self, request: Request) -> None:
+        if self.outside.pop(request, _GONE) is not _GONE:
+            self._receive(request)
+
+    def _receive(self, request: Request) -> None:
         """Take a request that arrives now."""
         if self.swapping is not None and request.model is None:
             request.model = self.swapping.default_model
         group = self.groups.get(request.model) or self._group(request.model)
-        limit_s = self._ttft_limit_s
-        if request.klass is not None:
-            limit_s = self._class_ttft_limit_s.get(request.klass, limit_s)
-        request.deadline_s = request.arrival_s + limit_s
+        request.deadline_s = request.arrival_s + self._limit_s(request)
         if self.by_id is not None:
             self.by_id[request.id] = request
         if self._priority:
@@ -335,10 +366,18 @@ class Gateway:
             self.route(group, request)
             return
         if self._timeout_s is not None:
-            self.clock.at(request.arrival_s + self._timeout_s, partial(self._expire, request, False))
+            expiry_s = max(request.arrival_s + self._timeout_s, self.clock.now_s)
+            self.clock.at(expiry_s, partial(self._expire, request, False))
         if self._first_token_timeout_s is not None:
-            self.clock.at(request.arrival_s + self._first_token_timeout_s, partial(self._expire, request, True))
+            expiry_s = max(request.arrival_s + self._first_token_timeout_s, self.clock.now_s)
+            self.clock.at(expiry_s, partial(self._expire, request, True))
         self._decide(group, request)
+
+    def _limit_s(self, request: Request) -> float:
+        """Longest time to its first token that keeps the limit of its class [s]."""
+        if request.klass is None:
+            return self._ttft_limit_s
+        return self._class_ttft_limit_s.get(request.klass, self._ttft_limit_s)
 
     def _predict(self, request: Request) -> None:
         """Note what output length is expected."""
@@ -433,6 +472,12 @@ class Gateway:
         elif isinstance(decision, Reject):
             self._reject(request, decision.reason)
             return
+        elif isinstance(decision, Hold):
+            if request in self.twins:
+                self._reject(request, "")  # a copy is not worth waiting for
+            else:
+                self.holding.hold(group, request)
+            return
         if type(decision) is not int or not 0 <= decision < len(side.replicas):
             raise PolicyError(
                 f"router answered {decision!r} for request {request.id}; there are {len(side.replicas)} replicas"
@@ -467,7 +512,8 @@ class Gateway:
         """Send a request that waited for a replica's LLM there."""
         for view, _ in self.views[replica.index]:
             view.now_s = self.clock.now_s
-        self.forward(request, replica, self.clock.now_s + replica.model.frontend_s)
+        way_s = 0.0 if self.ways is None else self.ways.to_replica_s(request, replica.index)
+        self.forward(request, replica, self.clock.now_s + replica.model.frontend_s + way_s)
 
     def take_back(self, request: Request, then: Callable[[Request], None]) -> None:
         """Take a request back from its replica; `then` is not called if it ends before."""
@@ -523,6 +569,10 @@ class Gateway:
         if (route.hedge_after_s != inf or route.retry_after_s != inf) and request not in self.twins:
             self._watch(group, request, route.hedge_after_s, route.retry_after_s)
         ready_s += replica.model.frontend_s
+        if self.ways is not None:
+            ready_s += self.ways.to_replica_s(request, replica.index)
+            back_s = self.ways.back_s(request.origin, replica.index)
+            request.deadline_s = request.arrival_s + self._limit_s(request) - back_s
         if route.borrow and request not in self.twins:
             self.lending.borrow_ahead(group, request, replica, route, ready_s)
             return
@@ -569,8 +619,12 @@ class Gateway:
         self.sent_tokens[self._pool_index[index]] += prompt_tokens
         for seen, position in self.views[index]:
             seen.sent(position, prompt_tokens, request)
+        if self.classes is not None:
+            self._came(request)
         if request.decode_at >= 0:
             self.promise(request, 1)
+        if self.presence.copies is not None and request.attempt:
+            self.presence.copies.attach(request, replica)
         if request.images and request.embedded_at != index:
             self._encode(request, replica, ready_s)
             return
@@ -688,6 +742,8 @@ class Gateway:
         for seen, position in self.views[index]:
             seen.sent(position, request.prompt_tokens)
             seen.started(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._came(request)
         self.presence.deliver(target, request, self.clock.now_s)
 
     def _hidden_bytes(self, request: Request, source: Replica, target: Replica, size_bytes: float) -> float:
@@ -723,6 +779,8 @@ class Gateway:
             request.decode_at = LOCAL
         for view, position in self.views[index]:
             view.ended(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._went(request)
         if self.swapping is not None:
             self.swapping.gone(request)
         if request in self.twins:
@@ -746,6 +804,8 @@ class Gateway:
             self.on_done(request)
         if self.by_id is not None:
             del self.by_id[request.id]
+        if self.presence.copies is not None:
+            self.presence.copies.forget(request)
         if self._tells_ends:
             ended = getattr(self.groups[request.model].admission, "ended", None)
             if ended is not None:
@@ -762,9 +822,23 @@ class Gateway:
             if request.first_token_s != request.first_token_s:
                 view.started(position, request.prompt_tokens, request_id=request.id)
             view.ended(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._went(request)
         if self.swapping is not None:
             self.swapping.gone(request)
         self.pay(request)
+
+    def _came(self, request: Request) -> None:
+        """Count a request, by class, at the replica where it is now."""
+        assert self.classes is not None
+        there = self.classes[request.replica]
+        there[request.klass] = there.get(request.klass, 0) + 1
+
+    def _went(self, request: Request) -> None:
+        """Count it there no more: there may be room for one that is held."""
+        assert self.classes is not None
+        self.classes[request.replica][request.klass] -= 1
+        self.holding.ask()
 
     def pay(self, request: Request) -> None:
         """Turn a request's share of its replica's time into money and energy, which other replicas' shares can be added to."""
@@ -777,7 +851,7 @@ class Gateway:
             request.cost_share_s = 0.0
         request.energy_before_j = request.energy_j
 
-    def _bear(self, winner: Request, loser: Request) -> None:
+    def bear(self, winner: Request, loser: Request) -> None:
         """Let one of two copies bear what the other one cost."""
         winner.energy_j += loser.energy_j
         winner.paid_usd += loser.paid_usd
@@ -791,7 +865,7 @@ class Gateway:
             # a copy that nobody wants, or the same replica again: the first one goes on alone
             del self.twins[request], self.twins[twin]
             request.status = UNFINISHED
-            self._bear(twin, request)
+            self.bear(twin, request)
             return
         request.reason = reason
         self.end(request, REJECTED)
@@ -979,7 +1053,7 @@ class Gateway:
         self.losers.pop(loser, None)
         loser.status = UNFINISHED
         self.pay(winner)
-        self._bear(winner, loser)
+        self.bear(winner, loser)
         self._heirs[loser] = winner
         if winner in self._won:
             status = self._won.pop(winner)
@@ -1024,7 +1098,8 @@ class Gateway:
             self.route(self.groups[request.model], request)
             return
         request.migrations += 1
-        self.forward(request, target, max(self.clock.now_s, request.ready_s))
+        way_s = 0.0 if self.ways is None else self.ways.between_s(request.replica, target.index)
+        self.forward(request, target, max(self.clock.now_s, request.ready_s) + way_s)
 
     def migrate(self, move: Migrate, replicas: Sequence[Replica]) -> None:
         """Begin to move a decoding request; nothing, if it does not decode any more or is on the move."""
@@ -1056,12 +1131,18 @@ class Gateway:
             self.presence.recover(request)
             return False
         request.migrations += 1
+        self.arrive(request, target, rank)
+        return True
+
+    def arrive(self, request: Request, target: Replica, rank: int) -> None:
+        """Let a decoding request that has left its replica go on at another one: on this rank, or on any (-1)."""
         request.replica = target.index
         for view, position in self.views[target.index]:
             view.sent(position, request.prompt_tokens)
             view.started(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._came(request)
         self.presence.deliver(target, request, self.clock.now_s, rank)
-        return True
 
     def _moved(self, migration: Migration) -> None:
         del self.on_the_move[migration.request]
@@ -1094,7 +1175,7 @@ class Gateway:
                 continue
             self.pay(request)
             self.pay(twin)
-            self._bear(twin, request)
+            self.bear(twin, request)
         return alone
 
 
@@ -1110,6 +1191,11 @@ def _compress(request: Request, tokens: int) -> None:
 def _freshness(config: View) -> Freshness:
     age_s = config.period if config.freshness == "sampled" else config.delay
     return Freshness(config.freshness, age_s, config.own_counts)
+
+
+def _seats(pool: Pool) -> int:
+    """Requests that a replica runs at a time, as its scheduler says."""
+    return int(getattr(pool.config.engine.scheduler.config, "max_seqs", 1 << 30)) * pool.config.parallelism.dp
 
 
 def _position(side: Side, index: int, otherwise: int) -> int:

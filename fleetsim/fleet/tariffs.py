@@ -11,6 +11,9 @@ from fleetsim.catalog.accelerator import Accelerator
 from fleetsim.catalog.price import price_of
 from fleetsim.catalog.series import StepSeries, series_of
 from fleetsim.errors import DataError, Finding
+from fleetsim.fleet.pool import Pool
+from fleetsim.fleet.ways import Ways
+from fleetsim.routing.places import Place, Places
 from fleetsim.scenario import schema
 from fleetsim.scenario.timed import Series
 from fleetsim.units import UNITS
@@ -89,6 +92,8 @@ class Tariffs:
             made_g = 0.0 if energy.embodied is None else _embodied_g(energy.embodied, accelerator)
             life_s = 1.0 if energy.embodied is None else energy.embodied.lifetime
             self._embodied_g_per_s.append(made_g / life_s * pool.parallelism.accelerators)
+        self.replica_prices = [series.times(chips) for series, chips in zip(self.prices, self._chips, strict=True)]
+        """Of one replica of each pool [USD/h]."""
         self.reports_carbon = any(prices.carbon is not None for prices in self.energy)
         self.reports_electricity = any(prices.electricity is not None for prices in self.energy)
         self.reports_embodied = energy.embodied is not None
@@ -123,7 +128,7 @@ class Tariffs:
 
     def rates(self, pool: int, now_s: float) -> Rates:
         """What a replica of a pool costs from now on."""
-        usd_per_h = self.prices[pool].at(now_s) * self._chips[pool]
+        usd_per_h = self.replica_prices[pool].at(now_s)
         return _rates(self.energy[pool], usd_per_h / 3600.0, self._embodied_g_per_s[pool], now_s)
 
     def gateway_rates(self, origin: str | None, now_s: float) -> Rates:
@@ -165,3 +170,29 @@ def _embodied_g(embodied: schema.Embodied, accelerator: Accelerator) -> float:
             )
         )
     return each_g
+
+
+def places_of(tariffs: Tariffs, ways: Ways | None, pools: Sequence[Pool], chosen: Sequence[int]) -> Places:
+    """What policies may know of where some replicas stand.
+
+    Parameters
+    ----------
+    tariffs : Tariffs
+        Of the scenario.
+    ways : Ways or None
+        Between its sites; None where it has none.
+    pools : sequence of Pool
+        Of each replica of the fleet.
+    chosen : sequence of int
+        The replicas, by their numbers over the fleet.
+    """
+    own = [pools[i] for i in chosen]
+    names = [name for name in tariffs.sites if any(pool.config.site == name for pool in own)] or [""]
+    prices = [tariffs.sites.get(name, tariffs.default) for name in names]
+    return Places(
+        [Place(name, p.pue, p.carbon, p.electricity) for name, p in zip(names, prices, strict=True)],
+        [names.index(pool.config.site or "") for pool in own],
+        [tariffs.replica_prices[pool.index] for pool in own],
+        [pool.accelerator.power.limit_w * pool.config.parallelism.accelerators + pool.host_busy_w for pool in own],
+        None if ways is None else ways.both_s,
+    )

@@ -17,7 +17,7 @@ class Metric:
 
 
 METRICS = (
-    Metric("ttft_s", "s", "first_token_s - arrival_s: time to first token, queueing included",
+    Metric("ttft_s", "s", "first_token_s + return_s - arrival_s: time to first token, queueing included",
            {"vllm": "ttft", "aiperf": "time_to_first_token", "guidellm": "time_to_first_token_ms", "mlperf": "TTFT"}),
     Metric("tpot_s", "s", "(end_s - first_token_s) / (output_tokens - 1): mean gap after the first token; null below two tokens",
            {"vllm": "tpot", "aiperf": "inter_token_latency", "guidellm": "inter_token_latency_ms", "mlperf": "TPOT"}),
@@ -25,7 +25,7 @@ METRICS = (
            {"vllm": "itl", "inference-perf": "ITL", "llm-d": "inter_token_latency"}),
     Metric("ntpot_s", "s", "e2el_s / output_tokens: time per token, the first included",
            {"inference-perf": "NTPOT", "guidellm": "time_per_output_token_ms", "llm-d": "normalized_time_per_output_token"}),
-    Metric("e2el_s", "s", "end_s - arrival_s: end-to-end latency",
+    Metric("e2el_s", "s", "end_s + return_s - arrival_s: end-to-end latency",
            {"vllm": "e2el", "aiperf": "request_latency", "guidellm": "request_latency"}),
     Metric("queue_wait_s", "s", "first_scheduled_s - queued_s: wait in the replica's queue",
            {"vllm": "vllm:request_queue_time_seconds"}),
@@ -53,6 +53,7 @@ METRICS = (
     Metric("kv_host_ratio", "", "tokens loaded from host memory / prompt tokens of requests that were scheduled"),
     Metric("kv_ssd_ratio", "", "the same from drives"),
     Metric("kv_store_ratio", "", "the same from the remote store; what was prefetched from there to the host counts there too"),
+    Metric("corrupt_tokens", "tokens", "tokens that were loaded from below and found corrupt: computed after all"),
     Metric("preemptions", "count", "times a running request was stopped to be recomputed", {"vllm": "vllm:num_preemptions"}),
     Metric("migrations", "count", "times a waiting or running request moved to another replica"),
     Metric("migration_pause_mean_s", "s",
@@ -66,6 +67,14 @@ METRICS = (
     ),
     Metric("lost_energy_j", "J", "energy that requests had taken at replicas where they had to begin again elsewhere"),
     Metric("lost_accelerator_s", "s", "time of accelerators that they had taken there"),
+    Metric("copied_bytes", "B", "keys and values of running requests that were sent to where copies of them lie"),
+    Metric("restored_tokens", "tokens", "tokens whose keys and values came back from there after a failure"),
+    Metric(
+        "availability_ratio",
+        "",
+        "of the replica time that pools wanted, the part in which replicas were ready and could be reached; by pool and interval "
+        "in the table fleet",
+    ),
     Metric("failed_tries", "count", "times that a client found no gateway"),
     Metric("loans", "count", "times blocks of a running request came to lie on another replica"),
     Metric("loans_recalled", "count", "loans whose blocks were brought back before their request was over"),

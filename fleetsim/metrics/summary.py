@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from fleetsim.engine.gaps import edge_s
 from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.supply import idle_j as idle_energy_j
+from fleetsim.fleet.uptime import availability
 from fleetsim.metrics.bills import Meters, added, constant_cost, meters
 from fleetsim.metrics.bounds import optimal_tokens_per_s
 from fleetsim.metrics.columns import values_of
@@ -34,6 +35,8 @@ STATES = ("finished", "rejected", "timed_out", "failed", "unfinished")
 """Terminal states, in the order in which they are reported."""
 FINISHED, REJECTED = 0, 1
 GROUPINGS = ("pool", "class", "tenant", "model", "site", "origin")
+_NOBODY = -2
+"""Code of a name that no row has."""
 _CHARGED = {
     "energy_requests_j": "energy_j",
     "cost_requests_usd": "cost_usd",
@@ -76,6 +79,12 @@ class Totals:
     """Energy that had gone into these."""
     lost_s: float = 0.0
     """Time of accelerators that had."""
+    copied_bytes: float = 0.0
+    """Keys and values of running requests that were sent to where copies lie."""
+    restored_tokens: int = 0
+    """Tokens whose keys and values came back from there."""
+    uptime: tuple[float, float] = (0.0, 0.0)
+    """Replica time that was wanted, and of that available [s]."""
     failed_tries: int = 0
     """Times that clients found no gateway."""
 
@@ -128,13 +137,14 @@ def summarise(
     summary["remote_attention_bytes"] = totals.remote_bytes
     summary |= _power(pools, totals)
     summary |= {"recoveries": totals.recoveries, "lost_tokens": totals.lost_tokens}
+    summary |= {"lost_energy_j": totals.lost_j, "lost_accelerator_s": totals.lost_s}
+    summary |= {"copied_bytes": totals.copied_bytes, "restored_tokens": totals.restored_tokens}
+    summary |= {"availability_ratio": availability(*totals.uptime), "failed_tries": totals.failed_tries}
     books = meters(pools, scenario.energy, totals.ledger, totals.gateway_energy_j, totals.end_s)
     summary |= _site(summary, pools, totals, books, scenario.energy)
     good = met & (status == FINISHED)
     summary |= _site_of_requests(read, status)
     summary |= _per_good_token(read, good, summary)
-    summary |= {"lost_energy_j": totals.lost_j, "lost_accelerator_s": totals.lost_s}
-    summary["failed_tries"] = totals.failed_tries
     summary["power_peak_w"] = totals.peak_power_w
     used = values_of(read("replicas", ["kv_used_ratio"])["kv_used_ratio"])
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
@@ -144,7 +154,8 @@ def summarise(
     served = status != REJECTED
     arrival, start, end = (_floats(read, name)[served] for name in ("arrival_s", "first_scheduled_s", "end_s"))
     word = verdict(arrival, start, end, int((~served).sum()))
-    groups = _groups(read, table, status, met, counted, makespan_s)
+    sites = {pool.config.site for pool in pools if pool.config.site is not None}
+    groups = _groups(read, table, status, met, counted, makespan_s, sites)
     _add_bills(groups, pools, books)
     bounds = {pool.name: pool.accelerators * _bound(pool) for pool in pools}
     for row in groups:
@@ -190,7 +201,18 @@ def _tiers(read: Reader, pools: Sequence[Pool]) -> Figures:
         places = [place for pool in pools for tiers in pool.tiers for place in tiers.places if place.tier.name == name]
         tokens = sum(place.read_tokens for place in places)
         figures[f"kv_{name}_ratio"] = tokens / scheduled if places and scheduled else None
+    figures["corrupt_tokens"] = _corrupt_tokens(pools)
     return figures
+
+
+def _corrupt_tokens(pools: Sequence[Pool]) -> int:
+    """Tokens whose keys and values were read from a lower tier and were not what they should be."""
+    found: dict[int, int] = {}
+    for pool in pools:
+        for tier in (place.tier for tiers in pool.tiers for place in tiers.places):
+            if tier.damage is not None:
+                found[id(tier)] = tier.damage.found_blocks * pool.config.engine.kv.block_tokens
+    return sum(found.values())
 
 
 def _makespan_s(read: Reader) -> float:
@@ -443,22 +465,24 @@ def _groups(
     met: np.ndarray[Any, Any],
     counted: np.ndarray[Any, Any],
     makespan_s: float,
+    sites: Collection[str],
 ) -> list[dict[str, Any]]:
-    """The main figures for each pool, class, tenant and model that occurs, one column of the table at a time."""
+    """The main figures for each pool, class, tenant and model that occurs, and for each site, one column of the table at a time."""
     rows: list[dict[str, Any]] = []
     places: list[tuple[np.ndarray[Any, Any], int]] = []
     for by in GROUPINGS:
         codes, names = _codes(table[by])
-        for value in sorted(names):
-            members = codes == names.index(value)
-            if not members.any() or (by in ("tenant", "model") and members.all()):
+        for value in sorted({*names, *sites} if by == "site" else names):
+            place = names.index(value) if value in names else _NOBODY
+            members = codes == place
+            if (not members.any() and by != "site") or (by in ("tenant", "model") and members.all()):
                 continue  # one tenant or model only: the summary says the same
             measured = members & counted
             row: dict[str, Any] = {"by": by, "value": value, **_counts(status[members])}
             row["slo_attainment_ratio"] = _number(met[measured].mean()) if measured.any() else None
             row["goodput_requests_per_s"] = float(met[members].sum()) / makespan_s if makespan_s else None
             rows.append(row)
-            places.append((codes, names.index(value)))
+            places.append((codes, place))
     tokens = values_of(read("requests", ["output_tokens"])["output_tokens"])
     for row, (codes, place) in zip(rows, places, strict=True):
         row["output_tokens"] = int(tokens[codes == place].sum())

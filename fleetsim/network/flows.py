@@ -394,6 +394,8 @@ class Network:
         up = (source, *nodes[source].get("gates", ()))
         down = (target, *nodes[target].get("gates", ()))
         common = next((gate for gate in up if gate in down), None)
+        if common is None and min(len(up), len(down)) > 1:  # from one site to another
+            return (*self.path(source, up[-1]), *self._leg(up[-1], down[-1]), *self.path(down[-1], target))
         # two nodes below the same nearest gate may have a way that does not pass it
         if common is None or (common == up[min(1, len(up) - 1)] and common == down[min(1, len(down) - 1)]):
             return self._leg(source, target)

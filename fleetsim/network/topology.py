@@ -9,6 +9,8 @@ gpu:1 ─┤     │         │       └─ nic:1 …   └─ gateway      ho
 
 Each edge has `capacity` [B/s], `latency` [s] and `weight` (hops); each node `gates`, nearest first, which everything passes on its
 way out.
+Each site has leaves and a spine of its own (``leaf:SITE:0``, ``spine:SITE``), joined to ``wan:SITE``, which has a link to every
+other site's; store and gateway stand at the gateway's site, else at the first one.
 What moves to or from a replica moves over all its accelerators at once, so an edge bundles their links. A replica that is larger
 than a server has whole servers of its own, which are one server here.
 """
@@ -109,37 +111,87 @@ def build_graph(scenario: schema.Scenario) -> nx.DiGraph:
     DataError
         If an accelerator or a link is not in the catalogue.
     """
-    network = scenario.network
     layouts = [layout_of(pool) for pool in scenario.pools]
-    machines = sum(
-        layout.machines * ceil(pool.most_replicas / layout.replicas) for layout, pool in _zip(layouts, scenario)
-    )
     graph = nx.DiGraph()
-    core = "spine" if machines > network.servers_per_leaf else "leaf:0"
-    graph.add_node(core, gates=())
-    leaves: dict[str, float] = {}
-    machine = server = replica = 0
+    campuses = {name: Campus(graph, scenario, name) for name in scenario.sites or ("",)}
     for layout, pool in _zip(layouts, scenario):
+        campuses[pool.site or ""].machines += layout.machines * ceil(pool.most_replicas / layout.replicas)
+    for campus in campuses.values():
+        campus.begin()
+    server = replica = 0
+    for layout, pool in _zip(layouts, scenario):
+        campus = campuses[pool.site or ""]
         for first in range(0, pool.most_replicas, layout.replicas):
-            leaf = f"leaf:{machine // network.servers_per_leaf}"
-            gates = (leaf,) if leaf == core else (leaf, core)
             count = min(layout.replicas, pool.most_replicas - first)
+            gates = campus.place(layout)
             _add_server(graph, layout, server, range(replica, replica + count), gates)
-            leaves[leaf] = leaves.get(leaf, 0.0) + layout.network_bytes_per_s
-            machine += layout.machines
             server += 1
             replica += count
-    for leaf, bytes_per_s in leaves.items():
-        if leaf != core:
-            graph.add_node(leaf, gates=(core,))
-            _join(graph, leaf, core, bytes_per_s / network.oversubscription)
+    for campus in campuses.values():
+        campus.join_leaves()
+    _join_sites(graph, scenario)
+    home = campuses[scenario.gateway.site or next(iter(campuses))]
+    network = scenario.network
     if network.store is not None:
-        graph.add_node("store", gates=(core,))
+        graph.add_node("store", gates=home.outside)
         latency_s = network.store.latency
-        _join(graph, "store", core, network.store.bandwidth, latency_s, latency_s)
-    graph.add_node("gateway", gates=(core,))
-    _join(graph, "gateway", core, network.gateway)
+        _join(graph, "store", home.core, network.store.bandwidth, latency_s, latency_s)
+    graph.add_node("gateway", gates=home.outside)
+    _join(graph, "gateway", home.core, network.gateway)
     return graph
+
+
+class Campus:
+    """Leaves and spine of one site; of the whole fleet, where there are none."""
+
+    def __init__(self, graph: nx.DiGraph, scenario: schema.Scenario, site: str) -> None:
+        self._graph = graph
+        self._network = scenario.network
+        self._site = site
+        self._placed = 0
+        self._leaves: dict[str, float] = {}
+        self.machines = 0
+        """Servers that will stand there."""
+
+    def begin(self) -> None:
+        """Set up its core, once it is known how many servers there are."""
+        suffix = f":{self._site}" if self._site else ""
+        self._leaf = f"leaf{suffix}"
+        self.core = f"spine{suffix}" if self.machines > self._network.servers_per_leaf else f"{self._leaf}:0"
+        """Where its leaves meet."""
+        beyond = (f"wan:{self._site}",) if self._site else ()
+        self.outside = (self.core, *beyond)
+        """What everything passes on its way out of the site."""
+        self._graph.add_node(self.core, gates=beyond)
+
+    def place(self, layout: Layout) -> tuple[str, ...]:
+        """Gates of the next server."""
+        leaf = f"{self._leaf}:{self._placed // self._network.servers_per_leaf}"
+        self._leaves[leaf] = self._leaves.get(leaf, 0.0) + layout.network_bytes_per_s
+        self._placed += layout.machines
+        return self.outside if leaf == self.core else (leaf, *self.outside)
+
+    def join_leaves(self) -> None:
+        """Join its leaves to its core."""
+        for leaf, bytes_per_s in self._leaves.items():
+            if leaf != self.core:
+                self._graph.add_node(leaf, gates=self.outside)
+                _join(self._graph, leaf, self.core, bytes_per_s / self._network.oversubscription)
+
+
+def _join_sites(graph: nx.DiGraph, scenario: schema.Scenario) -> None:
+    """Links from each site to all others, over one adapter each way; half of a round trip lies between two."""
+    sites = scenario.sites
+    for name, site in sites.items():
+        graph.add_node(f"wan:{name}", gates=())
+        core = next(node for node in (f"spine:{name}", f"leaf:{name}:0") if node in graph)
+        _join(graph, core, f"wan:{name}", site.wan)
+    names = list(sites)
+    for place, name in enumerate(names):
+        for other in names[place + 1 :]:
+            rtt_s = sites[name].rtt.get(other, sites[other].rtt.get(name, 0.0))
+            bytes_per_s = min(sites[name].wan, sites[other].wan)
+            _join(graph, f"wan:{name}", f"wan:{other}", bytes_per_s, 0.5 * rtt_s, 0.5 * rtt_s)
 
 
 def host_of(graph: nx.DiGraph, replica: int) -> str:

@@ -16,6 +16,8 @@ from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Bill
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.tariffs import Tariffs
+from fleetsim.fleet.uptime import availability
+from fleetsim.fleet.ways import Ways
 from fleetsim.kernel.clock import SAMPLE
 from fleetsim.metrics.columns import array_of, column
 from fleetsim.metrics.slo import slo_met
@@ -65,6 +67,7 @@ class RequestLog:
         self._usd_per_s: np.ndarray[Any, Any] = np.zeros(0)
         self._host_w: np.ndarray[Any, Any] = np.zeros(0)
         self._tariffs: Tariffs | None = None
+        self._ways: Ways | None = None
         self._sites: list[str] = []
         self._placed: np.ndarray[Any, Any] = np.zeros(0, np.int32)
         """Site of each pool, below 0 where there are none."""
@@ -80,6 +83,7 @@ class RequestLog:
         self._usd_per_s = np.array([pool.price_usd_per_h / 3600.0 for pool in fleet.pool_of])
         self._host_w = np.array([pool.host_busy_w for pool in fleet.pool_of])
         self._tariffs = None if fleet.ledger is None else fleet.tariffs
+        self._ways = fleet.ways
         self._sites = list(fleet.tariffs.sites) or [""]
         placed = [pool.config.site for pool in fleet.pools]
         self._placed = np.array([-1 if site is None else self._sites.index(site) for site in placed], dtype=np.int32)
@@ -122,7 +126,8 @@ class RequestLog:
         served = replica >= 0
         pool = np.where(served, self._pools[replica], -1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            ttft, e2el = first - arrival, np.where(finished, end - arrival, np.nan)
+            back, first_back = self._ways_back(rows)
+            ttft, e2el = first + first_back - arrival, np.where(finished, end + back - arrival, np.nan)
             tpot = np.where(finished & (output > 1), (end - first) / (output - 1), np.nan)
             ntpot = e2el / output
         classes = list(map(attrgetter("klass"), rows))
@@ -170,6 +175,7 @@ class RequestLog:
             "e2el_s": _float_or_null(e2el),
             "encode_s": _float_or_null(encode_end - encode_start),
             "queue_wait_s": _float_or_null(scheduled - queued),
+            "return_s": back if isinstance(back, np.ndarray) else np.zeros(len(rows)),
             "itl_max_s": _float_or_null(np.where(output > 1, floats("itl_max_s"), np.nan)),
             "energy_j": energy,
             "site_energy_j": site,
@@ -180,6 +186,19 @@ class RequestLog:
             "slo_met": pa.nulls(len(rows), pa.bool_()) if met is None else column(met),
         }
         return as_batch("requests", columns)
+
+    def _ways_back(self, rows: Sequence[Request]) -> tuple[np.ndarray[Any, Any] | float, np.ndarray[Any, Any] | float]:
+        """Time until the last, and until the first token of each is where the request came from; 0 without sites."""
+        ways = self._ways
+        if ways is None:
+            return 0.0, 0.0
+
+        def back_s(request: Request, replica: int) -> float:
+            return ways.back_s(request.origin, replica) if replica >= 0 else 0.0
+
+        last = np.fromiter((back_s(r, r.replica) for r in rows), np.float64, len(rows))
+        prompts = (r.replica if r.prefill_replica < 0 else r.prefill_replica for r in rows)
+        return last, np.fromiter(map(back_s, rows, prompts), np.float64, len(rows))
 
     def _site(
         self, rows: Sequence[Request], energy_j: np.ndarray[Any, Any], hosts_j: np.ndarray[Any, Any]
@@ -236,6 +255,7 @@ class Sampler:
         self._rows: dict[str, list[tuple[Any, ...]]] = {"replicas": [], "fleet": []}
         self._sent = [0] * len(fleet.pools)
         self._ended = [0] * len(fleet.pools)
+        self._uptimes = [(0.0, 0.0)] * len(fleet.pools)
         self.peak_power_w = 0.0
         self._billed = [(Bill(), Bill())] * len(fleet.pools)
         """What each pool had cost at the last sample, where prices change."""
@@ -320,15 +340,21 @@ class Sampler:
             site_w, carbon_g, electricity_usd = self._site(pool, start_s, now_s, watts + host)
             sent, ended = fleet.gateway.sent[pool.index], fleet.gateway.finished[pool.index]
             states = [life.state for life in pool.lives]
-            paid = sum(life.on for life in pool.lives)
+            paid = sum([life.share for life in pool.lives if life.on])
             wanted = fleet.wanted(pool)
             self._rows["fleet"].append((
                 start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,
                 running, waiting, wanted, states.count("starting"), states.count("ready"), self._usd_per_h(pool) * paid,
                 watts, site_w, carbon_g, electricity_usd,
-                _fragmented(pool, now_s), pool.config.site,
+                _fragmented(pool, now_s), pool.config.site, self._availability(pool, now_s),
             ))  # fmt: skip
             self._sent[pool.index], self._ended[pool.index] = sent, ended
+
+    def _availability(self, pool: Pool, now_s: float) -> float | None:
+        """Of the replica time that a pool wanted since the last sample, the part in which replicas were there."""
+        before, self._uptimes[pool.index] = self._uptimes[pool.index], self._fleet.uptime(pool, now_s)
+        wanted_s, available_s = self._uptimes[pool.index]
+        return availability(wanted_s - before[0], available_s - before[1])
 
     def _usd_per_h(self, pool: Pool) -> float:
         """Price of one replica now."""

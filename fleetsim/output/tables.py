@@ -42,7 +42,7 @@ REQUESTS = (
     ),
     Column("status", _N, "", "finished, rejected, timed_out, failed or unfinished"),
     Column("reason", _N, "", "Why it was rejected or failed"),
-    Column("arrival_s", _F, "s", "Arrival at the gateway"),
+    Column("arrival_s", _F, "s", "Arrival at the gateway; with sites, when it was sent from where it comes"),
     Column("encode_start_s", _F, "s", "Encoding of its images began; null without images"),
     Column("encode_end_s", _F, "s", "They were encoded"),
     Column("queued_s", _F, "s", "Joined a replica's queue, with what was made of its images"),
@@ -73,7 +73,7 @@ REQUESTS = (
     ),
     Column("preemptions", "int32", "count", "Times it was preempted"),
     Column("migrations", "int32", "count", "Times it moved to another replica"),
-    Column("ttft_s", _F, "s", "Time to first token", "first_token_s - arrival_s"),
+    Column("ttft_s", _F, "s", "Time to first token, its way back included", "first_token_s + return_s - arrival_s"),
     Column(
         "tpot_s",
         _F,
@@ -82,7 +82,14 @@ REQUESTS = (
         "(end_s - first_token_s) / (output_tokens - 1)",
     ),
     Column("ntpot_s", _F, "s", "End-to-end latency per output token", "e2el_s / output_tokens"),
-    Column("e2el_s", _F, "s", "End-to-end latency", "end_s - arrival_s"),
+    Column("e2el_s", _F, "s", "End-to-end latency, the way back included", "end_s + return_s - arrival_s"),
+    Column(
+        "return_s",
+        _F,
+        "s",
+        "Way of the answer from the replica to where the request came from, half of the round trips; 0 without sites. The first "
+        "token's is that of the replica that computed the prompt",
+    ),
     Column(
         "encode_s",
         _F,
@@ -190,6 +197,12 @@ FLEET = (
         "on one replica; at the end of the interval",
     ),
     Column("site", _N, "", "Where it stands; null without sites"),
+    Column(
+        "availability_ratio",
+        _F,
+        "",
+        "Of the replica time wanted in the interval, the part in which replicas were ready and could be reached",
+    ),
 )
 
 EVENTS = (

@@ -19,6 +19,8 @@ from fleetsim.scenario.schema import MixWorkload, TraceWorkload
 
 Notice = Callable[[str], None]
 FIGURES = ("cost_usd_per_h", "power_w", "ttft_p99_s", "tpot_p99_s", "energy_per_output_token_j", "makespan_s")
+SITE_FIGURES = ("site_energy_j", "carbon_g")
+"""Sums over a run; 0 where the scenario says nothing of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ def _figures(result: Result) -> dict[str, float]:
         "cost_usd_per_h": float(summary["cost_usd"]) / hours,
         "power_w": float(summary["power_mean_w"]),
     }
-    for name in FIGURES[2:]:
+    for name in (*FIGURES[2:], *SITE_FIGURES):
         values[name] = float(summary.get(name) or 0.0)
     return values
 

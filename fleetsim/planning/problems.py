@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +14,12 @@ from fleetsim.planning.alpaserve import StatedAlpaServe
 from fleetsim.planning.eplb import StatedEplb
 from fleetsim.planning.fleetopt import StatedFleetOpt
 from fleetsim.planning.helix import StatedHelix
-from fleetsim.planning.judge import Confidence
+from fleetsim.planning.judge import Confidence, Notice
 from fleetsim.planning.over_scenario import OverScenario, ScenarioPlace
 from fleetsim.planning.parallelism import StatedParallelism
 from fleetsim.planning.portfolio import StatedPortfolio
 from fleetsim.planning.prism import StatedPrism
+from fleetsim.planning.procurement import StatedProcurement
 from fleetsim.planning.prove_hours import prove_hours
 from fleetsim.planning.queueing import StatedQueue
 from fleetsim.planning.regions import StatedRegions
@@ -47,7 +48,8 @@ Problem = Annotated[
     | StatedParallelism
     | StatedAlpaServe
     | StatedEplb
-    | StatedSpotDeadline,
+    | StatedSpotDeadline
+    | StatedProcurement,
     Field(discriminator="kind"),
 ]
 
@@ -138,7 +140,7 @@ def solve_problem(
     effort: Effort | None = None,
     verify: bool = False,
     confidence: Confidence | None = None,
-    notice: Callable[[str], None] = lambda _: None,
+    notice: Notice = lambda _: None,
 ) -> Plan:
     """Solve the problem that a file or a mapping states.
 
@@ -149,10 +151,12 @@ def solve_problem(
     """
     assert not isinstance(where, LoadedScenario), "a loaded scenario states no problem"
     problem = load_problem(where).problem
+    if verify and isinstance(problem, StatedProcurement):
+        return problem.prove(effort, confidence, notice)
     if not verify or isinstance(problem, OverScenario):  # those are searched by simulation, and proved in any case
         return problem.solve(effort)
     if not isinstance(problem, StatedPortfolio | StatedRegions):
         message = f"--verify simulates fleets, and a plan of kind {problem.kind} is none"
-        hint = "kinds that can be verified: portfolio, regions; or plan for a scenario"
+        hint = "kinds that can be verified: portfolio, regions, procurement; or plan for a scenario"
         raise InputError(Finding(message, "problem.kind", hint=hint))
     return prove_hours(problem, effort, confidence, notice)

@@ -77,6 +77,8 @@ class Region(Block):
     """Of chips that can be had for the whole horizon, to be paid for in every hour of it."""
     spot: dict[Text, Spot] = Field(default_factory=dict)
     """Terms of chips that may be taken away."""
+    not_on_demand: tuple[Text, ...] = ()
+    """Chips that can be had on these other terms only."""
     limits: dict[Text, Annotated[int, Field(ge=0, strict=True)]] = Field(default_factory=dict)
     """Replicas that can be had here, by chip; others without limit."""
     power_limit: Watts | None = None
@@ -113,7 +115,7 @@ class Region(Block):
                     f"{what} of {name} ends after {len(values)} hours, the horizon is {hours}: "
                     "give more values or fewer hours"
                 )
-        for chip in (*self.prices, *self.limits, *self.reserved, *self.spot):
+        for chip in (*self.prices, *self.limits, *self.reserved, *self.spot, *self.not_on_demand):
             if chip not in chips:
                 raise ValueError(f"region {name} speaks of {chip}, which is no chip")
         for chip, terms in self.spot.items():
@@ -214,7 +216,7 @@ class StatedRegions(Verifiable):
         self._cap(form, columns.running, served, idle_kw, work_kwh)
         return form.program(), columns
 
-    def _rents(self) -> Floats:
+    def rents(self) -> Floats:
         """Price of a replica on demand by chip and region [USD/h]."""
         places = self.regions.values()
         return np.array([[place.prices.get(name, chip.price) for place in places] for name, chip in self.chips.items()])
@@ -223,7 +225,7 @@ class StatedRegions(Verifiable):
         """Variables of replicas by the terms on which they are had; what they draw while they are on is paid for them all."""
         g, r, t = len(self.chips), len(self.regions), self.hours
         cells = [f"{i} {k} {h}" for i in range(g) for k in range(r) for h in range(t)]
-        rent = self._rents().repeat(t)
+        rent = self.rents().repeat(t)
         draw = (idle_kw[:, None, None] * energy[None]).ravel()
         nothing = np.empty(0, dtype=np.int64)
         if not any(region.reserved or region.spot for region in self.regions.values()):
@@ -231,7 +233,10 @@ class StatedRegions(Verifiable):
             running = running.reshape(g, r, t)
             return Columns(running, nothing, running, None, None)
         running = form.variables([f"run {cell}" for cell in cells], cost=draw, integer=self.whole).reshape(g, r, t)
-        rented = form.variables([f"rent {cell}" for cell in cells], cost=rent).reshape(g, r, t)
+        shut = np.array([[name in region.not_on_demand for region in self.regions.values()] for name in self.chips])
+        rented = form.variables(
+            [f"rent {cell}" for cell in cells], cost=rent, upper=np.where(shut, 0.0, np.inf).ravel().repeat(t)
+        ).reshape(g, r, t)
         held, taken, most = np.zeros((g, r)), np.zeros((g, r)), np.zeros((g, r, t))
         for i, name in enumerate(self.chips):
             for k, region in enumerate(self.regions.values()):
@@ -378,10 +383,25 @@ class StatedRegions(Verifiable):
 
     def solve(self, effort: Effort | None = None) -> Plan:
         """Solve the program."""
-        return self.planned(effort)[0]
+        return self.answer(effort)[0]
 
     def planned(self, effort: Effort | None = None) -> tuple[Plan, list[Hour]]:
         """Solve the program; what the plan has in every hour in every region."""
+        plan, columns, values = self.answer(effort)
+        table = np.array([chip.throughput for chip in self.chips.values()])
+        loads = np.divide(1.0, table, out=np.zeros_like(table), where=table > 0)
+        counts, kw = values[columns.running], self._kw(loads, values[columns.served])
+        idle = np.array([chip.idle for chip in self.chips.values()])
+        return plan, self._hours(values, columns, loads, counts * idle[:, None, None] + kw * 1e3)
+
+    def _kw(self, loads: Floats, rates: Floats) -> Floats:
+        """Power that work takes over idling [chip, region, hour]."""
+        extra = np.array([chip.power - chip.idle for chip in self.chips.values()]) / 1e3
+        power: Floats = np.einsum("gbrt,gb,g->grt", rates, loads, extra)
+        return power
+
+    def answer(self, effort: Effort | None = None) -> tuple[Plan, Columns, Floats]:
+        """The plan, where the program's variables are, and their values."""
         table = np.array([chip.throughput for chip in self.chips.values()])
         lost = [name for j, name in enumerate(self.buckets) if table[:, j].max() <= 0.0]
         if lost:
@@ -391,9 +411,7 @@ class StatedRegions(Verifiable):
         counts, rates = solution.values[columns.running], solution.values[columns.served]
         loads = np.divide(1.0, table, out=np.zeros_like(table), where=table > 0)
         idle = np.array([chip.idle for chip in self.chips.values()]) / 1e3
-        extra = np.array([chip.power - chip.idle for chip in self.chips.values()]) / 1e3
-        work = np.einsum("gbrt,gb,g->grt", rates, loads, extra)
-        kwh = counts * idle[:, None, None] + work
+        kwh = counts * idle[:, None, None] + self._kw(loads, rates)
         pue = np.array([region.pue for region in self.regions.values()])
         rows = []
         for i, name in enumerate(self.chips):
@@ -427,7 +445,7 @@ class StatedRegions(Verifiable):
         plan = solved(
             "regions", solution, "USD", fleet={}, figures=figures, table=tuple(rows), prices=prices, notes=notes
         )
-        return plan, self._hours(solution.values, columns, loads, (counts * idle[:, None, None] + work) * 1e3)
+        return plan, columns, solution.values
 
     def _hours(self, values: Floats, columns: Columns, loads: Floats, power_w: Floats) -> list[Hour]:
         """Replicas and rates of every hour in every region, parts of a replica rounded up; without spot replicas that are away."""
@@ -469,4 +487,4 @@ class StatedRegions(Verifiable):
                 bills["cost_reserved_usd"] += float(held)
                 bills["cost_spot_usd"] += float(taken)
         rented = values[columns.rented].sum(axis=2)
-        return bills | {"cost_on_demand_usd": float((rented * self._rents()).sum())}
+        return bills | {"cost_on_demand_usd": float((rented * self.rents()).sum())}

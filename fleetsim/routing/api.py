@@ -19,12 +19,14 @@ from fleetsim.workload.request import Request
 
 __all__ = [
     "ADMIT",
+    "HOLD",
     "KV_FULL",
     "Admit",
     "Borrow",
     "Defer",
     "FleetView",
     "Freshness",
+    "Hold",
     "Migrate",
     "MinIndex",
     "MoveQueued",
@@ -101,6 +103,11 @@ class RequestView:
     def klass(self) -> str | None:
         """Service class, if known."""
         return self._request.klass
+
+    @property
+    def origin(self) -> str | None:
+        """Site that it comes from, if known."""
+        return self._request.origin
 
     @property
     def deadline_s(self) -> float:
@@ -283,6 +290,17 @@ class Defer:
     """When to ask again [s], later than now."""
 
 
+class Hold:
+    """Decision that a request waits at the gateway: `HOLD`.
+
+    Only from a router whose class says ``holds = True``. It is asked about the request again whenever a request leaves a replica or
+    a replica comes; until then all that it holds besides wait in line behind it.
+    """
+
+
+HOLD = Hold()
+
+
 class Admit:
     """Decision to let a request in: `ADMIT`."""
 
@@ -337,6 +355,7 @@ class FleetView:
         "by_work",
         "caches",
         "capacity_tokens",
+        "classes",
         "coming",
         "coming_tokens",
         "decode",
@@ -351,8 +370,10 @@ class FleetView:
         "numbers",
         "outstanding",
         "pending_tokens",
+        "places",
         "pools",
         "present",
+        "seats",
     )
 
     def __init__(
@@ -376,6 +397,13 @@ class FleetView:
         """Numbers over the fleet of the replicas that encode images."""
         self.encode_tokens: Sequence[int] = ()
         """Image tokens that the gateway gave each replica of the fleet to encode and that are not encoded yet."""
+        self.places: Any = None
+        """Where the replicas stand and what energy costs there (`Places`); None where the scenario says nothing of it."""
+        self.classes: Sequence[dict[str | None, int]] = [{} for _ in self.pools]
+        """Requests sent and not ended, by class, at each replica of the fleet; counted by the gateway, and always exact, where a
+        router says ``holds = True``."""
+        self.seats: Sequence[int] = [1 << 40] * len(self.pools)
+        """Requests that each replica of the fleet runs at a time at most, kept up to date in the same case."""
         self.decode: FleetView | None = None
         """View of the replicas that may decode what these have begun; None where every replica does all of a request itself."""
         self.freshness = Freshness() if freshness is None else freshness

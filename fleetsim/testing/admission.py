@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fleetsim.routing.api import ADMIT, Defer, FleetView, Freshness, Reject, RequestView
+from fleetsim.testing.places import some_places
 from fleetsim.testing.report import Config, Policy, Report
 from fleetsim.testing.station import Station
 from fleetsim.workload.prefixes import Content
@@ -104,10 +105,12 @@ class _Course:
         self._stations = [Station(_SPEED * (1 + i % 3), 16, self._time_s) for i in range(replicas)]
         self._view = FleetView(["main"] * replicas, (), self._stations, freshness, self._time_s)
         self._view.index_work(0)
+        self._view.places = some_places(replicas)
         self._policy: Any = checked.create(np.random.default_rng(5), self._view)
         self._other: Any = None
         if beside:
             other = FleetView(["main"] * replicas, (), self._stations, freshness, self._time_s)
+            other.places = some_places(replicas)
             self._other = checked.create(np.random.default_rng(6), other)
             self._other_view = other
         self._due: list[tuple[float, int, str, int]] = []

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from fleetsim.errors import PolicyError
-from fleetsim.routing.api import FleetView, Freshness, Reject, RequestView, Route, Window
+from fleetsim.routing.api import FleetView, Freshness, Hold, Reject, RequestView, Route, Window
+from fleetsim.testing.places import ORIGINS, some_places
 from fleetsim.testing.report import Config, Policy, Report
 from fleetsim.testing.station import Station
 from fleetsim.workload.prefixes import Content
@@ -35,6 +36,7 @@ _KNOWN = frozenset(
         "predicted_tokens",
         "attempt",
         "tried",
+        "origin",
     }
 )
 """What a gateway knows of a request."""
@@ -96,7 +98,7 @@ def check_router(policy: type | str, config: Config = None) -> Report:
     for replicas in _FLEETS:
         trial = _trial(replicas, seed=replicas)
         expected = _decisions(checked, trial, replicas, watch=True)
-        served = [decision for decision in expected if not isinstance(decision, Reject)]
+        served = [decision for decision in expected if not isinstance(decision, Reject | Hold)]
         if not served:
             checked.fail(f"rejects all of {_REQUESTS} requests on {replicas} replicas: {expected[0]}")
         if _decisions(checked, trial, replicas) != expected:
@@ -150,6 +152,8 @@ def _trial(replicas: int, seed: int, outputs: int = 0) -> _Trial:
         )
         for i, time_s in enumerate(arrival_s.tolist())
     ]
+    for request in requests:
+        request.origin = ORIGINS[request.id * request.id % 4] if replicas > 2 else None
     return _Trial(requests, first_s.tolist(), end_s.tolist())
 
 
@@ -182,6 +186,7 @@ class _Course:
         self._stations = [Station(speed, 16 if i % 2 else 32, self._time_s) for i, speed in enumerate(speeds)]
         names = [f"pool-{i % 2}" for i in range(replicas)]
         self.view = FleetView(names, (), self._stations, freshness, self._time_s)
+        self.view.places = some_places(replicas)
         self._due: list[tuple[float, int, int, bool]] = []
 
     def begin(self, now_s: float) -> None:
@@ -218,7 +223,7 @@ def _decisions(
     beside: bool = False,
     sealed: bool = False,
     freshness: Freshness = _VIEWS[0],
-) -> list[int | Route | Reject]:
+) -> list[int | Route | Reject | Hold]:
     """A new router's decisions."""
     course = _Course(replicas, trial, freshness)
     view = course.view
@@ -228,7 +233,7 @@ def _decisions(
     other = None
     if beside:
         other = checked.create(np.random.default_rng(6), _Course(replicas, trial, freshness).view)
-    decisions: list[int | Route | Reject] = []
+    decisions: list[int | Route | Reject | Hold] = []
     for at_s, requests in _windows(checked, router, course, trial):
         course.begin(at_s)
         if other is not None:
@@ -239,7 +244,7 @@ def _decisions(
             checked.fail("changes the request or the view; a router only answers")
         decisions += answers
         for request, decision in zip(requests, answers, strict=True):
-            if not isinstance(decision, Reject):
+            if not isinstance(decision, Reject | Hold):
                 course.send(request, decision.replica if isinstance(decision, Route) else decision)
     return decisions
 
@@ -276,7 +281,7 @@ def _windows(checked: Policy, router: Any, course: _Course, trial: _Trial) -> It
 
 def _route(
     checked: Policy, router: Any, requests: Sequence[Request], view_of: Any, replicas: int
-) -> Sequence[int | Route | Reject]:
+) -> Sequence[int | Route | Reject | Hold]:
     """A router's answers about requests that it decides about together, checked."""
     checked.decisions += len(requests)
     views = [view_of(request) for request in requests]
@@ -299,7 +304,13 @@ def _route(
     ]
 
 
-def _checked(checked: Policy, method: str, decision: Any, request: Request, replicas: int) -> int | Route | Reject:
+def _checked(
+    checked: Policy, method: str, decision: Any, request: Request, replicas: int
+) -> int | Route | Reject | Hold:
+    if isinstance(decision, Hold):
+        if not getattr(checked.policy, "holds", False) or method == "route_window":
+            checked.fail("holds a request: its class must say `holds = True` and decide about one at a time")
+        return decision
     if isinstance(decision, Reject):
         if not (isinstance(decision.reason, str) and decision.reason):
             checked.fail(f"rejects request {request.id} without a reason")
@@ -350,7 +361,7 @@ def _router_cost(checked: Policy, replicas: int) -> float:
         decisions = router.route_window(asked) if hasattr(router, "route_window") else [router.route(asked[0])]
         spent_ns += perf_counter_ns() - start_ns
         for request, decision in zip(requests, decisions, strict=True):
-            if not isinstance(decision, Reject):
+            if not isinstance(decision, Reject | Hold):
                 course.send(request, decision.replica if isinstance(decision, Route) else decision)
     checked.decisions += _REQUESTS
     return spent_ns / _REQUESTS / 1e3

@@ -50,9 +50,9 @@ def build_workload(
             {name: salt_of(part) for name, part in parts.items()},
         )
     workload = _unlabelled(config, base_dir, streams, served)
-    if config.klass is None and config.tenant is None:
+    if config.klass is None and config.tenant is None and config.origin is None:
         return workload
-    return Labelled(workload, config.klass, config.tenant)
+    return Labelled(workload, config.klass, config.tenant, config.origin)
 
 
 def _unlabelled(

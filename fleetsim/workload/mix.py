@@ -34,10 +34,10 @@ class PartStreams(Streams):
 
 
 class Labelled:
-    """A workload whose requests get a class and a tenant where they have none."""
+    """A workload whose requests get a class, a tenant and an origin where they have none."""
 
-    def __init__(self, inner: Workload, klass: str | None, tenant: str | None) -> None:
-        self._inner, self._klass, self._tenant = inner, klass, tenant
+    def __init__(self, inner: Workload, klass: str | None, tenant: str | None, origin: str | None = None) -> None:
+        self._inner, self._klass, self._tenant, self._origin = inner, klass, tenant, origin
         self.skipped_rows = inner.skipped_rows
 
     def __getattr__(self, name: str) -> Any:
@@ -57,6 +57,8 @@ class Labelled:
             request.klass = self._klass
         if request.tenant is None:
             request.tenant = self._tenant
+        if request.origin is None:
+            request.origin = self._origin
         return request
 
 

@@ -90,3 +90,95 @@ def test_what_is_no_series(write: Callable[..., Path], override: str, path: str,
     (found,) = caught.value.findings
     assert found.path == path
     assert message in found.message
+
+
+# --- sites ----------------------------------------------------------------------------------------------------------------
+
+SITES = """\
+schema: 1
+name: sites
+workload:
+  kind: synthetic
+  requests: 10
+  origin: eu
+  arrivals: {process: poisson, rate: 1 req/s}
+  prompt_tokens: {distribution: fixed, value: 100}
+  output_tokens: {distribution: fixed, value: 10}
+gateway: {router: nearest-site}
+sites:
+  eu: {rtt: {us: 90 ms}, carbon_intensity: {grid: spain}}
+  us: {carbon_intensity: {grid: california}}
+pools:
+  - {name: a, site: eu, llm: llama-3.1-8b, accelerator: h100-sxm}
+  - {name: b, site: us, llm: llama-3.1-8b, accelerator: h100-sxm}
+"""
+
+
+def test_sites_are_clean(check: Check) -> None:
+    assert check(text=SITES) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "message", "hint"),
+    [
+        ("pools[0].site=eur", "pools[0].site", 'no site "eur"', 'did you mean "eu"?'),
+        ("gateway.site=mars", "gateway.site", 'no site "mars"', "Known sites: eu, us"),
+        ("workload.origin=asia", "workload.origin", 'no site "asia"', ""),
+        ("tenants={t: {origin: asia}}", "tenants.t.origin", 'no site "asia"', ""),
+        ("sites.eu.rtt={us: 90 ms, asia: 1 s}", "sites.eu.rtt.asia", 'no site "asia"', ""),
+        (
+            "sites.asia={carbon_intensity: {grid: france}}",
+            "sites.eu",
+            "no round trip between eu and asia",
+            "{asia: 80 ms}",
+        ),
+        ("sites.us.rtt={eu: 80 ms}", "sites.eu.rtt.us", "takes 0.09 s here and 0.08 s there", "once"),
+        ("sites.us.rtt={us: 80 ms}", "sites.us.rtt.us", "no way off itself", "local_rtt"),
+        ("sites.us.carbon_intensity=null", "sites.us", "us has none", "energy.carbon_intensity"),
+        ("gateway.router=cheapest-site|sites.eu.pue=1.1", "", "", ""),
+    ],
+)
+def test_sites_that_do_not_fit(check: Check, override: str, path: str, message: str, hint: str) -> None:
+    found = [f for f in check(*override.split("|"), text=SITES) if f.severity == "error"]
+    if not path:
+        assert found == []
+        return
+    assert path in [f.path for f in found]
+    (first,) = [f for f in found if f.path == path]
+    assert message in first.message
+    assert hint in first.hint
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "message", "severity"),
+    [
+        ("gateway.router=nearest-site", "gateway.router", "chooses between sites, and the scenario has none", "error"),
+        (
+            "gateway.admission=defer-to-green",
+            "gateway.admission",
+            "goes by the carbon intensity, and the scenario states none",
+            "error",
+        ),
+        (
+            "gateway.admission=defer-to-cheap|energy.electricity_price=0.1 USD/kWh",
+            "gateway.admission",
+            "which never changes: nobody is put off",
+            "warning",
+        ),
+        ("pools[0].site=eu", "pools[0].site", 'no site "eu"', "error"),
+    ],
+)
+def test_policies_that_lack_what_they_need(check: Check, override: str, path: str, message: str, severity: str) -> None:
+    found = [f for f in check(*override.split("|")) if f.path == path]
+    assert [(f.severity, message in f.message) for f in found] == [(severity, True)]
+
+
+def test_a_pool_without_a_site(check: Check) -> None:
+    found = check(text=SITES.replace("name: b, site: us", "name: b"))
+    assert [(f.path, f.line) for f in found] == [("pools[1]", 16)]
+    assert 'pool "b" stands nowhere' in found[0].message
+
+
+def test_names_of_sites_are_plain(write: Callable[..., Path]) -> None:
+    with pytest.raises(ScenarioError, match="sites"):
+        load_scenario(write(SITES.replace("  us: {carbon", '  "u:s": {carbon')))
