@@ -319,6 +319,20 @@ def _copies_have_a_place(loaded: LoadedScenario) -> Findings:
                 yield loaded.finding((*path, "to"), message, "take to: store or host, or smaller `server.accelerators`")
 
 
+def _faults_have_a_target(loaded: LoadedScenario) -> Findings:
+    """Whether the pools that faults name are there."""
+    pools = [pool.name for pool in loaded.scenario.pools]
+    for number, choice in enumerate(loaded.scenario.faults):
+        own: list[tuple[tuple[str | int, ...], object]] = [
+            (("faults", number, "pool"), getattr(choice.config, "pool", None))
+        ]
+        for place, incident in enumerate(getattr(choice.config, "incidents", ())):
+            own.append((("faults", number, "incidents", place, "pool"), getattr(incident, "pool", None)))
+        for path, name in own:
+            if isinstance(name, str) and name not in pools:
+                yield loaded.finding(path, f'there is no pool "{name}"', nearest(name, pools, "pools"))
+
+
 def _profile_exists(loaded: LoadedScenario) -> Findings:
     for where, workload in _parts(loaded.scenario.workload):
         if isinstance(workload, SyntheticWorkload) and workload.profile is not None:
@@ -402,6 +416,7 @@ _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _profile_exists,
     _store_is_there,
     _copies_have_a_place,
+    _faults_have_a_target,
     _model_is_served,
     _labels_occur,
     pools_are_there,

@@ -132,6 +132,7 @@ class Lifecycle:
             links_at(graph, "store") if "store" in graph else (),
             {name: tuple(members) for name, members in sites.items()},
             {name: links_between(graph, f"wan:{name}", _wide(graph, name)) for name in sites},
+            tuple(pool.config.parallelism.accelerators for pool in self._fleet.pool_of),
         )
 
     # --- faults ------------------------------------------------------------------------------------------------------

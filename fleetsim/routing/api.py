@@ -694,6 +694,28 @@ class FleetView:
             self._paths = {size: request.reusable(size) for size in self.caches.sizes}
         return self._paths
 
+    # --- replicas that are not there ----------------------------------------------------------------------------------
+
+    @property
+    def whole(self) -> bool:
+        """Whether all replicas are there."""
+        return len(self.members) == len(self.pools)
+
+    def here(self, position: int) -> int:
+        """A replica, or where it is not there another one that is, always the same while nobody comes or goes."""
+        members = self.members
+        if self.present[position] or not members:
+            return position
+        return members[position % len(members)]
+
+    def keep_present(self, values: Any, otherwise: float = inf) -> Any:
+        """Give replicas that are not there another value, in place, in an array with one for each; returns it."""
+        if len(self.members) < len(self.pools):
+            for position, there in enumerate(self.present):
+                if not there:
+                    values[position] = otherwise
+        return values
+
     # --- what the gateway tells ---------------------------------------------------------------------------------------
 
     def _apply(self, horizon_s: float) -> None:

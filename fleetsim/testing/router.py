@@ -53,6 +53,8 @@ _VIEWS = (
 """How old what it sees may be."""
 _OLD = (2, 64)
 """Numbers of replicas at which views that are not exact are tried."""
+_ABSENT = (2, 7)
+"""Numbers of replicas of which some come and go."""
 _SPEED = 5000.0
 """Prompt tokens per second of the slowest replicas."""
 _COSTS = (1, 10, 1000)
@@ -71,7 +73,8 @@ class _Trial:
 def check_router(policy: type | str, config: Config = None) -> Report:
     """Try a router on fleets of 1 to 1,000 replicas of different speed, with views of every freshness.
 
-    Checked are: every decision names a replica (alone or in a `Route`) or is a `Reject` with a reason; somebody is served; the
+    Checked are: every decision names a replica (alone or in a `Route`) that is there, or is a `Reject` with a reason; somebody is
+    served; the
     same seed gives the same decisions, whatever other instances and random generators do; decisions do not depend on the true
     output length, and the request's hidden parts are not touched; neither request nor view is changed. A `WindowRouter` is asked
     about windows as the gateway collects them: what it says of them is valid, each request gets one answer, and explaining a window
@@ -113,6 +116,9 @@ def check_router(policy: type | str, config: Config = None) -> Report:
             checked.fail("decides otherwise when the request's hidden parts are sealed")
         if _decisions(checked, trial, replicas, beside=True) != expected:
             checked.fail("instances are not independent: another one in the same process changes the decisions")
+    for freshness in _VIEWS:
+        _avoids_absent(checked, freshness)
+    checked.passed("replicas that are not there are avoided, and used again when they are back")
     checked.passed("every decision names a replica or gives a reason; one replica is enough")
     checked.passed("the same seed gives the same decisions, with other instances beside it or without")
     checked.passed("views that are exact, sampled or delayed will do, with own counts as old or not")
@@ -120,6 +126,44 @@ def check_router(policy: type | str, config: Config = None) -> Report:
     checked.passed("requests and view are left as they are")
     costs = {_plural(n): _router_cost(checked, n) for n in _COSTS}
     return checked.report(costs)
+
+
+def _avoids_absent(checked: Policy, freshness: Freshness) -> None:
+    """Let replicas come and go: requests must go to those that are there, and in the end to each one that came back."""
+    for replicas in _ABSENT:
+        trial = _trial(replicas, seed=replicas)
+        course = _Course(replicas, trial, freshness)
+        view = course.view
+        for position in range(0, replicas, 2):  # some are away before the router is made
+            view.set_present(position, False)
+        router = checked.create(np.random.default_rng(5), view)
+        for number, (at_s, requests) in enumerate(_windows(checked, router, course, trial)):
+            course.begin(at_s)
+            away = _away(replicas, number)
+            for position in range(replicas):
+                view.set_present(position, position not in away)
+            for request, decision in zip(
+                requests, _route(checked, router, requests, RequestView, replicas), strict=True
+            ):
+                if isinstance(decision, Reject):
+                    continue
+                position = decision.replica if isinstance(decision, Route) else decision
+                if position in away:
+                    checked.fail(
+                        f"sends request {request.id} to replica {position} of {_plural(replicas)}, which is not there: "
+                        f"`view.members` are {view.members}, and `view.present` says so too"
+                    )
+                course.send(request, position)
+
+
+def _away(replicas: int, number: int) -> set[int]:
+    """Who is not there at a decision: every other one, nobody for a while, then all but one, each in turn."""
+    phase = number // 40
+    if phase % 3 == 0:
+        return set(range(phase % 2, replicas, 2)) if replicas > 1 else set()
+    if phase % 3 == 1:
+        return set()
+    return set(range(replicas)) - {number % replicas}
 
 
 def _plural(replicas: int) -> str:
