@@ -17,6 +17,7 @@ from fleetsim.catalog.llm import Llm, load_llm
 from fleetsim.catalog.memory import MemoryPlan, memory_plan, parallelisms_that_fit
 from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
+from fleetsim.experiment.check_elastic import conversions_can_be, pools_are_there
 from fleetsim.experiment.check_energy import CHECKS
 from fleetsim.fleet.pool import describe_pool, encoder_bytes_per_accelerator, encoder_parallelism
 from fleetsim.kernel.streams import Streams
@@ -105,6 +106,7 @@ def check_scenario(loaded: LoadedScenario) -> list[Finding]:
         findings += _images_are_encoded(loaded, sites)
         findings += _slo_above_floors(loaded, [site for site in sites if site.pool.role != "encode"])
         findings += _halves_meet(sites)
+        findings += conversions_can_be(loaded, sites)
     if not any(finding.severity == "error" for finding in findings):
         for site in sites:
             findings += _step_times_known(site)
@@ -317,6 +319,20 @@ def _copies_have_a_place(loaded: LoadedScenario) -> Findings:
                 yield loaded.finding((*path, "to"), message, "take to: store or host, or smaller `server.accelerators`")
 
 
+def _faults_have_a_target(loaded: LoadedScenario) -> Findings:
+    """Whether the pools that faults name are there."""
+    pools = [pool.name for pool in loaded.scenario.pools]
+    for number, choice in enumerate(loaded.scenario.faults):
+        own: list[tuple[tuple[str | int, ...], object]] = [
+            (("faults", number, "pool"), getattr(choice.config, "pool", None))
+        ]
+        for place, incident in enumerate(getattr(choice.config, "incidents", ())):
+            own.append((("faults", number, "incidents", place, "pool"), getattr(incident, "pool", None)))
+        for path, name in own:
+            if isinstance(name, str) and name not in pools:
+                yield loaded.finding(path, f'there is no pool "{name}"', nearest(name, pools, "pools"))
+
+
 def _profile_exists(loaded: LoadedScenario) -> Findings:
     for where, workload in _parts(loaded.scenario.workload):
         if isinstance(workload, SyntheticWorkload) and workload.profile is not None:
@@ -400,8 +416,10 @@ _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _profile_exists,
     _store_is_there,
     _copies_have_a_place,
+    _faults_have_a_target,
     _model_is_served,
     _labels_occur,
+    pools_are_there,
     _rows_possible,
 )
 

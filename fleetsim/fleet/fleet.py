@@ -123,8 +123,8 @@ class Fleet:
         self.lifecycle: Lifecycle | None = None
         """Starts and stops replicas, where their number changes."""
         grows = any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools)
-        if grows or scenario.faults or scenario.power:
-            self.lifecycle = Lifecycle(self, streams)
+        if grows or scenario.faults or scenario.power or scenario.autoscaler is not None:
+            self.lifecycle = Lifecycle(self, streams, scenario)
         self.powering: Powering | None = None
         """Sets clocks, caps and sleep states, and follows temperatures, where any of that changes."""
         if scenario.power or any(pool.config.power.thermal is not None for pool in self.pools):

@@ -14,6 +14,7 @@ from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
 from fleetsim.fleet.encoding import Encoding
 from fleetsim.fleet.handover import Fetch, Handover, gpu
+from fleetsim.fleet.holding import Holding
 from fleetsim.fleet.lending import Lending
 from fleetsim.fleet.migration import Migration
 from fleetsim.fleet.pool import Pool
@@ -29,6 +30,7 @@ from fleetsim.routing.api import (
     Defer,
     FleetView,
     Freshness,
+    Hold,
     Migrate,
     MoveQueued,
     Recall,
@@ -186,7 +188,14 @@ class Gateway:
         """Loans of memory between them."""
         self.windows = Windows(self)
         """Requests that are decided about together."""
+        self.holding = Holding(self)
+        """Requests that a router holds."""
         self.config = config = scenario.gateway
+        counted = config.router.says("holds") or scenario.autoscaler is not None
+        self.classes: list[dict[str | None, int]] | None = [{} for _ in replicas] if counted else None
+        """Requests sent to each replica and not ended, by class, where somebody wants to know."""
+        self.seats = [_seats(pool) for pool in pools]
+        """Requests that each replica runs at a time at most."""
         self._streams = streams
         self._pool_index = [pool.index for pool in pools]
         self.groups: dict[str | None, Group] = {}
@@ -298,6 +307,8 @@ class Gateway:
         )
         if self.places is not None:
             view.places = self.places(chosen)
+        if self.classes is not None:
+            view.classes, view.seats = self.classes, self.seats
         for position, i in enumerate(chosen):
             if self.views[i]:
                 view.begin_like(position, *self.views[i][0])
@@ -461,6 +472,12 @@ class Gateway:
         elif isinstance(decision, Reject):
             self._reject(request, decision.reason)
             return
+        elif isinstance(decision, Hold):
+            if request in self.twins:
+                self._reject(request, "")  # a copy is not worth waiting for
+            else:
+                self.holding.hold(group, request)
+            return
         if type(decision) is not int or not 0 <= decision < len(side.replicas):
             raise PolicyError(
                 f"router answered {decision!r} for request {request.id}; there are {len(side.replicas)} replicas"
@@ -602,6 +619,8 @@ class Gateway:
         self.sent_tokens[self._pool_index[index]] += prompt_tokens
         for seen, position in self.views[index]:
             seen.sent(position, prompt_tokens, request)
+        if self.classes is not None:
+            self._came(request)
         if request.decode_at >= 0:
             self.promise(request, 1)
         if self.presence.copies is not None and request.attempt:
@@ -723,6 +742,8 @@ class Gateway:
         for seen, position in self.views[index]:
             seen.sent(position, request.prompt_tokens)
             seen.started(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._came(request)
         self.presence.deliver(target, request, self.clock.now_s)
 
     def _hidden_bytes(self, request: Request, source: Replica, target: Replica, size_bytes: float) -> float:
@@ -758,6 +779,8 @@ class Gateway:
             request.decode_at = LOCAL
         for view, position in self.views[index]:
             view.ended(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._went(request)
         if self.swapping is not None:
             self.swapping.gone(request)
         if request in self.twins:
@@ -799,9 +822,23 @@ class Gateway:
             if request.first_token_s != request.first_token_s:
                 view.started(position, request.prompt_tokens, request_id=request.id)
             view.ended(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._went(request)
         if self.swapping is not None:
             self.swapping.gone(request)
         self.pay(request)
+
+    def _came(self, request: Request) -> None:
+        """Count a request, by class, at the replica where it is now."""
+        assert self.classes is not None
+        there = self.classes[request.replica]
+        there[request.klass] = there.get(request.klass, 0) + 1
+
+    def _went(self, request: Request) -> None:
+        """Count it there no more: there may be room for one that is held."""
+        assert self.classes is not None
+        self.classes[request.replica][request.klass] -= 1
+        self.holding.ask()
 
     def pay(self, request: Request) -> None:
         """Turn a request's share of its replica's time into money and energy, which other replicas' shares can be added to."""
@@ -1094,12 +1131,18 @@ class Gateway:
             self.presence.recover(request)
             return False
         request.migrations += 1
+        self.arrive(request, target, rank)
+        return True
+
+    def arrive(self, request: Request, target: Replica, rank: int) -> None:
+        """Let a decoding request that has left its replica go on at another one: on this rank, or on any (-1)."""
         request.replica = target.index
         for view, position in self.views[target.index]:
             view.sent(position, request.prompt_tokens)
             view.started(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._came(request)
         self.presence.deliver(target, request, self.clock.now_s, rank)
-        return True
 
     def _moved(self, migration: Migration) -> None:
         del self.on_the_move[migration.request]
@@ -1148,6 +1191,11 @@ def _compress(request: Request, tokens: int) -> None:
 def _freshness(config: View) -> Freshness:
     age_s = config.period if config.freshness == "sampled" else config.delay
     return Freshness(config.freshness, age_s, config.own_counts)
+
+
+def _seats(pool: Pool) -> int:
+    """Requests that a replica runs at a time, as its scheduler says."""
+    return int(getattr(pool.config.engine.scheduler.config, "max_seqs", 1 << 30)) * pool.config.parallelism.dp
 
 
 def _position(side: Side, index: int, otherwise: int) -> int:

@@ -11,10 +11,12 @@ from fleetsim.engine.kv_tiers.tier import Tier
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import DataError, Finding, PolicyError
 from fleetsim.faults.api import Fault, Site
+from fleetsim.fleet.conversions import Conversions
 from fleetsim.fleet.gateway_loss import GatewayLoss
 from fleetsim.fleet.handover import gpu
 from fleetsim.fleet.outages import Outages
 from fleetsim.fleet.profile import profiles
+from fleetsim.fleet.steering import Steering
 from fleetsim.fleet.uptime import Uptime
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.topology import links_at, links_between
@@ -52,10 +54,12 @@ class Lifecycle:
         Autoscalers draw from ``autoscaler.<pool>``.
     """
 
-    def __init__(self, fleet: Fleet, streams: Streams) -> None:
+    def __init__(self, fleet: Fleet, streams: Streams, scenario: Scenario) -> None:
         self._fleet = fleet
         self._gateway = fleet.gateway
         self._streams = streams
+        self.conversions = Conversions(self, fleet, scenario.conversions)
+        """Replicas that become replicas of another pool."""
         self.wanted = [pool.config.replicas for pool in fleet.pools]
         """Replicas that each pool should have."""
         self.uptimes = [Uptime(pool.config.replicas) for pool in fleet.pools]
@@ -80,15 +84,23 @@ class Lifecycle:
         """Gateways that are gone."""
         self.scalings = [Scaling(self, pool, fleet, streams) for pool in fleet.pools if pool.config.autoscaler]
         """Autoscalers at work."""
-        if self.scalings:
+        self.steering: Steering | None = None
+        """The one of all pools at work, if there is one."""
+        if scenario.autoscaler is not None:
+            seen = [Scaling(self, pool, fleet, streams) for pool in fleet.pools]
+            self.steering = Steering(self, fleet, streams, scenario.autoscaler, seen)
+        watched = self.scalings if self.steering is None else self.steering.pools
+        if watched:
             self._gateway.on_first_token = self._first_token
             self._gateway.on_done = self._done
-            self._by_pool = {scaling.pool.index: scaling for scaling in self.scalings}
+            self._by_pool = {scaling.pool.index: scaling for scaling in watched}
 
     def begin(self, scenario: Scenario) -> None:
         """Ask autoscalers for the first time one period from now, and let faults strike."""
         for scaling in self.scalings:
             scaling.begin()
+        if self.steering is not None:
+            self.steering.begin()
         site = self._site() if scenario.faults else None
         for number, choice in enumerate(scenario.faults):
             model = choice.located(self._fleet.base_dir).create(self._streams.get(f"faults.{number}"), site)
@@ -120,6 +132,7 @@ class Lifecycle:
             links_at(graph, "store") if "store" in graph else (),
             {name: tuple(members) for name, members in sites.items()},
             {name: links_between(graph, f"wan:{name}", _wide(graph, name)) for name in sites},
+            tuple(pool.config.parallelism.accelerators for pool in self._fleet.pool_of),
         )
 
     # --- faults ------------------------------------------------------------------------------------------------------
@@ -200,7 +213,12 @@ class Lifecycle:
         if self.wanted[pool.index] != replicas:
             self.wanted[pool.index] = replicas
             self.count_up(pool)
-        have = [r for r, life in zip(pool.replicas, pool.lives, strict=True) if life.state in _WANTED]
+        replicas -= self.conversions.coming(pool)
+        have = [
+            r
+            for r, life in zip(pool.replicas, pool.lives, strict=True)
+            if life.state in _WANTED and r not in self.conversions.busy
+        ]
         for _ in range(replicas - len(have)):
             replica = self._next_to_start(pool)
             if replica is None:
@@ -281,6 +299,7 @@ class Lifecycle:
         for replica in [replica for replica in self.draining if replica.empty]:
             del self.draining[replica]
             self._enter(replica, "off", "replica_off")
+            self.conversions.emptied(replica)
 
     # --- states ------------------------------------------------------------------------------------------------------
 
@@ -294,9 +313,9 @@ class Lifecycle:
         if supply is not None:
             supply.settle(self._fleet.clock.now_s)
 
-    def _enter(self, replica: Replica, state: Any, kind: str) -> None:
+    def _enter(self, replica: Replica, state: Any, kind: str, share: float = 1.0) -> None:
         self._settle(replica)
-        self._fleet.lives[replica.index].enter(state, self._fleet.clock.now_s)
+        self._fleet.lives[replica.index].enter(state, self._fleet.clock.now_s, share)
         self.count_up(self._fleet.pool_of[replica.index])
         self._note(kind, replica)
         self._gateway.presence.set_present(replica, state == "ready")
@@ -338,10 +357,11 @@ class Lifecycle:
     def _next_to_start(self, pool: Pool) -> Replica | None:
         """A replica that is leaving, else the first that is off."""
         pairs = list(zip(pool.replicas, pool.lives, strict=True))
-        leaving = [r for r, life in pairs if life.state == "draining" and r not in self._doomed]
+        taken = {**self._doomed, **self.conversions.busy}
+        leaving = [r for r, life in pairs if life.state == "draining" and r not in taken]
         if leaving:
             return leaving[0]
-        return next((r for r, life in pairs if life.state == "off" and r not in self._doomed), None)
+        return next((r for r, life in pairs if life.state == "off" and r not in taken), None)
 
     def _first_to_go(self, replicas: Sequence[Replica]) -> list[Replica]:
         """Those that start first, then those with the least to do."""
@@ -366,10 +386,10 @@ class Lifecycle:
         size_bytes = pool.llm.weight_bytes(pool.config.engine.weights)
         self._fleet.network().transfer(source, gpu(replica), size_bytes, partial(self._init, replica, number))
 
-    def _weights_at(self, replica: Replica) -> str | None:
+    def _weights_at(self, replica: Replica, kind: str = "") -> str | None:
         """Endpoint in the network from which a replica's weights come; None if they are there."""
         pool, network = self._fleet.pool_of[replica.index], self._fleet.network
-        kind = pool.config.startup.weights
+        kind = kind or pool.config.startup.weights
         if kind == "none":
             return None
         if kind == "store":
@@ -436,7 +456,7 @@ class Lifecycle:
 
 
 class Scaling:
-    """One pool's autoscaler at work."""
+    """One pool's autoscaler at work; without one of its own, what that of the fleet sees of the pool."""
 
     def __init__(self, lifecycle: Lifecycle, pool: Pool, fleet: Fleet, streams: Streams) -> None:
         self.pool = pool
@@ -444,7 +464,6 @@ class Scaling:
         self._lifecycle = lifecycle
         self._fleet = fleet
         config = pool.config
-        assert config.autoscaler is not None
         self.state = PoolState(
             pool.name,
             config.role,
@@ -462,13 +481,14 @@ class Scaling:
             self.state.new_forecaster = self._new_forecaster
         self.state.max_seqs = self.state.slots // config.parallelism.dp
         self.state.at_clock = profiles(pool)
-        if config.autoscaler.says("knows_future") and fleet.future is not None:
+        if config.autoscaler is not None and config.autoscaler.says("knows_future") and fleet.future is not None:
             self.state.future = Known(fleet.future, pool.llm.name)
         slo = fleet.slo
         if slo is not None:
             self.state.ttft_limit_s = inf if slo.ttft is None else slo.ttft
             self.state.tpot_limit_s = inf if slo.tpot is None else slo.tpot
-        self.use(config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state))
+        if config.autoscaler is not None:
+            self.use(config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state))
         self._seats = self.state.max_seqs
         self._busy_s = self._on_s = self._last_s = 0.0
         self._came = self._came_tokens = 0
@@ -507,7 +527,7 @@ class Scaling:
         fleet = self._fleet
         if not fleet.active or (fleet.at_rest and not fleet.gateway.presence.waiting_room):
             return
-        self._observe()
+        self.observe()
         answer = self._policy.tick()
         if not (isinstance(answer, int | float) and isfinite(answer)):
             raise PolicyError(f"the autoscaler of {self.pool.name} wants {answer!r} replicas")
@@ -529,6 +549,11 @@ class Scaling:
         self._seats, self.state.slots = seats, seats * self.pool.config.parallelism.dp
         let_run(self.pool, seats)
 
+    def _outside(self) -> list[Request]:
+        """Requests that wait at the gateway for a replica to come, or to have room."""
+        gateway = self._fleet.gateway
+        return [*gateway.presence.waiting_room, *gateway.holding.requests()]
+
     def _seen(self, now_s: float) -> list[Replica]:
         """Replicas that are not off, with what all have been busy for brought up to date: those that are off do nothing."""
         pool, there = self.pool, []
@@ -541,7 +566,7 @@ class Scaling:
                 self._were_off[place] = off
         return there
 
-    def _observe(self) -> None:
+    def observe(self) -> None:
         """Bring the state up to date, and begin a new window."""
         state, pool, now_s, gateway = self.state, self.pool, self._fleet.clock.now_s, self._fleet.gateway
         states = [life.state for life in pool.lives]
@@ -556,7 +581,7 @@ class Scaling:
         state.waiting += sum(len(r.inbox) + len(r.held) for r in there)
         outside = [
             r.prompt_tokens
-            for r in (gateway.presence.waiting_room if pool.config.role != "decode" else ())
+            for r in (self._outside() if pool.config.role != "decode" else ())
             if r.model is None or r.model == pool.llm.name
         ]
         state.waiting_outside = len(outside)

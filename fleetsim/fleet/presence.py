@@ -65,6 +65,8 @@ class Presence:
             view.set_present(position, present)
         if present and self.waiting_room:
             self.send_waiting()
+        if present:
+            self._gateway.holding.ask()
 
     def send_waiting(self) -> None:
         """Send those that wait for a replica, or for their gateway, to come, as far as they need not any more."""

@@ -340,7 +340,7 @@ class Sampler:
             site_w, carbon_g, electricity_usd = self._site(pool, start_s, now_s, watts + host)
             sent, ended = fleet.gateway.sent[pool.index], fleet.gateway.finished[pool.index]
             states = [life.state for life in pool.lives]
-            paid = sum(life.on for life in pool.lives)
+            paid = sum([life.share for life in pool.lives if life.on])
             wanted = fleet.wanted(pool)
             self._rows["fleet"].append((
                 start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,
