@@ -468,12 +468,9 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
                 if counts(gateway)[index]:
                     rows.append((end_s, kind, pool.name, index, counts(gateway)[index]))
     rows += fleet.gateway.events()
-    if fleet.lifecycle is not None:
-        rows += fleet.lifecycle.events
-    if fleet.swapping is not None:
-        rows += fleet.swapping.events
-    if fleet.powering is not None:
-        rows += fleet.powering.events
+    for source in (fleet.lifecycle, fleet.swapping, fleet.powering):
+        if source is not None:
+            rows += source.events
     rows.append((end_s, "run_end", None, None, 1))
     write_rows(sink, "events", [row if len(row) > 5 else (*row, None) for row in rows])
 
