@@ -27,6 +27,7 @@ GROUPS = {
     "predictors": "output length that the gateway expects",
     "faults": "what breaks, and when",
     "autoscalers": "how many replicas are wanted",
+    "fleet_autoscalers": "how many replicas of each pool are wanted, and which turn into those of another",
     "forecasters": "what demand an autoscaler expects",
     "power_managers": "clocks, caps, batch sizes and sleep states",
     "placements": "which LLM a replica holds, and who runs there next",

@@ -82,7 +82,7 @@ class Plain(PolicyConfig):
 
 
 class Base:
-    """The first replica, always."""
+    """The first replica, as long as it is there."""
 
     Config: type[BaseModel] = Plain
 
@@ -90,7 +90,12 @@ class Base:
         self.rng, self.fleet = rng, fleet
 
     def route(self, request: RequestView) -> Any:
-        return 0
+        return self.fleet.here(0)
+
+
+class ToWhoIsGone(Base):
+    def route(self, request: RequestView) -> Any:
+        return request.id % self.fleet.count
 
 
 class OutOfRange(Base):
@@ -203,6 +208,7 @@ class NoRoute:
 
 BROKEN_ROUTERS: list[tuple[type, str]] = [
     (OutOfRange, "`route` answered 1: there are replicas 0 to 0"),
+    (ToWhoIsGone, r"sends request \d+ to replica \d of \d replicas, which is not there: `view.members` are"),
     (WrongType, r"`route` answered np.int64\(0\): expected the number of a replica \(int\), a `Route` or a `Reject`"),
     (Silent, "`route` answered None"),
     (RejectsWithoutReason, "rejects request 5 without a reason"),

@@ -41,7 +41,7 @@ their own get the suite's (`suite.yaml`).
 - **Differences** to the baseline are taken seed by seed; in brackets their 95 % confidence interval (Student's t). *Better* and
   *worse* stand where that does not hold zero.
 - SLO attainment counts requests that were rejected or not finished as missed. Scenarios: {scenarios}.
-- There is no fault model yet: `straggler`, a replica at a fifth of its clock, stands in for a failing one.
+- In `straggler` a replica runs at a fifth of its clock; in `failure` two replicas fail and come back empty, a second unnoticed.
 """
 
 

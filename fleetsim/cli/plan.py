@@ -81,9 +81,15 @@ def command(
         raise InputError(Finding(f'"{buckets}": expected ROWSxCOLUMNS such as 10x6', "--buckets"))
     effort = effort_of(time_limit, gap)
     if scenario is not None and is_problem(scenario):
-        if verify or overrides or candidates or limits:
-            raise InputError("a stated problem takes no --verify, --set, --candidates or --limit: change the file")
-        plan = api.plan(scenario, effort=effort)
+        if overrides or candidates or limits:
+            raise InputError("a stated problem takes no --set, --candidates or --limit: change the file")
+        plan = api.plan(
+            scenario,
+            effort=effort,
+            verify=verify,
+            confidence=confidence_of(confidence, max_seeds),
+            notice=lambda text: click.echo(text, err=True),
+        )
     else:
         options = options_of(
             candidates,

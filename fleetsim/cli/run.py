@@ -181,13 +181,23 @@ _FIGURES = (
     ("preemptions", "preemptions", ""),
     ("simulated time", "makespan_s", "s"),
     ("mean power", "power_mean_w", "W"),
+    ("largest power of a row", "power_budget_peak_ratio", "of its budget"),
+    ("brakes pulled", "power_brakes", ""),
+    ("below the usual clock or cap", "power_capped_s", "s of all replicas"),
+    ("throttled by heat", "throttled_s", "s of all replicas"),
+    ("asleep", "asleep_s", "s of all replicas"),
     ("energy", "energy_j", "J"),
     ("energy per output token", "energy_per_output_token_j", "J"),
     ("carbon", "carbon_g", "g"),
     ("cost", "cost_usd", "USD"),
     ("cost per million output tokens", "cost_per_million_output_tokens_usd", "USD"),
 )
-_ONLY_IF_ANY = {"rejected", "failed", "unfinished", "skipped_rows", "preemptions"}
+_ONLY_IF_ANY = {"rejected", "failed", "unfinished", "skipped_rows", "preemptions"} | {
+    "power_brakes",
+    "power_capped_s",
+    "throttled_s",
+    "asleep_s",
+}
 
 
 def _figures(summary: Mapping[str, Any]) -> list[list[str]]:

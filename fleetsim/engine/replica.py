@@ -204,6 +204,14 @@ class Replica:
         if prepare is not None:
             prepare(model)
 
+    def use_scheduler(self, scheduler: Scheduler) -> None:
+        """Have this scheduler plan steps from now on, between two steps; of the kind of the one before."""
+        self.scheduler = scheduler
+        self.interrupts = getattr(scheduler, "interrupts", None)
+        prepare: Callable[[StepTimeModel], None] | None = getattr(scheduler, "prepare", None)
+        if prepare is not None:
+            prepare(self.model)
+
     # --- from outside ------------------------------------------------------------------------------------------------
 
     def enqueue(self, request: Request, ready_s: float, rank: int = -1) -> None:
@@ -335,11 +343,13 @@ class Replica:
         if request in self.inbox:
             self.inbox.remove(request)
             batch.coming -= 1
-            batch.unreserve(request)
+            if request in batch.reserved:  # who decodes may have taken others meanwhile
+                self.at_boundary(lambda: self._give_up_reserved(request, then))
+                return
             self._look_again()
             then(request)
             return
-        if request in batch.running:
+        if request in batch.running or request in batch.reserved:
             self.at_boundary(lambda: self._withdraw_running(request, then))
             return
         batch.withdraw(request)
@@ -1147,6 +1157,10 @@ class Replica:
             errands, self.errands = self.errands, []
             for errand in errands:
                 errand()
+
+    def _give_up_reserved(self, request: Request, then: Callable[[Request], None]) -> None:
+        self.batches[request.rank].unreserve(request)
+        then(request)
 
     def _withdraw_running(self, request: Request, then: Callable[[Request], None]) -> None:
         batch = self.batches[request.rank]

@@ -17,9 +17,11 @@ from fleetsim.catalog.llm import Llm, load_llm
 from fleetsim.catalog.memory import MemoryPlan, memory_plan, parallelisms_that_fit
 from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
+from fleetsim.experiment.check_elastic import conversions_can_be, pools_are_there
 from fleetsim.experiment.check_energy import CHECKS
 from fleetsim.fleet.pool import describe_pool, encoder_bytes_per_accelerator, encoder_parallelism
 from fleetsim.kernel.streams import Streams
+from fleetsim.network.topology import layout_of
 from fleetsim.plugins import Choice, load
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import (
@@ -104,6 +106,7 @@ def check_scenario(loaded: LoadedScenario) -> list[Finding]:
         findings += _images_are_encoded(loaded, sites)
         findings += _slo_above_floors(loaded, [site for site in sites if site.pool.role != "encode"])
         findings += _halves_meet(sites)
+        findings += conversions_can_be(loaded, sites)
     if not any(finding.severity == "error" for finding in findings):
         for site in sites:
             findings += _step_times_known(site)
@@ -291,6 +294,45 @@ def _store_is_there(loaded: LoadedScenario) -> Findings:
             yield loaded.finding(path, "the network has no store", "give network.store, at least its bandwidth")
 
 
+def _copies_have_a_place(loaded: LoadedScenario) -> Findings:
+    """Whether copies of keys and values can be made, and can lie where they are to."""
+    scenario = loaded.scenario
+    copies, path = scenario.gateway.on_failure.copies, ("gateway", "on_failure", "copies")
+    if copies is None:
+        return
+    if copies.to == "store" and scenario.network.store is None:
+        yield loaded.finding((*path, "to"), "the network has no store", "give network.store, at least its bandwidth")
+    for pool in scenario.pools:
+        approximate = pool.engine.kv.approximate
+        if approximate or pool.models:
+            what = "engine.kv." + approximate if approximate else "models"
+            message = f'copies of keys and values are not modelled for pool "{pool.name}" with {what}'
+            yield loaded.finding(path, message, "leave out copies, or that")
+            continue
+        if copies.to == "other-host" and pool.role != "encode":
+            try:
+                layout = layout_of(pool)
+            except DataError:
+                continue  # told where the catalogue is read
+            if pool.most_replicas <= layout.replicas:
+                message = f'all replicas of pool "{pool.name}" stand in one server: there is no other for copies'
+                yield loaded.finding((*path, "to"), message, "take to: store or host, or smaller `server.accelerators`")
+
+
+def _faults_have_a_target(loaded: LoadedScenario) -> Findings:
+    """Whether the pools that faults name are there."""
+    pools = [pool.name for pool in loaded.scenario.pools]
+    for number, choice in enumerate(loaded.scenario.faults):
+        own: list[tuple[tuple[str | int, ...], object]] = [
+            (("faults", number, "pool"), getattr(choice.config, "pool", None))
+        ]
+        for place, incident in enumerate(getattr(choice.config, "incidents", ())):
+            own.append((("faults", number, "incidents", place, "pool"), getattr(incident, "pool", None)))
+        for path, name in own:
+            if isinstance(name, str) and name not in pools:
+                yield loaded.finding(path, f'there is no pool "{name}"', nearest(name, pools, "pools"))
+
+
 def _profile_exists(loaded: LoadedScenario) -> Findings:
     for where, workload in _parts(loaded.scenario.workload):
         if isinstance(workload, SyntheticWorkload) and workload.profile is not None:
@@ -373,8 +415,11 @@ _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _trace_exists,
     _profile_exists,
     _store_is_there,
+    _copies_have_a_place,
+    _faults_have_a_target,
     _model_is_served,
     _labels_occur,
+    pools_are_there,
     _rows_possible,
 )
 

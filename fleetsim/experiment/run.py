@@ -234,6 +234,9 @@ def _simulate(
         fleet.ledger,
         fleet.gateway.presence.lost_j,
         fleet.gateway.presence.lost_s,
+        0.0 if fleet.copies is None else fleet.copies.copied_bytes,
+        0 if fleet.copies is None else fleet.copies.restored_tokens,
+        _uptime(fleet, end_s),
         0 if fleet.lifecycle is None else fleet.lifecycle.gateway_loss.failed_tries,
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
@@ -276,6 +279,12 @@ def _simulate(
         extrapolated=extrapolated,
         interrupted=interrupted,
     )
+
+
+def _uptime(fleet: Fleet, end_s: float) -> tuple[float, float]:
+    """Replica time that all pools wanted, and of that available [s]."""
+    pools = [fleet.uptime(pool, end_s) for pool in fleet.pools]
+    return sum(wanted_s for wanted_s, _ in pools), sum(available_s for _, available_s in pools)
 
 
 def _run_clock(clock: Clock, until_s: float) -> bool:

@@ -6,7 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-FaultKind = Literal["fail", "repair", "warn", "slow", "link", "link_back", "gateway", "gateway_back", "end"]
+from fleetsim.errors import Finding, InputError, nearest
+
+FaultKind = Literal[
+    "fail",
+    "repair",
+    "warn",
+    "slow",
+    "link",
+    "link_back",
+    "gateway",
+    "gateway_back",
+    "lose_cache",
+    "corrupt_cache",
+    "end",
+]
 Edge = tuple[str, str]
 """A link of the network, one way."""
 
@@ -21,8 +35,9 @@ class Fault:
     """``fail``: all that is in their memory is lost; ``repair``: they may be started again; ``warn``: they will fail, so they take
     no more requests and drain; ``slow``: their steps last `factor` times as long from now on; ``link``: `links` carry the share
     `factor` of their bandwidth, nothing where it is 0, until ``link_back`` with the same links and share; ``gateway``: the share
-    `factor` of the gateways is gone, until ``gateway_back`` with the same share; ``end``: the model knows no further, and a run
-    that goes on is refused."""
+    `factor` of the gateways is gone, until ``gateway_back`` with the same share; ``lose_cache``: what lies in `tier` is gone;
+    ``corrupt_cache``: the share `factor` of it is not what it should be, which shows when it is read; ``end``: the
+    model knows no further, and a run that goes on is refused."""
     replicas: tuple[int, ...] = ()
     """Numbers over the fleet."""
     factor: float = 1.0
@@ -31,6 +46,8 @@ class Fault:
     """Kind of the event in the table, of failures."""
     links: tuple[Edge, ...] = ()
     """Of the network, as `Site` names them."""
+    tier: Literal["host", "ssd", "store"] = "host"
+    """Which place below the replicas' memory is struck: that of `replicas`, or the store that all share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +74,39 @@ class Site:
     """Replicas of each site of the scenario; empty where it has none."""
     site_links: dict[str, tuple[Edge, ...]] = field(default_factory=dict)
     """Links of each site to all others."""
+    accelerators: tuple[int, ...] = ()
+    """Of each replica, by number over the fleet; one each where nobody says."""
+
+    def accelerators_of(self, replica: int) -> int:
+        """Accelerators of a replica."""
+        return self.accelerators[replica] if self.accelerators else 1
+
+    def members(self, pool: str) -> tuple[int, ...]:
+        """Replicas of a pool.
+
+        Raises
+        ------
+        InputError
+            If there is none of this name.
+        """
+        if pool not in self.pools:
+            raise InputError(Finding(f'faults name the pool "{pool}"', hint=nearest(pool, self.pools, "pools")))
+        return self.pools[pool]
 
     def links_of(self, pool: str | None, scope: Literal["replica", "server", "rack"]) -> list[tuple[Edge, ...]]:
         """Links of the replicas, servers or racks of one pool, in their order there; of all pools where none is named."""
         if scope == "replica":
-            numbers = [i for members in self.pools.values() for i in members] if pool is None else self.pools[pool]
+            numbers = [i for members in self.pools.values() for i in members] if pool is None else self.members(pool)
             return [self.replica_links[i] for i in numbers]
         groups, links = (self.servers, self.server_links) if scope == "server" else (self.racks, self.rack_links)
-        members = {i for each in self.pools.values() for i in each} if pool is None else set(self.pools[pool])
+        members = {i for each in self.pools.values() for i in each} if pool is None else set(self.members(pool))
         return [link for group, link in zip(groups, links, strict=True) if members.intersection(group)]
 
     def of_pool(self, pool: str | None, groups: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Groups of replicas, cut down to those of one pool; of all pools where none is named."""
         if pool is None:
             return [tuple(group) for group in groups]
-        members = set(self.pools[pool])
+        members = set(self.members(pool))
         cut = [tuple(i for i in group if i in members) for group in groups]
         return [group for group in cut if group]
 

@@ -9,7 +9,7 @@ from numpy.random import Generator
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetsim.errors import Finding, InputError
-from fleetsim.faults.api import Fault, Site
+from fleetsim.faults.api import Fault, FaultKind, Site
 from fleetsim.plugins import PolicyConfig
 
 
@@ -22,13 +22,17 @@ class Incident(BaseModel):
     """When."""
     for_s: Annotated[float, Field(gt=0, json_schema_extra={"unit": "s"})] | None = None
     """How long; default: for good."""
-    what: Literal["fail", "slow", "cut", "throttle", "lose-gateway"] = "fail"
+    what: Literal["fail", "slow", "cut", "throttle", "lose-gateway", "lose-cache", "corrupt-cache"] = "fail"
     """Failure; steps that last longer; links that carry nothing, or less than usual: those of a rack to the others, of a server's
-    adapters to its leaf, of a replica to its server, or those that `link` names; no gateway for new requests."""
+    adapters to its leaf, of a replica to its server, or those that `link` names; no gateway for new requests; a tier
+    below the memory of replicas that loses what it holds, or holds something else, which shows when it is read."""
     factor: Annotated[float, Field(gt=0, le=1000, json_schema_extra={"unit": "ratio"})] = 2.0
     """How many times as long steps last, or transfers over a link that is throttled and that they fill."""
     share: Annotated[float, Field(gt=0, le=1, json_schema_extra={"unit": "ratio"})] = 1.0
-    """Of the gateways that are lost, and so of the sessions, or requests without one, that find none."""
+    """Of the gateways that are lost, and so of the sessions, or requests without one, that find none; or of the blocks that are
+    corrupt."""
+    tier: Literal["host", "ssd", "store"] = "host"
+    """Which tier is struck; the store is all pools'."""
     link: Literal["gateway", "store"] | None = None
     """Which link is cut or throttled, in place of one of `pool`: the gateway's adapter, or the remote store's."""
     notice_s: Annotated[float, Field(ge=0, json_schema_extra={"unit": "s"})] = 0.0
@@ -54,6 +58,8 @@ class Incident(BaseModel):
                 )
             if self.replicas or self.server is not None or self.rack is not None or self.pool is not None:
                 raise ValueError("what: lose-gateway strikes no pool: leave out pool, replicas, server and rack")
+        if self.what in ("lose-cache", "corrupt-cache") and self.for_s is not None:
+            raise ValueError(f"for_s: what a tier has lost does not come back: leave it out with what: {self.what}")
         if self.link is not None and not network:
             raise ValueError(f"link: {self.link} is for what: cut or throttle")
         if network and self.for_s is None:
@@ -88,6 +94,8 @@ class Scheduled:
                 self._events += _of_links(incident, site)
             elif incident.what == "lose-gateway":
                 self._events += _of_gateways(incident)
+            elif incident.what in ("lose-cache", "corrupt-cache"):
+                self._events.append(_of_tier(incident, site))
             else:
                 self._events += _of_replicas(incident, site)
         self._events.sort(key=lambda fault: fault.time_s)
@@ -110,6 +118,13 @@ def _of_replicas(incident: Incident, site: Site) -> list[Fault]:
     if incident.for_s is not None:
         events.append(Fault(begin_s + incident.for_s, "repair", struck))
     return events
+
+
+def _of_tier(incident: Incident, site: Site) -> Fault:
+    """Loss or corruption of a tier: at once, and for good."""
+    struck = () if incident.tier == "store" else _struck(incident, site)
+    kind: FaultKind = "lose_cache" if incident.what == "lose-cache" else "corrupt_cache"
+    return Fault(incident.at_s, kind, struck, incident.share, tier=incident.tier)
 
 
 def _of_gateways(incident: Incident) -> list[Fault]:

@@ -20,6 +20,7 @@ from fleetsim.engine.orders.order import Outlook
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
+from fleetsim.fleet.copies import Copies
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.life import Life
@@ -114,13 +115,17 @@ class Fleet:
             self.gateway.places = self._places
         self.take = self.gateway.take
         """Where requests come in."""
+        self.copies: Copies | None = None
+        """Copies of keys and values of running requests, where any are made."""
+        if scenario.gateway.on_failure.copies is not None:
+            self.copies = Copies(self, scenario.gateway.on_failure.copies)
         for replica in self.replicas:
             replica.on_finish = self.gateway.done
         self.lifecycle: Lifecycle | None = None
         """Starts and stops replicas, where their number changes."""
         grows = any(p.config.autoscaler is not None or len(p.replicas) > p.config.replicas for p in self.pools)
-        if grows or scenario.faults or scenario.power:
-            self.lifecycle = Lifecycle(self, streams)
+        if grows or scenario.faults or scenario.power or scenario.autoscaler is not None:
+            self.lifecycle = Lifecycle(self, streams, scenario)
         self.powering: Powering | None = None
         """Sets clocks, caps and sleep states, and follows temperatures, where any of that changes."""
         if scenario.power or any(pool.config.power.thermal is not None for pool in self.pools):
@@ -332,6 +337,12 @@ class Fleet:
         """The service-level objective."""
         return self._scenario.slo
 
+    def uptime(self, pool: Pool, now_s: float) -> tuple[float, float]:
+        """Replica time that a pool wanted until now, and of that available [s]."""
+        if self.lifecycle is None:
+            return pool.config.replicas * now_s, pool.config.replicas * now_s
+        return self.lifecycle.uptimes[pool.index].until(now_s)
+
     def wanted(self, pool: Pool) -> int:
         """Replicas that a pool should have."""
         return pool.config.replicas if self.lifecycle is None else self.lifecycle.wanted[pool.index]
@@ -486,6 +497,8 @@ class Fleet:
         self._verify_loans()
         if self.swapping is not None:
             self.swapping.verify(end_s)
+        if self.powering is not None:
+            self.powering.verify(end_s)
         for replica in self.replicas:
             meter = replica.meter(end_s)
             on_s = self.lives[replica.index].on_s(end_s)

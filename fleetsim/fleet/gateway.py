@@ -14,6 +14,7 @@ from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
 from fleetsim.fleet.encoding import Encoding
 from fleetsim.fleet.handover import Fetch, Handover, gpu
+from fleetsim.fleet.holding import Holding
 from fleetsim.fleet.lending import Lending
 from fleetsim.fleet.migration import Migration
 from fleetsim.fleet.pool import Pool
@@ -29,6 +30,7 @@ from fleetsim.routing.api import (
     Defer,
     FleetView,
     Freshness,
+    Hold,
     Migrate,
     MoveQueued,
     Recall,
@@ -186,7 +188,14 @@ class Gateway:
         """Loans of memory between them."""
         self.windows = Windows(self)
         """Requests that are decided about together."""
+        self.holding = Holding(self)
+        """Requests that a router holds."""
         self.config = config = scenario.gateway
+        counted = config.router.says("holds") or scenario.autoscaler is not None
+        self.classes: list[dict[str | None, int]] | None = [{} for _ in replicas] if counted else None
+        """Requests sent to each replica and not ended, by class, where somebody wants to know."""
+        self.seats = [_seats(pool) for pool in pools]
+        """Requests that each replica runs at a time at most."""
         self._streams = streams
         self._pool_index = [pool.index for pool in pools]
         self.groups: dict[str | None, Group] = {}
@@ -298,6 +307,8 @@ class Gateway:
         )
         if self.places is not None:
             view.places = self.places(chosen)
+        if self.classes is not None:
+            view.classes, view.seats = self.classes, self.seats
         for position, i in enumerate(chosen):
             if self.views[i]:
                 view.begin_like(position, *self.views[i][0])
@@ -461,6 +472,12 @@ class Gateway:
         elif isinstance(decision, Reject):
             self._reject(request, decision.reason)
             return
+        elif isinstance(decision, Hold):
+            if request in self.twins:
+                self._reject(request, "")  # a copy is not worth waiting for
+            else:
+                self.holding.hold(group, request)
+            return
         if type(decision) is not int or not 0 <= decision < len(side.replicas):
             raise PolicyError(
                 f"router answered {decision!r} for request {request.id}; there are {len(side.replicas)} replicas"
@@ -602,8 +619,12 @@ class Gateway:
         self.sent_tokens[self._pool_index[index]] += prompt_tokens
         for seen, position in self.views[index]:
             seen.sent(position, prompt_tokens, request)
+        if self.classes is not None:
+            self._came(request)
         if request.decode_at >= 0:
             self.promise(request, 1)
+        if self.presence.copies is not None and request.attempt:
+            self.presence.copies.attach(request, replica)
         if request.images and request.embedded_at != index:
             self._encode(request, replica, ready_s)
             return
@@ -721,6 +742,8 @@ class Gateway:
         for seen, position in self.views[index]:
             seen.sent(position, request.prompt_tokens)
             seen.started(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._came(request)
         self.presence.deliver(target, request, self.clock.now_s)
 
     def _hidden_bytes(self, request: Request, source: Replica, target: Replica, size_bytes: float) -> float:
@@ -756,6 +779,8 @@ class Gateway:
             request.decode_at = LOCAL
         for view, position in self.views[index]:
             view.ended(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._went(request)
         if self.swapping is not None:
             self.swapping.gone(request)
         if request in self.twins:
@@ -779,6 +804,8 @@ class Gateway:
             self.on_done(request)
         if self.by_id is not None:
             del self.by_id[request.id]
+        if self.presence.copies is not None:
+            self.presence.copies.forget(request)
         if self._tells_ends:
             ended = getattr(self.groups[request.model].admission, "ended", None)
             if ended is not None:
@@ -795,9 +822,23 @@ class Gateway:
             if request.first_token_s != request.first_token_s:
                 view.started(position, request.prompt_tokens, request_id=request.id)
             view.ended(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._went(request)
         if self.swapping is not None:
             self.swapping.gone(request)
         self.pay(request)
+
+    def _came(self, request: Request) -> None:
+        """Count a request, by class, at the replica where it is now."""
+        assert self.classes is not None
+        there = self.classes[request.replica]
+        there[request.klass] = there.get(request.klass, 0) + 1
+
+    def _went(self, request: Request) -> None:
+        """Count it there no more: there may be room for one that is held."""
+        assert self.classes is not None
+        self.classes[request.replica][request.klass] -= 1
+        self.holding.ask()
 
     def pay(self, request: Request) -> None:
         """Turn a request's share of its replica's time into money and energy, which other replicas' shares can be added to."""
@@ -810,7 +851,7 @@ class Gateway:
             request.cost_share_s = 0.0
         request.energy_before_j = request.energy_j
 
-    def _bear(self, winner: Request, loser: Request) -> None:
+    def bear(self, winner: Request, loser: Request) -> None:
         """Let one of two copies bear what the other one cost."""
         winner.energy_j += loser.energy_j
         winner.paid_usd += loser.paid_usd
@@ -824,7 +865,7 @@ class Gateway:
             # a copy that nobody wants, or the same replica again: the first one goes on alone
             del self.twins[request], self.twins[twin]
             request.status = UNFINISHED
-            self._bear(twin, request)
+            self.bear(twin, request)
             return
         request.reason = reason
         self.end(request, REJECTED)
@@ -1012,7 +1053,7 @@ class Gateway:
         self.losers.pop(loser, None)
         loser.status = UNFINISHED
         self.pay(winner)
-        self._bear(winner, loser)
+        self.bear(winner, loser)
         self._heirs[loser] = winner
         if winner in self._won:
             status = self._won.pop(winner)
@@ -1090,12 +1131,18 @@ class Gateway:
             self.presence.recover(request)
             return False
         request.migrations += 1
+        self.arrive(request, target, rank)
+        return True
+
+    def arrive(self, request: Request, target: Replica, rank: int) -> None:
+        """Let a decoding request that has left its replica go on at another one: on this rank, or on any (-1)."""
         request.replica = target.index
         for view, position in self.views[target.index]:
             view.sent(position, request.prompt_tokens)
             view.started(position, request.prompt_tokens)
+        if self.classes is not None:
+            self._came(request)
         self.presence.deliver(target, request, self.clock.now_s, rank)
-        return True
 
     def _moved(self, migration: Migration) -> None:
         del self.on_the_move[migration.request]
@@ -1128,7 +1175,7 @@ class Gateway:
                 continue
             self.pay(request)
             self.pay(twin)
-            self._bear(twin, request)
+            self.bear(twin, request)
         return alone
 
 
@@ -1144,6 +1191,11 @@ def _compress(request: Request, tokens: int) -> None:
 def _freshness(config: View) -> Freshness:
     age_s = config.period if config.freshness == "sampled" else config.delay
     return Freshness(config.freshness, age_s, config.own_counts)
+
+
+def _seats(pool: Pool) -> int:
+    """Requests that a replica runs at a time, as its scheduler says."""
+    return int(getattr(pool.config.engine.scheduler.config, "max_seqs", 1 << 30)) * pool.config.parallelism.dp
 
 
 def _position(side: Side, index: int, otherwise: int) -> int:

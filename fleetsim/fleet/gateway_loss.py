@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.batch import Parked
 from fleetsim.engine.replica import Replica
+from fleetsim.workload.draws import share_of
 from fleetsim.workload.request import FAILED, TIMED_OUT, Request
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class GatewayLoss:
 
     def lacks(self, request: Request) -> bool:
         """Whether a request's gateway is gone."""
-        return _place(request.session if request.session >= 0 else request.id) < self.share
+        return share_of(request.session if request.session >= 0 else request.id) < self.share
 
     # --- new requests -------------------------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class GatewayLoss:
             self._end(request, FAILED, "no gateway")
             return
         wait_s = min(clients.first_wait * clients.factor**tries, clients.longest_wait)
-        wait_s *= 1.0 - clients.jitter * _place(request.id * 64 + tries)
+        wait_s *= 1.0 - clients.jitter * share_of(request.id * 64 + tries)
         self._trying[request] = tries + 1
         if now_s + wait_s >= limit_s:
             self._fleet.clock.at(limit_s, partial(self._end, request, TIMED_OUT, "no gateway in time"))
@@ -128,6 +129,8 @@ class GatewayLoss:
         """Whether the way of a computed prompt has to wait for its gateway: then it does."""
         if not self.lacks(request):
             return False
+        if self._gateway.ledger is not None:
+            self._gateway.ledger.charge(request)
         self._prefilled[request] = (replica, parked)
         return True
 
@@ -150,11 +153,3 @@ class GatewayLoss:
     def held(self) -> list[Request]:
         """Computed prompts that wait."""
         return [*self._prefilled]
-
-
-def _place(number: int) -> float:
-    """A number between 0 and 1 that looks drawn, the same for the same number (splitmix64)."""
-    z = (number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return float((z ^ (z >> 31)) >> 11) / float(1 << 53)

@@ -7,12 +7,17 @@ from functools import partial
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
+from fleetsim.engine.kv_tiers.tier import Tier
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import DataError, Finding, PolicyError
 from fleetsim.faults.api import Fault, Site
+from fleetsim.fleet.conversions import Conversions
 from fleetsim.fleet.gateway_loss import GatewayLoss
 from fleetsim.fleet.handover import gpu
 from fleetsim.fleet.outages import Outages
+from fleetsim.fleet.profile import profiles
+from fleetsim.fleet.steering import Steering
+from fleetsim.fleet.uptime import Uptime
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.topology import links_at, links_between
 from fleetsim.scaling.api import PoolState, Window
@@ -29,6 +34,8 @@ _WANTED = ("ready", "starting", "asleep", "waking")
 """States of replicas that count as those that are wanted."""
 _IDLE = ("starting", "asleep", "waking")
 """States of replicas that go first."""
+_UP = ("ready", "asleep", "waking")
+"""States of replicas that serve, or would at once if they were asked to."""
 _DRAIN_PERIOD_S = 0.5
 """Time between two looks at a replica whose running requests are to migrate away."""
 
@@ -47,12 +54,16 @@ class Lifecycle:
         Autoscalers draw from ``autoscaler.<pool>``.
     """
 
-    def __init__(self, fleet: Fleet, streams: Streams) -> None:
+    def __init__(self, fleet: Fleet, streams: Streams, scenario: Scenario) -> None:
         self._fleet = fleet
         self._gateway = fleet.gateway
         self._streams = streams
+        self.conversions = Conversions(self, fleet, scenario.conversions)
+        """Replicas that become replicas of another pool."""
         self.wanted = [pool.config.replicas for pool in fleet.pools]
         """Replicas that each pool should have."""
+        self.uptimes = [Uptime(pool.config.replicas) for pool in fleet.pools]
+        """For how much of that there were some, by pool."""
         self.events: list[tuple[float, str, str | None, int | None, int]] = []
         """Time, kind, pool, replica over the fleet, count."""
         self.draining: dict[Replica, None] = {}
@@ -67,21 +78,29 @@ class Lifecycle:
                 self._gateway.presence.set_present(replica, False)
         if any(pool.config.drain == "migrate" for pool in fleet.pools) and self._gateway.by_id is None:
             self._gateway.by_id = {}
-        self.outages = Outages(fleet, self._note)
+        self.outages = Outages(fleet, self._note_reach)
         """Links that are cut or slow."""
         self.gateway_loss = GatewayLoss(fleet, self._note_all)
         """Gateways that are gone."""
         self.scalings = [Scaling(self, pool, fleet, streams) for pool in fleet.pools if pool.config.autoscaler]
         """Autoscalers at work."""
-        if self.scalings:
+        self.steering: Steering | None = None
+        """The one of all pools at work, if there is one."""
+        if scenario.autoscaler is not None:
+            seen = [Scaling(self, pool, fleet, streams) for pool in fleet.pools]
+            self.steering = Steering(self, fleet, streams, scenario.autoscaler, seen)
+        watched = self.scalings if self.steering is None else self.steering.pools
+        if watched:
             self._gateway.on_first_token = self._first_token
             self._gateway.on_done = self._done
-            self._by_pool = {scaling.pool.index: scaling for scaling in self.scalings}
+            self._by_pool = {scaling.pool.index: scaling for scaling in watched}
 
     def begin(self, scenario: Scenario) -> None:
         """Ask autoscalers for the first time one period from now, and let faults strike."""
         for scaling in self.scalings:
             scaling.begin()
+        if self.steering is not None:
+            self.steering.begin()
         site = self._site() if scenario.faults else None
         for number, choice in enumerate(scenario.faults):
             model = choice.located(self._fleet.base_dir).create(self._streams.get(f"faults.{number}"), site)
@@ -113,6 +132,7 @@ class Lifecycle:
             links_at(graph, "store") if "store" in graph else (),
             {name: tuple(members) for name, members in sites.items()},
             {name: links_between(graph, f"wan:{name}", _wide(graph, name)) for name in sites},
+            tuple(pool.config.parallelism.accelerators for pool in self._fleet.pool_of),
         )
 
     # --- faults ------------------------------------------------------------------------------------------------------
@@ -136,6 +156,14 @@ class Lifecycle:
                     hint="repeat it (`repeat: true`), or end the run before (`run.horizon`)",
                 )
             )
+        if fault.kind in ("fail", "repair", "warn", "slow"):
+            self._strike_replicas(fault)
+        else:
+            self._strike_rest(fault)
+        self._strike_next(faults, fault.time_s)
+
+    def _strike_rest(self, fault: Fault) -> None:
+        """What strikes the network, the gateways or what lies below the replicas' memory."""
         if fault.kind == "link":
             self.outages.begin(fault.links, fault.factor)
         elif fault.kind == "link_back":
@@ -144,6 +172,10 @@ class Lifecycle:
             self.gateway_loss.begin(fault.factor)
         elif fault.kind == "gateway_back":
             self.gateway_loss.end(fault.factor)
+        else:
+            self._strike_tiers(fault)
+
+    def _strike_replicas(self, fault: Fault) -> None:
         for index in fault.replicas:
             replica = self._fleet.replicas[index]
             if fault.kind == "fail":
@@ -158,14 +190,35 @@ class Lifecycle:
                 self._doomed[replica] = None
                 self.leave(replica)
                 self._replace(replica)
-        self._strike_next(faults, fault.time_s)
+
+    def _strike_tiers(self, fault: Fault) -> None:
+        """Lose or corrupt what lies below the memory of some replicas, or in the store; the event says how many blocks."""
+        struck: dict[int, Tier] = {}
+        for pool in self._fleet.pools:
+            for replica, tiers in zip(pool.replicas, pool.tiers, strict=False):
+                if fault.tier == "store" or replica.index in fault.replicas:
+                    struck |= {id(place.tier): place.tier for place in tiers.places if place.tier.name == fault.tier}
+        if not struck:
+            message = f"faults strike the tier {fault.tier} of replicas that have none"
+            raise DataError(Finding(message, hint="give their pool engine.kv.tiers, or strike another tier"))
+        lose = fault.kind == "lose_cache"
+        blocks = sum(tier.lose() if lose else tier.corrupt(fault.factor) for tier in struck.values())
+        kind = "cache_lost" if lose else "cache_corrupted"
+        self.events.append((self._fleet.clock.now_s, kind, None, None, blocks))
 
     # --- from outside ------------------------------------------------------------------------------------------------
 
     def want(self, pool: Pool, replicas: int) -> None:
         """Have so many replicas of a pool, those that are starting included."""
-        self.wanted[pool.index] = replicas
-        have = [r for r, life in zip(pool.replicas, pool.lives, strict=True) if life.state in _WANTED]
+        if self.wanted[pool.index] != replicas:
+            self.wanted[pool.index] = replicas
+            self.count_up(pool)
+        replicas -= self.conversions.coming(pool)
+        have = [
+            r
+            for r, life in zip(pool.replicas, pool.lives, strict=True)
+            if life.state in _WANTED and r not in self.conversions.busy
+        ]
         for _ in range(replicas - len(have)):
             replica = self._next_to_start(pool)
             if replica is None:
@@ -223,7 +276,10 @@ class Lifecycle:
         serving = life.state in ("ready", "draining")
         self._settle(replica)
         life.enter("down", self._fleet.clock.now_s)
+        self.count_up(self._fleet.pool_of[replica.index])
         self._note(kind, replica)
+        if self._gateway.presence.copies is not None:
+            self._gateway.presence.copies.replica_failed(replica)
         if serving:
             self._gateway.presence.kill(replica)
             now_s = self._fleet.clock.now_s
@@ -243,6 +299,7 @@ class Lifecycle:
         for replica in [replica for replica in self.draining if replica.empty]:
             del self.draining[replica]
             self._enter(replica, "off", "replica_off")
+            self.conversions.emptied(replica)
 
     # --- states ------------------------------------------------------------------------------------------------------
 
@@ -256,15 +313,29 @@ class Lifecycle:
         if supply is not None:
             supply.settle(self._fleet.clock.now_s)
 
-    def _enter(self, replica: Replica, state: Any, kind: str) -> None:
+    def _enter(self, replica: Replica, state: Any, kind: str, share: float = 1.0) -> None:
         self._settle(replica)
-        self._fleet.lives[replica.index].enter(state, self._fleet.clock.now_s)
+        self._fleet.lives[replica.index].enter(state, self._fleet.clock.now_s, share)
+        self.count_up(self._fleet.pool_of[replica.index])
         self._note(kind, replica)
         self._gateway.presence.set_present(replica, state == "ready")
+
+    def count_up(self, pool: Pool) -> None:
+        """Note that other replicas of a pool are there, or can be reached, from now on, or that others are wanted."""
+        behind = self.outages.behind
+        up = sum(
+            life.state in _UP and replica.index not in behind
+            for replica, life in zip(pool.replicas, pool.lives, strict=True)
+        )
+        self.uptimes[pool.index].change(self._fleet.clock.now_s, up, self.wanted[pool.index])
 
     def _note(self, kind: str, replica: Replica) -> None:
         pool = self._fleet.pool_of[replica.index]
         self.events.append((self._fleet.clock.now_s, kind, pool.name, replica.index, 1))
+
+    def _note_reach(self, kind: str, replica: Replica) -> None:
+        self._note(kind, replica)
+        self.count_up(self._fleet.pool_of[replica.index])
 
     def _note_all(self, kind: str) -> None:
         self.events.append((self._fleet.clock.now_s, kind, None, None, 1))
@@ -286,10 +357,11 @@ class Lifecycle:
     def _next_to_start(self, pool: Pool) -> Replica | None:
         """A replica that is leaving, else the first that is off."""
         pairs = list(zip(pool.replicas, pool.lives, strict=True))
-        leaving = [r for r, life in pairs if life.state == "draining" and r not in self._doomed]
+        taken = {**self._doomed, **self.conversions.busy}
+        leaving = [r for r, life in pairs if life.state == "draining" and r not in taken]
         if leaving:
             return leaving[0]
-        return next((r for r, life in pairs if life.state == "off" and r not in self._doomed), None)
+        return next((r for r, life in pairs if life.state == "off" and r not in taken), None)
 
     def _first_to_go(self, replicas: Sequence[Replica]) -> list[Replica]:
         """Those that start first, then those with the least to do."""
@@ -314,10 +386,10 @@ class Lifecycle:
         size_bytes = pool.llm.weight_bytes(pool.config.engine.weights)
         self._fleet.network().transfer(source, gpu(replica), size_bytes, partial(self._init, replica, number))
 
-    def _weights_at(self, replica: Replica) -> str | None:
+    def _weights_at(self, replica: Replica, kind: str = "") -> str | None:
         """Endpoint in the network from which a replica's weights come; None if they are there."""
         pool, network = self._fleet.pool_of[replica.index], self._fleet.network
-        kind = pool.config.startup.weights
+        kind = kind or pool.config.startup.weights
         if kind == "none":
             return None
         if kind == "store":
@@ -384,7 +456,7 @@ class Lifecycle:
 
 
 class Scaling:
-    """One pool's autoscaler at work."""
+    """One pool's autoscaler at work; without one of its own, what that of the fleet sees of the pool."""
 
     def __init__(self, lifecycle: Lifecycle, pool: Pool, fleet: Fleet, streams: Streams) -> None:
         self.pool = pool
@@ -392,7 +464,6 @@ class Scaling:
         self._lifecycle = lifecycle
         self._fleet = fleet
         config = pool.config
-        assert config.autoscaler is not None
         self.state = PoolState(
             pool.name,
             config.role,
@@ -409,13 +480,15 @@ class Scaling:
         if config.forecaster is not None:
             self.state.new_forecaster = self._new_forecaster
         self.state.max_seqs = self.state.slots // config.parallelism.dp
-        if config.autoscaler.says("knows_future") and fleet.future is not None:
+        self.state.at_clock = profiles(pool)
+        if config.autoscaler is not None and config.autoscaler.says("knows_future") and fleet.future is not None:
             self.state.future = Known(fleet.future, pool.llm.name)
         slo = fleet.slo
         if slo is not None:
             self.state.ttft_limit_s = inf if slo.ttft is None else slo.ttft
             self.state.tpot_limit_s = inf if slo.tpot is None else slo.tpot
-        self.use(config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state))
+        if config.autoscaler is not None:
+            self.use(config.autoscaler.create(streams.get(f"autoscaler.{pool.name}"), self.state))
         self._seats = self.state.max_seqs
         self._busy_s = self._on_s = self._last_s = 0.0
         self._came = self._came_tokens = 0
@@ -454,7 +527,7 @@ class Scaling:
         fleet = self._fleet
         if not fleet.active or (fleet.at_rest and not fleet.gateway.presence.waiting_room):
             return
-        self._observe()
+        self.observe()
         answer = self._policy.tick()
         if not (isinstance(answer, int | float) and isfinite(answer)):
             raise PolicyError(f"the autoscaler of {self.pool.name} wants {answer!r} replicas")
@@ -476,6 +549,11 @@ class Scaling:
         self._seats, self.state.slots = seats, seats * self.pool.config.parallelism.dp
         let_run(self.pool, seats)
 
+    def _outside(self) -> list[Request]:
+        """Requests that wait at the gateway for a replica to come, or to have room."""
+        gateway = self._fleet.gateway
+        return [*gateway.presence.waiting_room, *gateway.holding.requests()]
+
     def _seen(self, now_s: float) -> list[Replica]:
         """Replicas that are not off, with what all have been busy for brought up to date: those that are off do nothing."""
         pool, there = self.pool, []
@@ -488,7 +566,7 @@ class Scaling:
                 self._were_off[place] = off
         return there
 
-    def _observe(self) -> None:
+    def observe(self) -> None:
         """Bring the state up to date, and begin a new window."""
         state, pool, now_s, gateway = self.state, self.pool, self._fleet.clock.now_s, self._fleet.gateway
         states = [life.state for life in pool.lives]
@@ -503,7 +581,7 @@ class Scaling:
         state.waiting += sum(len(r.inbox) + len(r.held) for r in there)
         outside = [
             r.prompt_tokens
-            for r in (gateway.presence.waiting_room if pool.config.role != "decode" else ())
+            for r in (self._outside() if pool.config.role != "decode" else ())
             if r.model is None or r.model == pool.llm.name
         ]
         state.waiting_outside = len(outside)

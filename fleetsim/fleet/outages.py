@@ -18,6 +18,7 @@ from fleetsim.engine.kv_tiers.replica_tiers import ReplicaTiers
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import DataError, Finding
 from fleetsim.faults.api import Edge
+from fleetsim.fleet.copies import Restore
 from fleetsim.fleet.handover import Fetch, Handover, gpu
 from fleetsim.workload.request import RUNNING, WAITING, Request
 
@@ -67,8 +68,8 @@ class Outages:
         """Whom a replica told before it could not be reached."""
         self.ghosts: dict[Request, Replica] = {}
         """Copies that are computed in vain, and where."""
-        self._debts: dict[int, list[float]] = {}
-        """By request: energy [J], money [USD] and energy of servers [J] of its copies that are over."""
+        self._debts: dict[int, list[Request]] = {}
+        """Copies of each request that are over, by its id: it bears their cost."""
         self._rows: dict[int, Request] = {}
         """Requests that have ended and bear the cost of a copy that is not over, by id."""
         self._log: Callable[[Request], None] | None = None
@@ -179,6 +180,7 @@ class Outages:
             return
         behind = self.behind.get(replica.index)
         if behind is not None:
+            self._charge(request)
             behind.answers[request] = None
         else:
             self._gateway.done(request)
@@ -190,9 +192,15 @@ class Outages:
             return
         behind = self.behind.get(replica.index)
         if behind is not None:
+            self._charge(request)
             behind.prefilled[request] = parked
         else:
             self._hooks[replica.index][2](request, parked)
+
+    def _charge(self, request: Request) -> None:
+        """Charge a request that leaves its replica unseen, at the prices of now, where these change."""
+        if self._gateway.ledger is not None:
+            self._gateway.ledger.charge(request)
 
     def _notice(self, behind: _Behind) -> None:
         """The gateway sees that a replica does not answer."""
@@ -245,12 +253,18 @@ class Outages:
         for name in _KEPT:
             setattr(heir, name, getattr(request, name))
         heir.last_token_s = behind.since_s if heir.generated else nan
+        gateway.presence.lost_j += request.energy_j - request.energy_before_j  # the rest when the copy is over
         heir.energy_j, request.energy_j = request.energy_j, 0.0
         heir.energy_before_j, request.energy_before_j = heir.energy_j, 0.0
         heir.paid_usd, request.paid_usd = request.paid_usd, 0.0
         heir.host_energy_j, request.host_energy_j = request.host_energy_j, 0.0
+        ledger = gateway.ledger
+        if ledger is not None:
+            settled_s = ledger.share_s(request) - request.cost_share_s
+            heir.bill, request.bill = request.bill, None
+            ledger.bill(request).settled_s = settled_s
         self.ghosts[request] = replica
-        self._debts.setdefault(request.id, [0.0, 0.0, 0.0])
+        self._debts.setdefault(request.id, [])
         if self._log is None:
             self._log, self._fleet.on_end = self._fleet.on_end, self._write
         behind.first_tokens.pop(request, None)
@@ -301,6 +315,8 @@ class Outages:
             self._forward_again(replica)
             return
         replica.dead = False
+        if gateway.presence.copies is not None:
+            gateway.presence.copies.watch(replica)
         self._tell(behind, now_s)
         for ghost in [ghost for ghost, where in self.ghosts.items() if where is replica]:
             replica.withdraw(ghost, self.bury_unfinished)
@@ -342,12 +358,10 @@ class Outages:
         if ghost.carrier is not None:
             ghost.carrier.release()
             ghost.carrier = None
-        if ghost.cost_share_s:
+        if ghost.cost_share_s or ghost.energy_j:
             self._gateway.presence.count_lost(ghost, ghost.computed)
         self._gateway.pay(ghost)
-        debt = self._debts[ghost.id]
-        for place, value in enumerate((ghost.energy_j, ghost.paid_usd, ghost.host_energy_j)):
-            debt[place] += value
+        self._debts[ghost.id].append(ghost)
         self._fleet.last_end_s = self._fleet.clock.now_s
         row = self._rows.pop(ghost.id, None)
         if row is not None:
@@ -356,15 +370,13 @@ class Outages:
 
     def _write(self, request: Request) -> None:
         """Write the row of a request that has ended, once all its copies have."""
-        debt = self._debts.get(request.id)
-        if debt is not None:
+        if request.id in self._debts:
             if any(ghost.id == request.id for ghost in self.ghosts):
                 self._rows[request.id] = request
                 return
-            del self._debts[request.id]
-            request.energy_j += debt[0]
-            request.paid_usd += debt[1]
-            request.host_energy_j += debt[2]
+            self._gateway.pay(request)
+            for ghost in self._debts.pop(request.id):
+                self._gateway.bear(request, ghost)
         assert self._log is not None
         self._log(request)
 
@@ -402,7 +414,11 @@ class Outages:
                 continue  # its requests wait with it, or are given up when it is noticed
             for request in sorted(_requests_at(replica), key=_by_arrival):
                 carrier = request.carrier
-                if isinstance(carrier, Handover | Fetch) and network.is_cut(gpu(carrier.source), gpu(replica)):
+                if isinstance(carrier, Handover | Fetch):
+                    stalled = network.is_cut(gpu(carrier.source), gpu(replica))
+                else:
+                    stalled = isinstance(carrier, Restore) and carrier.stalled
+                if stalled:
                     self.resent += 1
                     gateway.presence.send_again(request)
 

@@ -9,7 +9,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.replica import Replica
-from fleetsim.errors import PolicyError
+from fleetsim.errors import LawError, PolicyError
 from fleetsim.fleet.lifecycle import let_run
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.probe import PrefillTime
@@ -73,6 +73,25 @@ class Powering:
         for pool in self._warm:
             self._heat_later(pool)
 
+    def verify(self, end_s: float) -> None:
+        """Check that no replica idled for less than nothing, or was slowed down or asleep for longer than it was on.
+
+        Raises
+        ------
+        LawError
+            If one did.
+        """
+        for pool in self._fleet.pools:
+            for index, supply in pool.supplies.items():
+                on_s, idle_j = supply.life.on_s(end_s), supply.idle_j(end_s)
+                capped_s, braked_s, hot_s, slept_s = supply.states_s(end_s)
+                room_s = on_s * (1 + 1e-9) + 1e-9
+                if idle_j < -1e-6 or slept_s + max(capped_s, braked_s, hot_s) > room_s:
+                    raise LawError(
+                        f"law 4 (busy time): replica {index}, on for {on_s} s, idled for {idle_j} J, was capped for {capped_s} s, "
+                        f"braked for {braked_s} s, throttled for {hot_s} s and slept for {slept_s} s"
+                    )
+
     def _note(self, pool: Pool, replica: Replica, kind: str, count: int) -> None:
         self.events.append((self._fleet.clock.now_s, kind, pool.name, replica.index, count))
 
@@ -126,6 +145,7 @@ class RowAtWork:
         self._fleet = fleet
         self.supplies = [supply for pool in pools for supply in pool.supplies.values()]
         self._place = {pool.index: place for place, pool in enumerate(pools)}
+        self._number = {supply.replica.index: number for number, supply in enumerate(self.supplies)}
         slo = fleet.slo
         self.view = Row(
             [_pool_state(pool, config) for pool in pools],
@@ -140,6 +160,8 @@ class RowAtWork:
         self.peak_w = 0.0
         """Largest power that was seen [W]."""
         self._windows = [Window() for _ in pools]
+        self._first_tokens = [(0, 0)] * len(self.supplies)
+        """First tokens of each replica, and those beyond the objective."""
         self._energy_j = [0.0] * len(self.supplies)
         self._busy_s = [0.0] * len(self.supplies)
         self._on_s = [0.0] * len(self.supplies)
@@ -176,7 +198,11 @@ class RowAtWork:
         window, ttft_s = self._windows[place], request.first_token_s - request.arrival_s
         window.ttfts += 1
         window.ttft_sum_s += ttft_s
-        window.late += ttft_s > self.view.pools[place].ttft_limit_s
+        late = ttft_s > self.view.pools[place].ttft_limit_s
+        window.late += late
+        number = self._number[request.replica]
+        came, missed = self._first_tokens[number]
+        self._first_tokens[number] = (came + 1, missed + late)
         window.longest_prompt = max(window.longest_prompt, request.prompt_tokens)
 
     def done(self, request: Request) -> None:
@@ -217,6 +243,7 @@ class RowAtWork:
             self._energy_j[number], self._busy_s[number], self._on_s[number] = energy_j, meter.busy_s, on_s
             self._prompt[number], self._output[number] = meter.prompt_tokens, meter.output_tokens
             _queue(state, replica, now_s)
+            (state.ttfts, state.missed), self._first_tokens[number] = self._first_tokens[number], (0, 0)
             active = state.running or state.waiting or busy_s > 0.0 or supply.life.state != "ready"
             state.idle_s = self._idle_s[number] = 0.0 if active else self._idle_s[number] + elapsed_s
             state.state = str(supply.life.state)

@@ -12,6 +12,7 @@ from fleetsim.routing.api import FleetView, Migrate, Route
 from fleetsim.workload.request import FAILED, LOCAL, RUNNING, TIMED_OUT, Request
 
 if TYPE_CHECKING:
+    from fleetsim.fleet.copies import Copies
     from fleetsim.fleet.gateway import Gateway, Group
     from fleetsim.fleet.gateway_loss import GatewayLoss
     from fleetsim.fleet.outages import Outages
@@ -44,6 +45,8 @@ class Presence:
         """What was at each replica that is gone without anybody having noticed, and what was sent to one that cannot be reached."""
         self.outages: Outages | None = None
         """What cuts in the network do, where links may fail."""
+        self.copies: Copies | None = None
+        """Copies of keys and values from which requests go on, where any are made."""
         self.gateways: GatewayLoss | None = None
         """Gateways that are gone, while any are."""
 
@@ -62,6 +65,8 @@ class Presence:
             view.set_present(position, present)
         if present and self.waiting_room:
             self.send_waiting()
+        if present:
+            self._gateway.holding.ask()
 
     def send_waiting(self) -> None:
         """Send those that wait for a replica, or for their gateway, to come, as far as they need not any more."""
@@ -125,6 +130,8 @@ class Presence:
     def deliver(self, replica: Replica, request: Request, ready_s: float, rank: int = -1) -> None:
         """Hand a request to a replica, or to nobody where that is gone and nobody has noticed."""
         if not replica.dead:
+            if self.copies is not None:
+                self.copies.watch(replica)
             replica.enqueue(request, ready_s, rank)
             return
         self._lost.setdefault(replica.index, []).append(request)

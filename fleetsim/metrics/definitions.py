@@ -53,6 +53,7 @@ METRICS = (
     Metric("kv_host_ratio", "", "tokens loaded from host memory / prompt tokens of requests that were scheduled"),
     Metric("kv_ssd_ratio", "", "the same from drives"),
     Metric("kv_store_ratio", "", "the same from the remote store; what was prefetched from there to the host counts there too"),
+    Metric("corrupt_tokens", "tokens", "tokens that were loaded from below and found corrupt: computed after all"),
     Metric("preemptions", "count", "times a running request was stopped to be recomputed", {"vllm": "vllm:num_preemptions"}),
     Metric("migrations", "count", "times a waiting or running request moved to another replica"),
     Metric("migration_pause_mean_s", "s",
@@ -66,6 +67,14 @@ METRICS = (
     ),
     Metric("lost_energy_j", "J", "energy that requests had taken at replicas where they had to begin again elsewhere"),
     Metric("lost_accelerator_s", "s", "time of accelerators that they had taken there"),
+    Metric("copied_bytes", "B", "keys and values of running requests that were sent to where copies of them lie"),
+    Metric("restored_tokens", "tokens", "tokens whose keys and values came back from there after a failure"),
+    Metric(
+        "availability_ratio",
+        "",
+        "of the replica time that pools wanted, the part in which replicas were ready and could be reached; by pool and interval "
+        "in the table fleet",
+    ),
     Metric("failed_tries", "count", "times that a client found no gateway"),
     Metric("loans", "count", "times blocks of a running request came to lie on another replica"),
     Metric("loans_recalled", "count", "loans whose blocks were brought back before their request was over"),

@@ -14,6 +14,7 @@ from fleetsim.engine.gaps import edge_s
 from fleetsim.fleet.ledger import Ledger
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.supply import idle_j as idle_energy_j
+from fleetsim.fleet.uptime import availability
 from fleetsim.metrics.bills import Meters, added, constant_cost, meters
 from fleetsim.metrics.bounds import optimal_tokens_per_s
 from fleetsim.metrics.columns import values_of
@@ -78,6 +79,12 @@ class Totals:
     """Energy that had gone into these."""
     lost_s: float = 0.0
     """Time of accelerators that had."""
+    copied_bytes: float = 0.0
+    """Keys and values of running requests that were sent to where copies lie."""
+    restored_tokens: int = 0
+    """Tokens whose keys and values came back from there."""
+    uptime: tuple[float, float] = (0.0, 0.0)
+    """Replica time that was wanted, and of that available [s]."""
     failed_tries: int = 0
     """Times that clients found no gateway."""
 
@@ -130,13 +137,14 @@ def summarise(
     summary["remote_attention_bytes"] = totals.remote_bytes
     summary |= _power(pools, totals)
     summary |= {"recoveries": totals.recoveries, "lost_tokens": totals.lost_tokens}
+    summary |= {"lost_energy_j": totals.lost_j, "lost_accelerator_s": totals.lost_s}
+    summary |= {"copied_bytes": totals.copied_bytes, "restored_tokens": totals.restored_tokens}
+    summary |= {"availability_ratio": availability(*totals.uptime), "failed_tries": totals.failed_tries}
     books = meters(pools, scenario.energy, totals.ledger, totals.gateway_energy_j, totals.end_s)
     summary |= _site(summary, pools, totals, books, scenario.energy)
     good = met & (status == FINISHED)
     summary |= _site_of_requests(read, status)
     summary |= _per_good_token(read, good, summary)
-    summary |= {"lost_energy_j": totals.lost_j, "lost_accelerator_s": totals.lost_s}
-    summary["failed_tries"] = totals.failed_tries
     summary["power_peak_w"] = totals.peak_power_w
     used = values_of(read("replicas", ["kv_used_ratio"])["kv_used_ratio"])
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
@@ -193,7 +201,18 @@ def _tiers(read: Reader, pools: Sequence[Pool]) -> Figures:
         places = [place for pool in pools for tiers in pool.tiers for place in tiers.places if place.tier.name == name]
         tokens = sum(place.read_tokens for place in places)
         figures[f"kv_{name}_ratio"] = tokens / scheduled if places and scheduled else None
+    figures["corrupt_tokens"] = _corrupt_tokens(pools)
     return figures
+
+
+def _corrupt_tokens(pools: Sequence[Pool]) -> int:
+    """Tokens whose keys and values were read from a lower tier and were not what they should be."""
+    found: dict[int, int] = {}
+    for pool in pools:
+        for tier in (place.tier for tiers in pool.tiers for place in tiers.places):
+            if tier.damage is not None:
+                found[id(tier)] = tier.damage.found_blocks * pool.config.engine.kv.block_tokens
+    return sum(found.values())
 
 
 def _makespan_s(read: Reader) -> float:

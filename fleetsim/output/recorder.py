@@ -16,6 +16,7 @@ from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Bill
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.tariffs import Tariffs
+from fleetsim.fleet.uptime import availability
 from fleetsim.fleet.ways import Ways
 from fleetsim.kernel.clock import SAMPLE
 from fleetsim.metrics.columns import array_of, column
@@ -254,6 +255,7 @@ class Sampler:
         self._rows: dict[str, list[tuple[Any, ...]]] = {"replicas": [], "fleet": []}
         self._sent = [0] * len(fleet.pools)
         self._ended = [0] * len(fleet.pools)
+        self._uptimes = [(0.0, 0.0)] * len(fleet.pools)
         self.peak_power_w = 0.0
         self._billed = [(Bill(), Bill())] * len(fleet.pools)
         """What each pool had cost at the last sample, where prices change."""
@@ -338,15 +340,21 @@ class Sampler:
             site_w, carbon_g, electricity_usd = self._site(pool, start_s, now_s, watts + host)
             sent, ended = fleet.gateway.sent[pool.index], fleet.gateway.finished[pool.index]
             states = [life.state for life in pool.lives]
-            paid = sum(life.on for life in pool.lives)
+            paid = sum([life.share for life in pool.lives if life.on])
             wanted = fleet.wanted(pool)
             self._rows["fleet"].append((
                 start_s, now_s, pool.name, sent - self._sent[pool.index], ended - self._ended[pool.index], prompt, output,
                 running, waiting, wanted, states.count("starting"), states.count("ready"), self._usd_per_h(pool) * paid,
                 watts, site_w, carbon_g, electricity_usd,
-                _fragmented(pool, now_s), pool.config.site,
+                _fragmented(pool, now_s), pool.config.site, self._availability(pool, now_s),
             ))  # fmt: skip
             self._sent[pool.index], self._ended[pool.index] = sent, ended
+
+    def _availability(self, pool: Pool, now_s: float) -> float | None:
+        """Of the replica time that a pool wanted since the last sample, the part in which replicas were there."""
+        before, self._uptimes[pool.index] = self._uptimes[pool.index], self._fleet.uptime(pool, now_s)
+        wanted_s, available_s = self._uptimes[pool.index]
+        return availability(wanted_s - before[0], available_s - before[1])
 
     def _usd_per_h(self, pool: Pool) -> float:
         """Price of one replica now."""

@@ -197,6 +197,12 @@ FLEET = (
         "on one replica; at the end of the interval",
     ),
     Column("site", _N, "", "Where it stands; null without sites"),
+    Column(
+        "availability_ratio",
+        _F,
+        "",
+        "Of the replica time wanted in the interval, the part in which replicas were ready and could be reached",
+    ),
 )
 
 EVENTS = (

@@ -55,7 +55,7 @@ def plan(
         If the input makes no sense, or nothing keeps its requirements: which, and by how much.
     """
     if is_problem(scenario):
-        return solve_problem(scenario, effort)
+        return solve_problem(scenario, effort, verify, confidence, notice)
     asked = options or Options()
     if candidates:
         asked = replace(asked, candidates=tuple(candidates))

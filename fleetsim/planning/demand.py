@@ -94,11 +94,11 @@ def demand_of(
     InputError
         If the rate of arrivals depends on how fast the fleet answers, or there is only one request.
     """
-    _require_open(loaded)
+    require_open(loaded)
     notes = []
     scenario = loaded.scenario
     workload = open_workload(loaded, Streams(scenario.seed))
-    taken = [(r.arrival_s, r.prompt_tokens, r.output_tokens) for r in _offered(workload)]
+    taken = [(r.arrival_s, r.prompt_tokens, r.output_tokens) for r in offered(workload)]
     if len(taken) == MAX_REQUESTS:
         notes.append(f"planned by the first {MAX_REQUESTS:,} requests of the workload")
     arrivals, prompts, outputs = (np.array(column, dtype=np.float64) for column in zip(*taken, strict=True))
@@ -131,7 +131,13 @@ def demand_of(
     return Demand(tuple(buckets), grid, len(taken), mean, planned, tuple(notes))
 
 
-def _require_open(loaded: LoadedScenario) -> None:
+def require_open(loaded: LoadedScenario) -> None:
+    """Refuse workloads whose arrivals depend on the fleet.
+
+    Raises
+    ------
+    InputError
+    """
     workload = loaded.scenario.workload
     parts = workload.parts.values() if isinstance(workload, MixWorkload) else [workload]
     for part in parts:
@@ -142,7 +148,7 @@ def _require_open(loaded: LoadedScenario) -> None:
             raise InputError(loaded.finding(("workload",), message, "give arrivals with a rate, or a trace"))
 
 
-def _offered(workload: Workload) -> Iterator[Request]:
+def offered(workload: Workload) -> Iterator[Request]:
     """Requests in order of arrival, as if each were answered at once: later turns of sessions come no earlier in any fleet."""
     order = count()
     arriving = workload.requests()

@@ -11,6 +11,7 @@ import numpy as np
 
 from fleetsim.errors import Finding, InputError
 from fleetsim.planning.program import Formulation, LinearProgram
+from fleetsim.planning.racks import Racks
 from fleetsim.planning.result import Plan, solved
 from fleetsim.planning.solve import Effort, require_solution, shadow_prices
 
@@ -59,6 +60,12 @@ class MelangeProblem:
     """Accelerators that can be had, by name; others without limit."""
     power_limit_w: float | None = None
     """Of all replicas together [W]."""
+    racks: Racks | None = None
+    """In which all replicas stand."""
+    carbon_g_per_kwh: float = 0.0
+    """Carbon intensity, with the PUE [g/kWh]."""
+    carbon_limit_kg_per_h: float | None = None
+    """Of all replicas at work [kg/h]."""
     refuted: Sequence[Sequence[int]] = ()
     """Fleets, replicas of each offer, that were found not to do: the plan must have more of something than each of them."""
 
@@ -88,6 +95,7 @@ class MelangeProblem:
                 )
         if not self.offers:
             found.append(Finding("there are no candidates", "candidates"))
+        found += self._without_power()
         if not 0 < self.utilisation_limit <= 1:
             message = f"utilisation {self.utilisation_limit:g} must be above 0 and at most 1"
             found.append(Finding(message, "utilisation"))
@@ -99,6 +107,13 @@ class MelangeProblem:
                 found.append(Finding(message, "slo", hint=hint))
         if found:
             raise InputError(found)
+
+    def _without_power(self) -> list[Finding]:
+        """Offers whose power the limits would need."""
+        if self.racks is None and self.carbon_limit_kg_per_h is None:
+            return []
+        message = "has no power, which limits of racks or carbon need"
+        return [Finding(f"{offer.name} {message}", "offers") for offer in self.offers if offer.power_w <= 0]
 
     def _label(self, bucket: int) -> str:
         return self.labels[bucket] if self.labels else f"bucket {bucket}"
@@ -140,12 +155,20 @@ class MelangeProblem:
             form.require(
                 words, replicas, watts, "<=", self.power_limit_w / 1000.0, unit="kW", more="one more kW of power"
             )
+        if self.racks is not None:
+            kinds = [(o.name, int(c), o.power_w) for o, c in zip(self.offers, replicas.tolist(), strict=True)]
+            self.racks.require(form, kinds, whole=True)
+        if self.carbon_limit_kg_per_h is not None:
+            kg = [offer.power_w / 1e3 * self.carbon_g_per_kwh / 1e3 for offer in self.offers]
+            limit_kg = self.carbon_limit_kg_per_h
+            words, more = f"at most {limit_kg:g} kg of CO2 per hour", "one more kg of CO2 per hour"
+            form.require(words, replicas, kg, "<=", limit_kg, unit="kg/h", more=more)
         for number, counts in enumerate(self.refuted):
             names = [f"{offer.name} beyond fleet {number}" for offer in self.offers]
-            more = form.variables(names, upper=1.0, integer=True)
+            beyond = form.variables(names, upper=1.0, integer=True)
             words = f"more of something than {list(counts)}"
-            form.require(words, more, 1.0, ">=", 1.0, elastic=False)
-            for column, chosen, had in zip(replicas.tolist(), more.tolist(), counts, strict=True):
+            form.require(words, beyond, 1.0, ">=", 1.0, elastic=False)
+            for column, chosen, had in zip(replicas.tolist(), beyond.tolist(), counts, strict=True):
                 form.require(words, [column, chosen], [1.0, -float(had + 1)], ">=", 0.0, elastic=False)
         return form.program()
 
@@ -208,6 +231,10 @@ def solve_melange(problem: MelangeProblem, effort: Effort | None = None) -> tupl
         "power_w": float(sum(n * offer.power_w for n, offer in zip(replicas, problem.offers, strict=True))),
         "rate_per_s": float(rates.sum()),
     }
+    if problem.carbon_g_per_kwh:
+        figures["carbon_kg_per_h"] = figures["power_w"] / 1e3 * problem.carbon_g_per_kwh / 1e3
+    if problem.racks is not None:
+        figures["racks"] = float(solution.values[[n.startswith("racks of ") for n in program.names]].sum())
     plan = solved(
         "melange",
         solution,

@@ -8,16 +8,21 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fleetsim.errors import Finding, InputError
+from fleetsim.planning.over_scenario import Verifiable
 from fleetsim.planning.program import Formulation, Integers, LinearProgram
+from fleetsim.planning.prove_hours import Hour
+from fleetsim.planning.racks import Racks
 from fleetsim.planning.result import Plan, solved
 from fleetsim.planning.solve import Effort, require_solution, shadow_prices
 from fleetsim.scenario.schema import Block, Count, Flag, Number, Ratio
-from fleetsim.units import SecondsOrZero, UsdPerHour
+from fleetsim.units import Quantity, SecondsOrZero, UsdPerHour, Watts
 
 Text = Annotated[str, Field(min_length=1)]
 Series = Annotated[tuple[Annotated[Number, Field(ge=0)], ...], Field(min_length=1)]
 _HOUR_S = 3600.0
 _TAIL = 1e-9
+_WHOLE = 1e-6
+"""Share of a replica that is left by a solver's tolerance."""
 
 
 class Spot(Block):
@@ -53,6 +58,8 @@ class PortfolioChip(Block):
     """Of one that may be taken away."""
     limit: Annotated[int, Field(ge=0, strict=True)] | None = None
     """Replicas on all terms together, in any hour; default: no limit."""
+    power: Watts = 0.0
+    """Of a replica at work; reserved ones are taken to be at work too."""
 
 
 class DemandCase(Block):
@@ -64,7 +71,7 @@ class DemandCase(Block):
     """Requests per second in each hour, or one number for all."""
 
 
-class StatedPortfolio(Block):
+class StatedPortfolio(Verifiable):
     """Cheapest reservation today, with on-demand and spot replicas for what then comes."""
 
     kind: Literal["portfolio"]
@@ -84,6 +91,16 @@ class StatedPortfolio(Block):
     """Weight of the worst cases against the mean (cvar)."""
     tail: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Probability of the worst cases that are averaged (cvar)."""
+    power_limit: Watts | None = None
+    """Of all replicas together, in any hour of any case, with the PUE."""
+    racks: Racks | None = None
+    """In which all replicas stand."""
+    pue: Annotated[Number, Field(ge=1, le=10)] = 1.0
+    """Energy of the site over energy of its replicas."""
+    carbon: Annotated[float, Quantity("carbon intensity", "g/kWh", ge=0)] | Series = 0.0
+    """Carbon intensity, or a series of it by hour [g/kWh]."""
+    carbon_limit: Annotated[Number, Field(ge=0)] | None = None
+    """Of the horizon, whichever case comes [kg]."""
     whole: Flag = True
     """Whole replicas only."""
 
@@ -94,10 +111,17 @@ class StatedPortfolio(Block):
             raise ValueError(f"probabilities add up to {total:g}, not to 1")
         series = [(f"demand of {name}", case.demand) for name, case in self.cases.items()]
         series += [(f"spot limit of {n}", c.spot.limit) for n, c in self.chips.items() if c.spot and c.spot.limit]
+        if isinstance(self.carbon, tuple):
+            series.append(("carbon", self.carbon))
         for what, values in series:
             if 1 < len(values) < self.hours:
-                raise ValueError(f"{what} ends after {len(values)} hours, the horizon is {self.hours}")
+                raise ValueError(
+                    f"{what} ends after {len(values)} hours, the horizon is {self.hours}: give more values or fewer hours"
+                )
+        limited = self.power_limit is not None or self.racks is not None or self.carbon_limit is not None
         for name, chip in self.chips.items():
+            if limited and chip.power <= 0.0:
+                raise ValueError(f"{name} has no power, which the limits of power, racks or carbon need")
             if chip.reserved is chip.on_demand is None and chip.spot is None:
                 raise ValueError(f"{name} has no price: give reserved, on_demand or spot")
             if chip.spot is not None and chip.spot.useful_ratio <= 0.0:
@@ -139,7 +163,47 @@ class StatedPortfolio(Block):
         columns = {"reserved": reserved, "on_demand": demanded, "spot": spot, "cost": cost}
         self._serve(form, columns)
         self._price(form, columns)
+        self._limit(form, columns)
         return form.program(), columns
+
+    def _limit(self, form: Formulation, columns: dict[str, Integers]) -> None:
+        """Power in any hour, racks for the most that ever runs, and carbon of any case."""
+        chips = list(self.chips.values())
+        kw = np.array([chip.power for chip in chips]) * self.pue / 1e3
+        if self.power_limit is not None:
+            limit = self.power_limit / 1e3
+            (most,) = form.variables(["most power"])
+            for s, name in enumerate(self.cases):
+                for h in range(self.hours):
+                    on = np.concatenate([columns["reserved"], columns["on_demand"][s, :, h], columns["spot"][s, :, h]])
+                    words = f"power in hour {h} of {name}"
+                    row = np.append(on, most), np.append(np.tile(kw, 3), -1.0)
+                    form.require(words, *row, "<=", 0.0, elastic=False)
+            words = f"at most {limit:g} kW"
+            form.require(words, [int(most)], 1.0, "<=", limit, unit="kW", more="one more kW of power")
+        if self.racks is not None:
+            kinds = []
+            for i, (chip_name, chip) in enumerate(self.chips.items()):
+                (most,) = form.variables([f"most {chip_name}"])
+                kinds.append((chip_name, int(most), chip.power))
+                for s, name in enumerate(self.cases):
+                    for h in range(self.hours):
+                        mine = [columns["reserved"][i], columns["on_demand"][s, i, h], columns["spot"][s, i, h], most]
+                        words = f"{chip_name} in hour {h} of {name} have a place"
+                        form.require(words, mine, [1.0, 1.0, 1.0, -1.0], "<=", 0.0, elastic=False)
+            self.racks.require(form, kinds, self.whole)
+        if self.carbon_limit is not None:
+            for s, name in enumerate(self.cases):
+                kg = self._carbon_kg_per_kwh()[None, :] * kw[:, None]
+                on = np.concatenate([columns["reserved"], columns["on_demand"][s].ravel(), columns["spot"][s].ravel()])
+                factors = np.concatenate([kg.sum(axis=1), kg.ravel(), kg.ravel()])
+                words, more = f"at most {self.carbon_limit:g} kg of CO2 in {name}", f"one more kg of CO2 in {name}"
+                form.require(words, on, factors, "<=", self.carbon_limit, unit="kg", more=more)
+
+    def _carbon_kg_per_kwh(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """By hour."""
+        values = self._hourly(self.carbon) if isinstance(self.carbon, tuple) else [self.carbon] * self.hours
+        return np.array(values) / 1e3
 
     def _weights(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         share = {"mean": 1.0, "cvar": 1.0 - self.risk_weight, "robust": 0.0}[self.risk]
@@ -192,8 +256,16 @@ class StatedPortfolio(Block):
                 row = [cost[s], int(value), int(beyond[s])]
                 form.require(f"tail, {name}", row, [1.0, -1.0, -1.0], "<=", 0.0, elastic=False)
 
+    def with_utilisation(self, ratio: float) -> Self:
+        """The same problem, planned with another share of each replica's throughput."""
+        return self.model_copy(update={"utilisation": ratio})
+
     def solve(self, effort: Effort | None = None) -> Plan:
         """Solve the program."""
+        return self.planned(effort)[0]
+
+    def planned(self, effort: Effort | None = None) -> tuple[Plan, list[Hour]]:
+        """Solve the program; what the plan has in every hour of every case."""
         if not any(max(case.demand) > 0 for case in self.cases.values()):
             raise InputError(Finding("there is no demand in any case", "cases"))
         program, columns = self.formulate()
@@ -226,8 +298,9 @@ class StatedPortfolio(Block):
             "cost_reserved_usd": first,
             **{f"cost_usd of {name}": float(bill) for name, bill in zip(self.cases, bills, strict=True)},
         }
+        figures |= self._energy(values, columns)
         prices = shadow_prices(program, solution, effort)
-        return solved(
+        plan = solved(
             "portfolio",
             solution,
             "USD",
@@ -237,6 +310,40 @@ class StatedPortfolio(Block):
             prices=prices,
             notes=self._notes(),
         )
+        return plan, self._hours(values, columns)
+
+    def _hours(self, values: np.ndarray[tuple[int], np.dtype[np.float64]], columns: dict[str, Integers]) -> list[Hour]:
+        """Replicas and demand of every hour of every case; of spot replicas those that are there in the mean, rounded down."""
+        useful = np.array([chip.spot.useful_ratio if chip.spot else 0.0 for chip in self.chips.values()])
+        power = np.array([chip.power for chip in self.chips.values()])
+        speed = np.array([chip.throughput for chip in self.chips.values()])
+        found = []
+        for s, (name, case) in enumerate(self.cases.items()):
+            for h, demand in enumerate(self._hourly(case.demand)):
+                fixed = values[columns["reserved"]] + values[columns["on_demand"][s, :, h]]
+                count = np.ceil(fixed - _WHOLE) + np.floor(values[columns["spot"][s, :, h]] * useful + _WHOLE)
+                room = float(count @ speed)
+                if room <= 0.0:
+                    continue
+                replicas = {chip: int(n) for chip, n in zip(self.chips, count, strict=True) if n > 0}
+                label = f"hour {h} of {name}"
+                found.append(Hour(label, replicas, {"requests": demand}, demand / room, float(count @ power)))
+        return found
+
+    def _energy(
+        self, values: np.ndarray[tuple[int], np.dtype[np.float64]], columns: dict[str, Integers]
+    ) -> dict[str, float]:
+        """Largest power and, where there is an intensity, mean carbon; nothing where no chip has a power."""
+        kw = np.array([chip.power for chip in self.chips.values()]) * self.pue / 1e3
+        if not kw.any():
+            return {}
+        on = values[columns["reserved"]][None, :, None] + values[columns["on_demand"]] + values[columns["spot"]]
+        drawn = np.einsum("sgh,g->sh", on, kw)
+        figures = {"power_most_kw": float(drawn.max())}
+        if self.carbon_limit is not None or np.any(self._carbon_kg_per_kwh()):
+            chances = np.array([case.probability for case in self.cases.values()])
+            figures["carbon_mean_kg"] = float(chances @ (drawn @ self._carbon_kg_per_kwh()))
+        return figures
 
     def _bills(
         self, values: np.ndarray[tuple[int], np.dtype[np.float64]], columns: dict[str, Integers]

@@ -9,19 +9,24 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from fleetsim.errors import Finding, ScenarioError, nearest
+from fleetsim.errors import Finding, InputError, ScenarioError, nearest
 from fleetsim.planning.alpaserve import StatedAlpaServe
+from fleetsim.planning.eplb import StatedEplb
 from fleetsim.planning.fleetopt import StatedFleetOpt
 from fleetsim.planning.helix import StatedHelix
-from fleetsim.planning.over_scenario import OverScenario
+from fleetsim.planning.judge import Confidence, Notice
+from fleetsim.planning.over_scenario import OverScenario, ScenarioPlace
 from fleetsim.planning.parallelism import StatedParallelism
 from fleetsim.planning.portfolio import StatedPortfolio
 from fleetsim.planning.prism import StatedPrism
+from fleetsim.planning.procurement import StatedProcurement
+from fleetsim.planning.prove_hours import prove_hours
 from fleetsim.planning.queueing import StatedQueue
 from fleetsim.planning.regions import StatedRegions
 from fleetsim.planning.result import Plan
 from fleetsim.planning.sageserve import StatedSageServe
 from fleetsim.planning.solve import Effort
+from fleetsim.planning.spot_deadline import StatedSpotDeadline
 from fleetsim.planning.stated import StatedMelange
 from fleetsim.scenario.explain import findings_of
 from fleetsim.scenario.load import LoadedScenario
@@ -41,7 +46,10 @@ Problem = Annotated[
     | StatedPrism
     | StatedHelix
     | StatedParallelism
-    | StatedAlpaServe,
+    | StatedAlpaServe
+    | StatedEplb
+    | StatedSpotDeadline
+    | StatedProcurement,
     Field(discriminator="kind"),
 ]
 
@@ -97,9 +105,12 @@ def load_problem(where: str | os.PathLike[str] | Mapping[str, Any]) -> ProblemFi
         path = _path(where)
         tree, findings = read_tree(path, os.fspath(path))
     file = _validated(tree, findings)
-    if isinstance(file.problem, OverScenario):
-        own, _ = tree.descend(("problem", "scenario"))
+    if isinstance(file.problem, ScenarioPlace):
+        stated = tree.child("problem")
+        own = None if stated is None else stated.child("scenario")
         file = file.model_copy(update={"problem": file.problem.at(own, path)})
+    if isinstance(file.problem, StatedSpotDeadline) and path is not None:
+        file = file.model_copy(update={"problem": file.problem.in_folder(path.absolute().parent)})
     return file
 
 
@@ -125,8 +136,27 @@ def _path(where: str | os.PathLike[str]) -> Path:
 
 
 def solve_problem(
-    where: str | os.PathLike[str] | Mapping[str, Any] | LoadedScenario, effort: Effort | None = None
+    where: str | os.PathLike[str] | Mapping[str, Any] | LoadedScenario,
+    effort: Effort | None = None,
+    verify: bool = False,
+    confidence: Confidence | None = None,
+    notice: Notice = lambda _: None,
 ) -> Plan:
-    """Solve the problem that a file or a mapping states."""
+    """Solve the problem that a file or a mapping states.
+
+    Raises
+    ------
+    InputError
+        If it makes no sense or has no solution; with `verify`, if its plan is nothing that could be simulated.
+    """
     assert not isinstance(where, LoadedScenario), "a loaded scenario states no problem"
-    return load_problem(where).problem.solve(effort)
+    problem = load_problem(where).problem
+    if verify and isinstance(problem, StatedProcurement):
+        return problem.prove(effort, confidence, notice)
+    if not verify or isinstance(problem, OverScenario):  # those are searched by simulation, and proved in any case
+        return problem.solve(effort)
+    if not isinstance(problem, StatedPortfolio | StatedRegions):
+        message = f"--verify simulates fleets, and a plan of kind {problem.kind} is none"
+        hint = "kinds that can be verified: portfolio, regions, procurement; or plan for a scenario"
+        raise InputError(Finding(message, "problem.kind", hint=hint))
+    return prove_hours(problem, effort, confidence, notice)

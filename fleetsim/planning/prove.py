@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fleetsim.errors import InputError
-from fleetsim.planning.judge import Confidence, Judgement, judge
+from fleetsim.planning.judge import FIGURES, Confidence, Judgement, judge
 from fleetsim.planning.melange import Assignment, MelangeProblem, balanced, solve_melange
 from fleetsim.planning.plan import Options, Planned, fragment, laid_over, plan_melange
 from fleetsim.planning.result import Plan, Proof
@@ -129,7 +129,7 @@ def _proved(
     reason: str,
 ) -> Plan:
     mean, low, high = judgement.attainment
-    simulated = {"attainment_ratio": mean, **judgement.figures}
+    simulated = {"attainment_ratio": mean, **{name: judgement.figures[name] for name in FIGURES}}
     predicted = {"attainment_ratio": 1.0, "cost_usd_per_h": plan.objective, "power_w": _power_w(planned, plan)}
     proof = Proof(
         judgement.met,

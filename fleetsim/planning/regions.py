@@ -9,8 +9,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fleetsim.errors import Finding, InputError
+from fleetsim.planning.over_scenario import Verifiable
 from fleetsim.planning.portfolio import Spot
 from fleetsim.planning.program import Floats, Formulation, Integers, LinearProgram
+from fleetsim.planning.prove_hours import Hour
+from fleetsim.planning.racks import Racks
 from fleetsim.planning.result import Plan, solved
 from fleetsim.planning.solve import Effort, require_solution, shadow_prices
 from fleetsim.scenario.schema import Block, Count, Flag, Number, Ratio
@@ -74,10 +77,16 @@ class Region(Block):
     """Of chips that can be had for the whole horizon, to be paid for in every hour of it."""
     spot: dict[Text, Spot] = Field(default_factory=dict)
     """Terms of chips that may be taken away."""
+    not_on_demand: tuple[Text, ...] = ()
+    """Chips that can be had on these other terms only."""
     limits: dict[Text, Annotated[int, Field(ge=0, strict=True)]] = Field(default_factory=dict)
     """Replicas that can be had here, by chip; others without limit."""
     power_limit: Watts | None = None
     """Of the site, with its PUE."""
+    racks: Racks | None = None
+    """In which the site's replicas stand, without its PUE."""
+    carbon_limit: Annotated[Number, Field(ge=0)] | None = None
+    """Of the site over the horizon [kg]."""
     pue: Annotated[Number, Field(ge=1, le=10)] = 1.0
     """Energy of the site over energy of its replicas."""
     electricity: Annotated[float, Quantity("price of energy", "USD/kWh", ge=0)] | Series = 0.0
@@ -106,7 +115,7 @@ class Region(Block):
                     f"{what} of {name} ends after {len(values)} hours, the horizon is {hours}: "
                     "give more values or fewer hours"
                 )
-        for chip in (*self.prices, *self.limits, *self.reserved, *self.spot):
+        for chip in (*self.prices, *self.limits, *self.reserved, *self.spot, *self.not_on_demand):
             if chip not in chips:
                 raise ValueError(f"region {name} speaks of {chip}, which is no chip")
         for chip, terms in self.spot.items():
@@ -114,7 +123,7 @@ class Region(Block):
                 raise ValueError(f"spot replicas of {chip} in {name} are interrupted before they have served anything")
 
 
-class StatedRegions(Block):
+class StatedRegions(Verifiable):
     """Cheapest hours of replicas by chip and region that serve all work, some of it later or elsewhere."""
 
     kind: Literal["regions"]
@@ -202,12 +211,12 @@ class StatedRegions(Block):
                     own = own if columns.reserved is None else np.append(own, columns.reserved[i, k])
                     self._limit(form, own, limit, name, region)
         self._start(form, columns.running)
+        self._racks(form, columns)
         self._power(form, columns.running, served, idle_kw, work_kwh)
-        if self.carbon_limit is not None:
-            self._cap(form, columns.running, served, idle_kw, work_kwh)
+        self._cap(form, columns.running, served, idle_kw, work_kwh)
         return form.program(), columns
 
-    def _rents(self) -> Floats:
+    def rents(self) -> Floats:
         """Price of a replica on demand by chip and region [USD/h]."""
         places = self.regions.values()
         return np.array([[place.prices.get(name, chip.price) for place in places] for name, chip in self.chips.items()])
@@ -216,7 +225,7 @@ class StatedRegions(Block):
         """Variables of replicas by the terms on which they are had; what they draw while they are on is paid for them all."""
         g, r, t = len(self.chips), len(self.regions), self.hours
         cells = [f"{i} {k} {h}" for i in range(g) for k in range(r) for h in range(t)]
-        rent = self._rents().repeat(t)
+        rent = self.rents().repeat(t)
         draw = (idle_kw[:, None, None] * energy[None]).ravel()
         nothing = np.empty(0, dtype=np.int64)
         if not any(region.reserved or region.spot for region in self.regions.values()):
@@ -224,7 +233,10 @@ class StatedRegions(Block):
             running = running.reshape(g, r, t)
             return Columns(running, nothing, running, None, None)
         running = form.variables([f"run {cell}" for cell in cells], cost=draw, integer=self.whole).reshape(g, r, t)
-        rented = form.variables([f"rent {cell}" for cell in cells], cost=rent).reshape(g, r, t)
+        shut = np.array([[name in region.not_on_demand for region in self.regions.values()] for name in self.chips])
+        rented = form.variables(
+            [f"rent {cell}" for cell in cells], cost=rent, upper=np.where(shut, 0.0, np.inf).ravel().repeat(t)
+        ).reshape(g, r, t)
         held, taken, most = np.zeros((g, r)), np.zeros((g, r)), np.zeros((g, r, t))
         for i, name in enumerate(self.chips):
             for k, region in enumerate(self.regions.values()):
@@ -331,21 +343,65 @@ class StatedRegions(Block):
                 words, more = f"at most {limit:g} kW in {name} in hour {h}", f"one more kW in {name} in hour {h}"
                 form.require(words, columns, factors, "<=", limit, unit="kW", more=more)
 
+    def _racks(self, form: Formulation, columns: Columns) -> None:
+        """Racks for the most of each chip that ever runs or is reserved in a region."""
+        for k, (name, region) in enumerate(self.regions.items()):
+            if region.racks is None:
+                continue
+            kinds = []
+            for i, (chip_name, chip) in enumerate(self.chips.items()):
+                (most,) = form.variables([f"most {chip_name} in racks of {name}"])
+                kinds.append((chip_name, int(most), chip.power))
+                own = columns.running[i, k]
+                for column in own if columns.reserved is None else np.append(own, columns.reserved[i, k]):
+                    words = f"{chip_name} in {name} have a place"
+                    form.require(words, [int(column), int(most)], [1.0, -1.0], "<=", 0.0, elastic=False)
+            region.racks.require(form, kinds, self.whole, f" in {name}")
+
     def _cap(self, form: Formulation, running: Integers, served: Integers, idle_kw: Any, work_kwh: Any) -> None:
+        """Carbon of all regions, and of each that has a limit of its own."""
         carbon = self._carbon_kg_per_kwh()
-        columns = np.concatenate([running.ravel(), served.ravel()])
-        idle = (idle_kw[:, None, None] * carbon[None]).ravel()
-        work = (work_kwh[:, :, None, None] * carbon[None, None]).ravel()
-        assert self.carbon_limit is not None
-        words = f"at most {self.carbon_limit:g} kg of CO2"
-        form.require(
-            words, columns, np.concatenate([idle, work]), "<=", self.carbon_limit, unit="kg", more="one more kg of CO2"
-        )
+        idle = idle_kw[:, None, None] * carbon[None]
+        work = work_kwh[:, :, None, None] * carbon[None, None]
+        caps: list[tuple[str, slice, float]] = []
+        if self.carbon_limit is not None:
+            caps.append(("", slice(None), self.carbon_limit))
+        for k, (name, region) in enumerate(self.regions.items()):
+            if region.carbon_limit is not None:
+                caps.append((f" in {name}", slice(k, k + 1), region.carbon_limit))
+        for place, part, limit in caps:
+            columns = np.concatenate([running[:, part].ravel(), served[:, :, part].ravel()])
+            factors = np.concatenate([idle[:, part].ravel(), work[:, :, part].ravel()])
+            words, more = f"at most {limit:g} kg of CO2{place}", f"one more kg of CO2{place}"
+            form.require(words, columns, factors, "<=", limit, unit="kg", more=more)
 
     # --- the answer ---------------------------------------------------------------------------------------------------
 
+    def with_utilisation(self, ratio: float) -> Self:
+        """The same problem, planned with another share of each replica's throughput."""
+        return self.model_copy(update={"utilisation": ratio})
+
     def solve(self, effort: Effort | None = None) -> Plan:
         """Solve the program."""
+        return self.answer(effort)[0]
+
+    def planned(self, effort: Effort | None = None) -> tuple[Plan, list[Hour]]:
+        """Solve the program; what the plan has in every hour in every region."""
+        plan, columns, values = self.answer(effort)
+        table = np.array([chip.throughput for chip in self.chips.values()])
+        loads = np.divide(1.0, table, out=np.zeros_like(table), where=table > 0)
+        counts, kw = values[columns.running], self._kw(loads, values[columns.served])
+        idle = np.array([chip.idle for chip in self.chips.values()])
+        return plan, self._hours(values, columns, loads, counts * idle[:, None, None] + kw * 1e3)
+
+    def _kw(self, loads: Floats, rates: Floats) -> Floats:
+        """Power that work takes over idling [chip, region, hour]."""
+        extra = np.array([chip.power - chip.idle for chip in self.chips.values()]) / 1e3
+        power: Floats = np.einsum("gbrt,gb,g->grt", rates, loads, extra)
+        return power
+
+    def answer(self, effort: Effort | None = None) -> tuple[Plan, Columns, Floats]:
+        """The plan, where the program's variables are, and their values."""
         table = np.array([chip.throughput for chip in self.chips.values()])
         lost = [name for j, name in enumerate(self.buckets) if table[:, j].max() <= 0.0]
         if lost:
@@ -355,9 +411,7 @@ class StatedRegions(Block):
         counts, rates = solution.values[columns.running], solution.values[columns.served]
         loads = np.divide(1.0, table, out=np.zeros_like(table), where=table > 0)
         idle = np.array([chip.idle for chip in self.chips.values()]) / 1e3
-        extra = np.array([chip.power - chip.idle for chip in self.chips.values()]) / 1e3
-        work = np.einsum("gbrt,gb,g->grt", rates, loads, extra)
-        kwh = counts * idle[:, None, None] + work
+        kwh = counts * idle[:, None, None] + self._kw(loads, rates)
         pue = np.array([region.pue for region in self.regions.values()])
         rows = []
         for i, name in enumerate(self.chips):
@@ -388,9 +442,27 @@ class StatedRegions(Block):
         figures |= self._bills(solution.values, columns)
         notes = [] if self.whole else ["replicas are divisible: round up, or set `whole: true`"]
         prices = shadow_prices(program, solution, effort)
-        return solved(
+        plan = solved(
             "regions", solution, "USD", fleet={}, figures=figures, table=tuple(rows), prices=prices, notes=notes
         )
+        return plan, columns, solution.values
+
+    def _hours(self, values: Floats, columns: Columns, loads: Floats, power_w: Floats) -> list[Hour]:
+        """Replicas and rates of every hour in every region, parts of a replica rounded up; without spot replicas that are away."""
+        found = []
+        for k, (name, region) in enumerate(self.regions.items()):
+            lost = np.array([1.0 - (t.useful_ratio if (t := region.spot.get(chip)) else 1.0) for chip in self.chips])
+            for h in range(self.hours):
+                away = 0.0 if columns.spot is None else np.ceil(values[columns.spot[:, k, h]] * lost - 1e-6)
+                count = np.maximum(np.ceil(values[columns.running[:, k, h]] - 1e-6) - away, 0.0)
+                rates = values[columns.served[:, :, k, h]]
+                if count.sum() <= 0.0 or rates.sum() <= 1e-9:
+                    continue
+                busy = float((rates * loads).sum()) / float(count.sum())
+                replicas = {chip: int(n) for chip, n in zip(self.chips, count, strict=True) if n > 0}
+                served = dict(zip(self.buckets, rates.sum(axis=0).tolist(), strict=True))
+                found.append(Hour(f"hour {h} in {name}", replicas, served, busy, float(power_w[:, k, h].sum())))
+        return found
 
     def _terms(self, values: Floats, columns: Columns, i: int, k: int) -> dict[str, float]:
         """Replicas of a chip in a region by their terms; nothing where all are on demand."""
@@ -415,4 +487,4 @@ class StatedRegions(Block):
                 bills["cost_reserved_usd"] += float(held)
                 bills["cost_spot_usd"] += float(taken)
         rented = values[columns.rented].sum(axis=2)
-        return bills | {"cost_on_demand_usd": float((rented * self._rents()).sum())}
+        return bills | {"cost_on_demand_usd": float((rented * self.rents()).sum())}

@@ -7,10 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fleetsim.planning.melange import MelangeProblem, Offer, solve_melange
+from fleetsim.planning.racks import Racks
 from fleetsim.planning.result import Plan
 from fleetsim.planning.solve import Effort
 from fleetsim.scenario.schema import Block, Count, Number
-from fleetsim.units import PerSecondOrZero, UsdPerHour, Watts
+from fleetsim.units import PerSecondOrZero, Quantity, UsdPerHour, Watts
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -42,6 +43,14 @@ class StatedMelange(Block):
     """Share of a replica's throughput to plan with."""
     power_limit: Watts | None = None
     """Of all replicas together."""
+    racks: Racks | None = None
+    """In which all replicas stand."""
+    pue: Annotated[Number, Field(ge=1, le=10)] = 1.0
+    """Energy of the site over energy of its replicas, for carbon."""
+    carbon: Annotated[float, Quantity("carbon intensity", "g/kWh", ge=0)] = 0.0
+    """Carbon intensity of the site's energy."""
+    carbon_limit: Annotated[Number, Field(ge=0)] | None = None
+    """Of all replicas at work [kg/h]."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -61,5 +70,8 @@ class StatedMelange(Block):
             utilisation_limit=self.utilisation,
             limits={name: offer.limit for name, offer in self.offers.items() if offer.limit is not None},
             power_limit_w=self.power_limit,
+            racks=self.racks,
+            carbon_g_per_kwh=self.carbon * self.pue,
+            carbon_limit_kg_per_h=self.carbon_limit,
         )
         return solve_melange(problem, effort)[0]

@@ -94,6 +94,7 @@ class ReplicaState:
         "clock_ratio",
         "ctx_tokens",
         "idle_s",
+        "missed",
         "oldest_s",
         "output_tokens",
         "pool",
@@ -103,6 +104,7 @@ class ReplicaState:
         "state",
         "temperature_c",
         "throttled",
+        "ttfts",
         "waiting",
         "waiting_tokens",
     )
@@ -133,6 +135,10 @@ class ReplicaState:
         """Tokens of context that its decoding requests hold."""
         self.oldest_s = 0.0
         """Age of the oldest request without a first token [s]; 0 without one."""
+        self.ttfts = 0
+        """First tokens that it produced since the manager looked last."""
+        self.missed = 0
+        """Of these, those beyond the objective."""
         self.prompt_tokens = 0
         """Prompt tokens computed since the manager looked last."""
         self.output_tokens = 0

@@ -46,10 +46,11 @@ class GridFlex:
     """Curtails a row's power by a given share for as long as the grid asks, with even caps, lower clocks or smaller batches.
 
     Rule: during a call the target is (1 - `curtail_ratio`) x the mean power of the `baseline_s` before it. A level between 0 and 1
-    starts at the row's utilisation of its board limits and is multiplied every `period_s` by (target over power) ^ `gain`, less
-    the servers' share; upwards only if power is `deadband_ratio` below the target. It is turned into a cap between idle power and
-    board limit, into a clock, or into seats as share of the scheduler's own. After the call all is as before. With `hold`, the
-    level does not fall while objectives are missed: the power then promised may not be given up.
+    starts where it begins to bite (power over board limits, the largest share of seats taken, the usual clock) and is multiplied
+    every `period_s` by (target over power) ^ `gain`, both less the servers' share; upwards only if power is `deadband_ratio` below
+    the target. It is turned into a cap between idle power and board limit, into a clock, or into seats as share of the scheduler's
+    own. After the call all is as before. With `hold`, the level does not fall while objectives are missed: the power then promised
+    may not be given up.
 
     Charged: the row's `telemetry` and `actuation`; longer steps and waits.
 
@@ -99,10 +100,12 @@ class GridFlex:
         self._seen = [look for look in self._seen if look[0] > row.seen_s - self._config.baseline_s]
 
     def _utilisation(self) -> float:
-        """Power of the accelerators over what they may draw: where the level begins to bite."""
+        """Where the level begins to bite: power over the board limits, or the largest share of the seats that is taken."""
         row = self._row
-        if self._config.by != "cap":
+        if self._config.by == "clock":
             return 1.0
+        if self._config.by == "seats":
+            return min(max([r.running / row.pools[r.pool].most_slots for r in row.replicas]), 1.0)
         most_w = sum(
             [row.pools[r.pool].limit_w * row.pools[r.pool].accelerators for r in row.replicas if _there(r.state)]
         )

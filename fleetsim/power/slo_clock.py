@@ -22,8 +22,6 @@ class SloClockConfig(PolicyConfig):
     """Clocks over the usual one that there are, rising to 1; DynamoLLM's go from 0.8 to 1.98 GHz on an H100."""
     margin_ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of an objective that a predicted latency may reach: an assumption, since predictions know nothing of bursts."""
-    emergency_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of the objective for the first token after which a request without one is an emergency: an assumption."""
     emergency_s: Annotated[float, Field(ge=0)] = 15.0
     """For so long the highest clock is kept after an emergency: an assumption [s]."""
     memory: Annotated[int, Field(ge=1)] = 12
@@ -41,12 +39,13 @@ class SloClockConfig(PolicyConfig):
 class SloClock:
     """Each replica runs at the lowest clock whose predicted latencies meet the objectives; in an emergency at the highest.
 
-    Rule: per clock, from the lowest on, predicted are the time per output token (a decode step of the requests that are there, over
-    the share of the time that prompts leave at the rate of the last period) and the time to first token (prompt tokens that wait,
-    the longest prompt seen lately, and a step). The first clock at which both are within `margin_ratio` of the scenario's
-    objectives is set; 1 if none is. It is an emergency if the oldest request without a first token has waited for
-    `emergency_ratio` of that objective, or if a larger share of the pool's requests than the objective allows missed theirs since
-    the last tick: then the clock is 1 for `emergency_s`. Without an objective the lowest clock is always enough.
+    Rule: per clock, from the lowest on, latencies are predicted from the load of the last period: prompts take `u` of a replica's
+    time, at the rate at which prompt tokens were computed or came to wait. The time per output token is a decode step of the
+    requests that are there over 1 - u; the time to first token is that of the longest prompt seen lately over 1 - u, which is a
+    queue's wait, and a step. The first clock at which both are within `margin_ratio` of the scenario's objectives is set; 1 if none
+    is. It is an emergency if a request of the replica waits for its first token beyond the objective, or if a larger share of those
+    that got theirs since the last tick missed it than the objective allows: then the clock is 1 for `emergency_s`. Without an
+    objective the lowest clock is always enough.
 
     Charged: the row's `actuation` and `stall`; longer steps.
 
@@ -87,11 +86,8 @@ class SloClock:
         return settings
 
     def _alarming(self, replica: ReplicaState, pool: PoolState) -> bool:
-        window, allowed = pool.window, 1.0 - self._row.attainment
-        if replica.oldest_s >= self._config.emergency_ratio * pool.ttft_limit_s:
-            return True
-        missed = window.late > allowed * window.ttfts or window.slow > allowed * window.tpots
-        return missed and bool(replica.running or replica.waiting)
+        late = replica.oldest_s > pool.ttft_limit_s
+        return late or replica.missed > (1.0 - self._row.attainment) * replica.ttfts
 
     def _lowest(self, replica: ReplicaState, pool: PoolState) -> float:
         margin = self._config.margin_ratio
@@ -108,7 +104,8 @@ class SloClock:
         step_s = pool.step_s(ratio, batch, max(replica.ctx_tokens + replica.waiting_tokens, batch))
         busy = 0.0
         if longest:
-            busy = replica.prompt_tokens / self._row.elapsed_s * pool.prefill_s(ratio, longest) / longest
+            rate = (replica.prompt_tokens + replica.waiting_tokens) / self._row.elapsed_s
+            busy = rate * pool.prefill_s(ratio, longest) / longest
         if busy >= 1.0:
             return inf, inf
-        return pool.prefill_s(ratio, replica.waiting_tokens + longest) + step_s, step_s / (1.0 - busy)
+        return pool.prefill_s(ratio, longest) / (1.0 - busy) + step_s, step_s / (1.0 - busy)

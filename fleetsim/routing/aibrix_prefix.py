@@ -64,7 +64,10 @@ class AibrixPrefix:
         path = request.prefix(self._config.block_tokens)
         outstanding = self._fleet.outstanding
         chosen = self._least.smallest()
-        if outstanding[self._most.smallest()] - outstanding[chosen] <= self._config.imbalance_requests:
+        most = outstanding[self._most.smallest()]
+        if not self._fleet.whole:
+            most = max([outstanding[position] for position in self._fleet.members], default=0)
+        if most - outstanding[chosen] <= self._config.imbalance_requests:
             blocks, node = self._index.longest(path)
             best = self._near(node, blocks)
             if best >= 0:
@@ -98,7 +101,7 @@ class AibrixPrefix:
             best = -1
             for holder in node.holders:
                 load = outstanding[holder]
-                if load <= bound and (best < 0 or load < outstanding[best]):
+                if self._fleet.present[holder] and load <= bound and (best < 0 or load < outstanding[best]):
                     best = holder
                 left -= 1
                 if left <= 0:
@@ -113,10 +116,10 @@ class AibrixPrefix:
         """The load above which a replica is passed over."""
         outstanding, seen = self._fleet.outstanding, self._seen
         for position in self._changed:
-            now, before = outstanding[position], seen[position]
+            now, before = outstanding[position] if self._fleet.present[position] else 0, seen[position]
             self._squares += now * now - before * before
             seen[position] = now
         self._changed.clear()
-        count = self._fleet.count
+        count = len(self._fleet.members) or 1
         mean = self._fleet.in_flight / count
         return mean + self._config.deviations * sqrt(max(self._squares / count - mean * mean, 0.0))

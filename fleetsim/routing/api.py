@@ -19,12 +19,14 @@ from fleetsim.workload.request import Request
 
 __all__ = [
     "ADMIT",
+    "HOLD",
     "KV_FULL",
     "Admit",
     "Borrow",
     "Defer",
     "FleetView",
     "Freshness",
+    "Hold",
     "Migrate",
     "MinIndex",
     "MoveQueued",
@@ -288,6 +290,17 @@ class Defer:
     """When to ask again [s], later than now."""
 
 
+class Hold:
+    """Decision that a request waits at the gateway: `HOLD`.
+
+    Only from a router whose class says ``holds = True``. It is asked about the request again whenever a request leaves a replica or
+    a replica comes; until then all that it holds besides wait in line behind it.
+    """
+
+
+HOLD = Hold()
+
+
 class Admit:
     """Decision to let a request in: `ADMIT`."""
 
@@ -342,6 +355,7 @@ class FleetView:
         "by_work",
         "caches",
         "capacity_tokens",
+        "classes",
         "coming",
         "coming_tokens",
         "decode",
@@ -359,6 +373,7 @@ class FleetView:
         "places",
         "pools",
         "present",
+        "seats",
     )
 
     def __init__(
@@ -384,6 +399,11 @@ class FleetView:
         """Image tokens that the gateway gave each replica of the fleet to encode and that are not encoded yet."""
         self.places: Any = None
         """Where the replicas stand and what energy costs there (`Places`); None where the scenario says nothing of it."""
+        self.classes: Sequence[dict[str | None, int]] = [{} for _ in self.pools]
+        """Requests sent and not ended, by class, at each replica of the fleet; counted by the gateway, and always exact, where a
+        router says ``holds = True``."""
+        self.seats: Sequence[int] = [1 << 40] * len(self.pools)
+        """Requests that each replica of the fleet runs at a time at most, kept up to date in the same case."""
         self.decode: FleetView | None = None
         """View of the replicas that may decode what these have begun; None where every replica does all of a request itself."""
         self.freshness = Freshness() if freshness is None else freshness
@@ -673,6 +693,28 @@ class FleetView:
             self._paths_of = request.id
             self._paths = {size: request.reusable(size) for size in self.caches.sizes}
         return self._paths
+
+    # --- replicas that are not there ----------------------------------------------------------------------------------
+
+    @property
+    def whole(self) -> bool:
+        """Whether all replicas are there."""
+        return len(self.members) == len(self.pools)
+
+    def here(self, position: int) -> int:
+        """A replica, or where it is not there another one that is, always the same while nobody comes or goes."""
+        members = self.members
+        if self.present[position] or not members:
+            return position
+        return members[position % len(members)]
+
+    def keep_present(self, values: Any, otherwise: float = inf) -> Any:
+        """Give replicas that are not there another value, in place, in an array with one for each; returns it."""
+        if len(self.members) < len(self.pools):
+            for position, there in enumerate(self.present):
+                if not there:
+                    values[position] = otherwise
+        return values
 
     # --- what the gateway tells ---------------------------------------------------------------------------------------
 

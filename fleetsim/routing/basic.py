@@ -27,11 +27,12 @@ class Random:
     Config: ClassVar = RandomConfig
 
     def __init__(self, config: RandomConfig, rng: Generator, fleet: FleetView) -> None:
+        self._fleet = fleet
         self._draws = draws(rng, fleet.count, 1)
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
-        return next(self._draws)[0]
+        return self._fleet.here(next(self._draws)[0])
 
 
 class RoundRobinConfig(PolicyConfig):
@@ -46,11 +47,15 @@ class RoundRobin:
 
     def __init__(self, config: RoundRobinConfig, rng: Generator, fleet: FleetView) -> None:
         self._count = fleet.count
+        self._present = fleet.present
         self._last = -1
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
-        self._last = (self._last + 1) % self._count
+        for _ in range(self._count):
+            self._last = (self._last + 1) % self._count
+            if self._present[self._last]:
+                break
         return self._last
 
 
@@ -115,7 +120,7 @@ class PowerOfTwoChoices:
     Config: ClassVar = PowerOfTwoChoicesConfig
 
     def __init__(self, config: PowerOfTwoChoicesConfig, rng: Generator, fleet: FleetView) -> None:
-        self._count = fleet.count
+        self._fleet = fleet
         self._choices = min(config.choices, fleet.count)
         self._outstanding = fleet.outstanding
         self._draws = draws(rng, fleet.count, self._choices)
@@ -127,13 +132,13 @@ class PowerOfTwoChoices:
             first, second = next(self._draws)
             if second >= first:
                 second += 1
-            return second if outstanding[second] < outstanding[first] else first
+            return self._fleet.here(second if outstanding[second] < outstanding[first] else first)
         drawn: list[int] = []
         for position in next(self._draws):
             for earlier in sorted(drawn):
                 position += position >= earlier
             drawn.append(position)
-        return min(drawn, key=outstanding.__getitem__)
+        return self._fleet.here(min(drawn, key=outstanding.__getitem__))
 
 
 class SessionAffinityConfig(PolicyConfig):
@@ -152,6 +157,7 @@ class SessionAffinity:
     Config: ClassVar = SessionAffinityConfig
 
     def __init__(self, config: SessionAffinityConfig, rng: Generator, fleet: FleetView) -> None:
+        self._fleet = fleet
         self._count = fleet.count
         self._index = fleet.index_outstanding()
         self._homes: dict[int, int] = {}
@@ -166,6 +172,8 @@ class SessionAffinity:
             home = self._homes[session] = max(range(self._count), key=lambda position: _weight(session, position))
             if len(self._homes) > 1 << 20:  # a cache only: the hash gives the same answer again
                 self._homes.pop(next(iter(self._homes)))
+        if not self._fleet.present[home] and self._fleet.members:
+            return max(self._fleet.members, key=lambda position: _weight(session, position))
         return home
 
 

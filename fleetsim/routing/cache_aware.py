@@ -69,11 +69,16 @@ class CacheAware:
         path = request.prefix(self._block_tokens)
         chosen = self._least.smallest()
         least, most = fleet.outstanding[chosen], fleet.outstanding[self._most.smallest()]
+        if not fleet.whole:
+            most = max([fleet.outstanding[position] for position in fleet.members], default=0)
         if most - least <= self._gap or most <= self._ratio * least:
             blocks, node = index.longest(path)
             if blocks * self._block_tokens > self._threshold * request.prompt_tokens:
-                chosen = next(iter(node.holders))
+                chosen = next((holder for holder in node.holders if fleet.present[holder]), chosen)
             else:
-                chosen = index.sizes.smallest()
+                smallest = index.sizes.smallest()
+                if not fleet.present[smallest] and fleet.members:
+                    smallest = min(fleet.members, key=index.sizes.values.__getitem__)
+                chosen = smallest
         index.insert(path, chosen)
         return chosen

@@ -103,6 +103,8 @@ class Conductor:
         fleet = self._fleet
         hits = fleet.hits(request, self._config.holders)
         source = next(iter(fleet.cached(request, 1)), -1)
+        if source >= 0 and not fleet.present[source]:
+            source = next((place for place in fleet.cached(request) if fleet.present[place]), -1)
         if source < 0:
             return self._scan.after(request.prompt_tokens, hits), hits, -1
         most = hits[source]

@@ -53,7 +53,7 @@ class ConsistentHash:
         )
         self._places = [place for place, _ in places]
         self._owners = [position for _, position in places]
-        self._bound = config.load_bound / fleet.count
+        self._bound = config.load_bound
         self._block_tokens = config.block_tokens
         self._key_blocks = config.key_blocks
         self._fleet = fleet
@@ -62,14 +62,14 @@ class ConsistentHash:
         """Choose a replica."""
         fleet, owners = self._fleet, self._owners
         outstanding = fleet.outstanding
-        limit = ceil(self._bound * (fleet.in_flight + 1))
+        limit = ceil(self._bound / max(len(fleet.members), 1) * (fleet.in_flight + 1))
         at = bisect_right(self._places, _place(self._key(request)))
         size = len(owners)
         for step in range(at, at + size):
             owner = owners[step % size]
             if outstanding[owner] < limit:
                 return owner
-        raise AssertionError("not all replicas can be above the mean")
+        raise AssertionError("not all replicas that are there can be above the mean")
 
     def _key(self, request: RequestView) -> str:
         if request.session >= 0:

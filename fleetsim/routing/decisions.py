@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
 
-from fleetsim.routing.api import FleetView, Reject, RequestView, Route
+from fleetsim.routing.api import FleetView, Hold, Reject, RequestView, Route
 from fleetsim.routing.inner import explained
 
 MOST = 64
@@ -57,6 +57,8 @@ class DecisionLog:
         outcome = "sent"
         if isinstance(answer, Reject):
             outcome = f"rejected: {answer.reason}"
+        elif isinstance(answer, Hold):
+            outcome = "held"
         else:
             chosen = answer.replica if isinstance(answer, Route) else answer
             if not 0 <= chosen < view.count:

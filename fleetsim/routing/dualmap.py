@@ -95,12 +95,16 @@ class Dualmap:
         """Requests sent to each replica that have no first token yet, in order, by id."""
         self._sent_to: dict[int, int] = {}
         self._members.update(range(count))
+        self._known: list[int] = []
+        """Replicas that were there when that was last looked at."""
         self._first.fill(range(count))
         self._second.fill(range(count))
         self._set_shares()
 
     def route(self, request: RequestView) -> int | Route:
         """Choose a replica, and move others where both candidates are overloaded."""
+        if self._fleet.members is not self._known:
+            self._follow()
         first, second = self._pair(request)
         candidates = self._candidates
         candidates[request.id] = (first, second)
@@ -182,6 +186,14 @@ class Dualmap:
             self._second.remove(position)
             self._candidates.clear()
             self._set_shares()
+
+    def _follow(self) -> None:
+        """Let those that are there take part, and nobody else."""
+        self._known = self._fleet.members
+        for position in self._known:
+            self.insert(position)
+        for position in sorted(self._members.difference(self._known)) if self._known else ():
+            self.remove(position)
 
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
         """What is known of the two candidates."""

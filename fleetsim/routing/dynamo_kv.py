@@ -62,7 +62,7 @@ class DynamoKv:
         if self._temperature > 0.0:
             costs += self._used_now() * self._capacity
             least = costs.min()
-            spread = costs.max() - least
+            spread = costs[self._fleet.members].max() - least
             if spread > 0.0:
                 weights = np.exp((least - costs) / (spread * self._temperature)).cumsum()
                 return int(weights.searchsorted(self._rng.random() * weights[-1], side="right"))
@@ -107,4 +107,4 @@ class DynamoKv:
         costs = self._pending + request.prompt_tokens
         costs -= self._fleet.hits(request, self._holders)
         costs *= self._per_token
-        return costs
+        return self._fleet.keep_present(costs)

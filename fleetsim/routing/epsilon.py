@@ -44,6 +44,7 @@ class Epsilon:
         own, inner = rng.spawn(2)
         self._inner: Router = config.inner.create(inner, fleet)
         self.decision_s = decision_s(self._inner)
+        self._fleet = fleet
         self._epsilon = config.epsilon
         self._rng = own
         self._replicas = draws(own, fleet.count, 1)
@@ -54,7 +55,7 @@ class Epsilon:
         if not self._chances:
             self._chances = self._rng.random(_CHUNK).tolist()
         if self._chances.pop() < self._epsilon:
-            return next(self._replicas)[0]
+            return self._fleet.here(next(self._replicas)[0])
         return self._inner.route(request)
 
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:

@@ -53,6 +53,7 @@ class FleetOpt:
 
     def __init__(self, config: FleetOptConfig, rng: Generator, fleet: FleetView) -> None:
         self._config = config
+        self._fleet = fleet
         self._rng = rng
         self._short = [i for i, pool in enumerate(fleet.pools) if pool == config.short_pool]
         self._long = [i for i, pool in enumerate(fleet.pools) if pool != config.short_pool]
@@ -82,12 +83,20 @@ class FleetOpt:
         total = request.prompt_tokens + output
         bound = config.boundary_tokens
         if total <= bound:
-            return self._short[self._short_index.smallest()]
+            return self._least(self._short, self._short_index)
         room = int(bound - output)
         if total <= config.gamma * bound and room >= 1 and self._can_be_compressed():
             self.compressed += 1
-            return Route(self._short[self._short_index.smallest()], prompt_tokens=room, prepare_s=config.compress_s)
-        return self._long[self._long_index.smallest()]
+            chosen = self._least(self._short, self._short_index)
+            return Route(chosen, prompt_tokens=room, prepare_s=config.compress_s)
+        return self._least(self._long, self._long_index)
+
+    def _least(self, side: list[int], index: MinIndex) -> int:
+        """The least loaded replica of a side; of the other one where nobody of it is there."""
+        chosen = side[index.smallest()]
+        if self._fleet.present[chosen] or not self._fleet.members:
+            return chosen
+        return min(self._fleet.members, key=self._outstanding.__getitem__)
 
     def _can_be_compressed(self) -> bool:
         share = self._config.compressed_share

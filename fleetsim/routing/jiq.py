@@ -39,6 +39,7 @@ class JoinIdleQueue:
     Config: ClassVar = JoinIdleQueueConfig
 
     def __init__(self, config: JoinIdleQueueConfig, rng: Generator, fleet: FleetView) -> None:
+        self._fleet = fleet
         self._outstanding = fleet.outstanding
         self._changed = fleet.watch_outstanding()
         self._draws = draws(rng, fleet.count, 1)
@@ -60,4 +61,4 @@ class JoinIdleQueue:
             listed[position] = False
             if outstanding[position] < self._below:
                 return position
-        return next(self._draws)[0]
+        return self._fleet.here(next(self._draws)[0])

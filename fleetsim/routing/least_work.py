@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import inf
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -45,6 +46,7 @@ class LeastWork:
 
     def __init__(self, config: LeastWorkConfig, rng: Generator, fleet: FleetView) -> None:
         board = fleet.watch_load(scan=not config.choices)
+        self._fleet = fleet
         self._board: Board = board
         self._count = fleet.count
         self._choices = min(config.choices, fleet.count)
@@ -61,17 +63,17 @@ class LeastWork:
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
         if not self._choices:
-            return int(self._all(request.prompt_tokens).argmin())
+            return int(self._fleet.keep_present(self._all(request.prompt_tokens)).argmin())
         drawn: list[int] = []
         best, chosen = 0.0, -1
         for position in next(self._draws):
             for earlier in sorted(drawn):
                 position += position >= earlier
             drawn.append(position)
-            work_s = self._work_s(position, request.prompt_tokens)
+            work_s = self._work_s(position, request.prompt_tokens) if self._fleet.present[position] else inf
             if chosen < 0 or work_s < best:
                 best, chosen = work_s, position
-        return chosen
+        return self._fleet.here(chosen)
 
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
         """Seconds of work of each replica."""

@@ -76,7 +76,7 @@ class Llumnix:
         requests = self._running + self._waiting
         scores = np.full(len(room), inf)
         np.divide(room * self._capacity, requests, out=scores, where=requests > 0.0)
-        return self._scan.best(scores)
+        return self._scan.best(self._fleet.keep_present(scores, -inf))
 
     def _freeness(self, position: int, used: float) -> float:
         """Tokens per request that a replica with this part of its cache in use has room for [tokens]."""

@@ -60,4 +60,4 @@ class Lmetric:
         requests = self._waiting + self._running
         requests += 1.0
         tokens *= requests
-        return tokens
+        return self._fleet.keep_present(tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import inf
 from typing import Annotated
 
 from numpy.random import Generator
@@ -59,6 +60,7 @@ class Melange:
                 self._place[position] = place
         self._shares = self._filled(config)
         self._sent = [[0] * len(self._pools) for _ in self._shares]
+        self._fleet = fleet
         self._outstanding = fleet.outstanding
         self._changed = fleet.watch_outstanding()
         self._indexes = [MinIndex([0] * len(members)) for members in self._members]
@@ -92,6 +94,9 @@ class Melange:
         shares, sent = self._shares[cell], self._sent[cell]
         due = 1 + sum(sent)
         behind = [share * due - count for share, count in zip(shares, sent, strict=True)]
+        if not self._fleet.whole:
+            open_pools = {self._pool_of[position] for position in self._fleet.members}
+            behind = [due if pool in open_pools else -inf for pool, due in enumerate(behind)]
         pool = behind.index(max(behind))
         sent[pool] += 1
         return self._members[pool][self._indexes[pool].smallest()]

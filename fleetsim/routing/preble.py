@@ -81,7 +81,7 @@ class Preble:
         blocks, node = index.longest(path)
         chosen = self._exploit(blocks, node, tokens)
         if chosen < 0:
-            chosen = int(self._costs(self._hits_of(blocks, node), tokens).argmin())
+            chosen = int(self._fleet.keep_present(self._costs(self._hits_of(blocks, node), tokens)).argmin())
         hit = index.insert(path, chosen) * config.block_tokens
         if index.sizes.values[chosen] > _SLACK * self._caps[chosen]:
             index.trim(chosen, self._caps[chosen])
@@ -114,6 +114,8 @@ class Preble:
             return -1
         best, chosen = 0.0, -1
         for position in islice(node.holders, self._config.holders):
+            if not self._fleet.present[position]:
+                continue
             load_s = float(self._load_s[position])
             if chosen < 0 or load_s < best:
                 best, chosen = load_s, position

@@ -242,12 +242,14 @@ class RouteBalance:
     def _scores(self, request: RequestView, ttft_s: Any) -> Any:
         config, output = self._config, self._output(request)
         total = request.prompt_tokens + output
-        scores: Any = self._quality - config.latency_weight * _part(ttft_s + output * self._tpot_s)
+        absent_too = self._fleet.keep_present  # who is not there must not be the measure of the others
+        scores: Any = self._quality - config.latency_weight * _part(absent_too(ttft_s + output * self._tpot_s, 0.0))
         if self._priced:
             scores -= config.cost_weight * _part(total * self._usd)
         if config.balance_weight > 0.0:
-            scores -= config.balance_weight * _part(self._used + self._more_used + total / self._capacity)
-        return scores
+            used = self._used + self._more_used + total / self._capacity
+            scores -= config.balance_weight * _part(absent_too(used, 0.0))
+        return absent_too(scores, -np.inf)
 
     def _best(self, scores: Any) -> int:
         """The highest score; of equal ones the fewest requests, and of these the one chosen longest ago."""

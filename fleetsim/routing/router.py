@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from fleetsim.routing.api import Reject, RequestView, Route, Window
+    from fleetsim.routing.api import Hold, Reject, RequestView, Route, Window
     from fleetsim.workload.prefixes import Path
 
 
@@ -31,6 +31,19 @@ class Router(Protocol):
 
     def route(self, request: RequestView) -> int | Route | Reject:
         """Number of a replica in the view, a `Route` that says more than a number, or a rejection."""
+        ...
+
+
+class HoldingRouter(Protocol):
+    """A router that may also let requests wait at the gateway, where it is asked about the first of them again when there is room.
+
+    Not inside another router.
+    """
+
+    holds: ClassVar[bool] = True
+
+    def route(self, request: RequestView) -> int | Route | Reject | Hold:
+        """What any router answers, or `HOLD`."""
         ...
 
 

@@ -70,38 +70,43 @@ class Splitwise:
         pending = self._fleet.pending_tokens
         for machine in [machine for machine in self._borrowed if not pending[machine]]:
             del self._borrowed[machine]
-        mixed = [*self._mixed, *self._borrowed]
+        mixed = self._there([*self._mixed, *self._borrowed])
         prompt = self._prompt_machine(mixed)
         return Route(prompt, self._token_machine(request, prompt, mixed))
 
     def _prompt_machine(self, mixed: Sequence[int]) -> int:
         pending = self._fleet.pending_tokens.__getitem__
-        first = min(self._prompt, key=pending, default=-1)
+        first = min(self._there(self._prompt), key=pending, default=-1)
         if first >= 0 and pending(first) <= self._queue_tokens:
             return first
         second = min(mixed, key=pending, default=-1)
         if second >= 0 and pending(second) <= self._queue_tokens:
             return second
-        lenders = [machine for machine in self._lenders if machine not in self._borrowed]
+        lenders = self._there([machine for machine in self._lenders if machine not in self._borrowed])
         if lenders:
             chosen = min(lenders, key=pending)
             self._borrowed[chosen] = None
             return chosen
         return min([machine for machine in (first, second) if machine >= 0], key=pending)
 
+    def _there(self, machines: Sequence[int]) -> Sequence[int]:
+        """Those that are there, of machines that may compute prompts."""
+        return machines if self._fleet.whole else [machine for machine in machines if self._fleet.present[machine]]
+
     def _token_machine(self, request: RequestView, prompt: int, mixed: Sequence[int]) -> int:
         places = self._sides.decode_place
         mixed_places = [places[machine] for machine in mixed]
         if places[prompt] in mixed_places and self._used(places[prompt], request) <= 1.0:
             return places[prompt]
-        lent = [places[machine] for machine in self._prompt if places[machine] >= 0]
-        for machines in (self._token, mixed_places, lent):
+        lent = [places[machine] for machine in self._there(self._prompt) if places[machine] >= 0]
+        token = [machine for machine in self._token if self._answers.present[machine]] or self._token
+        for machines in (token, mixed_places, lent):
             used = {machine: self._used(machine, request) for machine in machines}
             if used:
                 chosen = min(used, key=used.__getitem__)
                 if used[chosen] <= 1.0:
                     return chosen
-        everywhere = self._token or mixed_places or lent
+        everywhere = token or mixed_places or lent
         return min(everywhere, key=lambda machine: self._used(machine, request))
 
     def _used(self, machine: int, request: RequestView) -> float:

@@ -53,7 +53,7 @@ class TtftScan:
             for place in changed:
                 queued[place] = (running[place] + waiting[place]) * TIE_S + pending_s[place] + base_s[place]
             changed.clear()
-        return self._queued_s.copy()
+        return self._fleet.keep_present(self._queued_s.copy())
 
     def seconds(self, request: RequestView) -> Any:
         """Predicted time of each replica [s], in a new array."""

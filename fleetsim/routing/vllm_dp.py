@@ -60,6 +60,8 @@ class VllmDp:
                     index.add(position, self._score(position) - index.values[position])
             self._changed.clear()
         chosen = index.smallest()
+        if not self._fleet.present[chosen] and self._fleet.members:
+            chosen = min(self._fleet.members, key=index.values.__getitem__)
         index.add(chosen, self._weight)
         if self._interval_s <= 0.0:
             self._changed.append(chosen)

@@ -103,7 +103,8 @@ class Xllm:
     def route(self, request: RequestView) -> Route:
         """Choose a pair."""
         if self._config.rule != "slo-aware":
-            prefill, decode = self._by_cache(request, self._prefill), self._by_cache(request, self._decode)
+            prefill = self._by_cache(request, self._there(self._prefill))
+            decode = self._by_cache(request, self._there(self._decode))
         else:
             if self._flips:
                 self._release()
@@ -120,7 +121,7 @@ class Xllm:
         return encoders.index(number) if number in encoders else LOCAL
 
     def _slo_aware(self, request: RequestView) -> tuple[int, int]:
-        config, prefills, decodes = self._config, self._prefill, self._decode
+        config, prefills, decodes = self._config, self._there(self._prefill), self._there(self._decode)
         queue_s = self._board.pending_s
         best_p = min(prefills, key=queue_s.__getitem__)
         if request.klass is not None and request.klass in config.offline:
@@ -143,6 +144,12 @@ class Xllm:
                 prefill = best_d
         self._used[decode] = None
         return prefill, decode
+
+    def _there(self, places: list[int]) -> list[int]:
+        """Instances of a role that are there; all that are, where none of it is."""
+        if self._fleet.whole:
+            return places
+        return [place for place in places if self._fleet.present[place]] or self._fleet.members or places
 
     def _step_s(self, place: int, request: RequestView) -> float:
         """Predicted step of a decode instance with this request too."""

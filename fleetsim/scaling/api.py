@@ -63,6 +63,23 @@ class Window:
         return self.tpot_sum_s / self.tpots if self.tpots else nan
 
 
+class Profile:
+    """What a replica takes at a clock, as a profile of it would tell."""
+
+    def __init__(
+        self,
+        step: Callable[[int, int], tuple[float, float]],
+        prompt: Callable[[float], tuple[float, float]],
+        idle_w: float,
+    ) -> None:
+        self.step = step
+        """Duration [s] and energy [J] of a decode step of so many requests with so many tokens of context altogether."""
+        self.prompt = prompt
+        """The same of a prompt of so many tokens, alone."""
+        self.idle_w = idle_w
+        """Power while no step runs [W]."""
+
+
 class PoolState:
     """A pool as its metrics show it at a tick; nothing of the future, and no output length before it has happened."""
 
@@ -127,6 +144,8 @@ class PoolState:
         """What happened since the last tick."""
         self.new_forecaster: Callable[[What, float], Forecaster] = _constant
         """Build the pool's forecaster (`forecaster`), for what, and for periods of how many seconds."""
+        self.at_clock: Callable[[float], Profile] | None = None
+        """Profile of one replica at a clock over the usual one; None where nobody has profiled it."""
         self.future: Known | None = None
         """What will come, for policies whose class says `knows_future`; None for others."""
 

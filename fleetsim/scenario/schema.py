@@ -825,8 +825,8 @@ class Pool(Block):
     """Name in the catalogue (`fleetsim list accelerators`)."""
     parallelism: Parallelism = Parallelism()
     """Spread of one replica over accelerators."""
-    replicas: Annotated[Count, Field(le=100_000)] = 1
-    """How many, at the start."""
+    replicas: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 1
+    """How many, at the start; 0 where `max_replicas` lets some come."""
     min_replicas: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 1
     """Fewest that an autoscaler leaves; with 0, requests wait at the gateway until one has started."""
     max_replicas: Annotated[Count, Field(le=100_000)] | None = None
@@ -873,6 +873,8 @@ class Pool(Block):
     def _bounds(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")
+        if not self.most_replicas:
+            raise ValueError("a pool without replicas: give max_replicas, or replicas above 0")
         if self.encoder is not None and (self.autoscaler is not None or self.max_replicas is not None):
             raise ValueError(
                 "autoscaler and max_replicas: pools with an encoder that change their size are not modelled"
@@ -915,6 +917,33 @@ class Pool(Block):
                 f"engine.kv.{self.engine.kv.approximate} needs role: mixed: moving approximate keys and values is not modelled"
             )
         return self
+
+
+class Conversion(Block):
+    """How a replica of one pool becomes one of another, on the accelerators that it has: another shape, another role."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """Pool whose replicas turn …"""
+    target: Annotated[str, Field(min_length=1)]
+    """… into replicas of this one, of the same LLM on the same kind of accelerator, of which more or fewer may be needed."""
+    requests: Literal["hand-over", "wait", "restart"] = "wait"
+    """What becomes of the old replica's requests. `hand-over`: it serves until the new one is ready, which then goes on with them
+    between two steps, their keys and values staying where they are as far as their accelerators stay; prompts that are computed in
+    part, and who finds no room, begin again there. `wait`: it takes no more, and the change begins when the last has ended.
+    `restart`: it stops at once, and they begin again elsewhere (`gateway.on_failure`)."""
+    plan: SecondsOrZero = 0.0
+    """Time to decide what goes where."""
+    weights: Literal["none", "peer", "ssd", "host", "store"] = "none"
+    """What is brought then: nothing; from the old accelerators what the new shape lacks (all weights of an accelerator that joins,
+    and of one that stays what it holds more of than before); or all weights anew, from the drives of the server, the host's memory
+    or the remote store, beside the old ones."""
+    bandwidth: BytesPerSecond | None = None
+    """With `peer`: the rate at which each accelerator receives; default: the weights go over the network like all else."""
+    init: SecondsOrZero = 0.0
+    """Then, until the new replica serves: engine start, graph capture, warm-up, or what is left of these."""
+    accelerators: Literal["shared", "new"] = "shared"
+    """Whether the new replica takes over the old one's accelerators, and only what it has more of is paid for before; or all of its
+    own are new, and the old ones go afterwards."""
 
 
 class PowerRow(Block):
@@ -994,6 +1023,22 @@ class Decision(Block):
     """Decisions that are taken at a time; more wait. 0: as many as come."""
 
 
+class KvCopies(Block):
+    """Copies of the keys and values of running requests, from which these go on after a failure."""
+
+    to: Literal["host", "other-host", "store"] = "other-host"
+    """Memory of the replica's own server, which a failed engine leaves and a failed server takes along; of the next server of its
+    pool; or the remote store (`network.store`)."""
+    every: Seconds = 1.0
+    """Time between two looks at what is not copied yet; an assumption."""
+    min_tokens: Tokens = 64
+    """Tokens that a request must have got since its last copy; an assumption."""
+    capacity: Bytes | None = None
+    """Room for copies at each place; what finds none is not copied. Default: no limit."""
+    use: Literal["cheaper", "always"] = "cheaper"
+    """Bring a copy where that is estimated to be faster than computing what it holds, or always."""
+
+
 class OnFailure(Block):
     """What becomes of requests whose replica is gone."""
 
@@ -1008,6 +1053,9 @@ class OnFailure(Block):
     replica goes on in vain until it hears of it; or wait for what it answers."""
     transfers: Literal["recompute", "wait"] = "recompute"
     """Keys and values that come to a cut in the network on their way: computed again once that is noticed, or waited for."""
+    copies: KvCopies | None = None
+    """From what requests go on that are sent again; by default prompt and answer so far are computed anew, as far as no cache or
+    tier holds them."""
 
 
 class Clients(Block):
@@ -1129,6 +1177,11 @@ class Scenario(Block):
     """Where requests enter."""
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """The fleet."""
+    autoscaler: Annotated[Choice, PolicyField("fleet_autoscalers")] | None = None
+    """How many replicas of each pool are wanted, and which change their pool: of all pools together; by default each has its own
+    autoscaler, or none."""
+    conversions: tuple[Conversion, ...] = ()
+    """Ways for replicas of one pool to become replicas of another, which `autoscaler` may take."""
     network: Network = Network()
     """What joins the servers."""
     faults: tuple[Annotated[Choice, PolicyField("faults")], ...] = ()
@@ -1146,6 +1199,30 @@ class Scenario(Block):
     def _faults_can_strike(self) -> Self:
         if self.faults and any(pool.encoder is not None for pool in self.pools):
             raise ValueError("faults: failures beside encoders (`pools[].encoder`) are not modelled")
+        return self
+
+    @model_validator(mode="after")
+    def _fleets_scale(self) -> Self:
+        if not any(pool.replicas for pool in self.pools):
+            raise ValueError("no pool has a replica at the start: give one of them replicas above 0")
+        if self.conversions and self.autoscaler is None:
+            raise ValueError("conversions: nobody asks for them: give an autoscaler of the fleet (`autoscaler`)")
+        for pool in self.pools if self.autoscaler is None else ():
+            if not pool.replicas and pool.autoscaler is None:
+                raise ValueError(f'pool "{pool.name}" has no replica, and nobody asks for one: give it an autoscaler')
+        if self.conversions and self.faults:
+            raise ValueError("faults: failures of replicas that change their pool (`conversions`) are not modelled")
+        for pool in self.pools if self.autoscaler is not None else ():
+            if pool.autoscaler is not None:
+                raise ValueError(f'pool "{pool.name}" has an autoscaler, and the fleet has one: one or the other')
+            if pool.models or pool.encoder is not None:
+                raise ValueError(
+                    f'autoscaler: pool "{pool.name}" has models or an encoder: such pools do not change their size'
+                )
+            if pool.min_replicas > pool.replicas:
+                raise ValueError(
+                    f'pool "{pool.name}": min_replicas {pool.min_replicas} is above replicas {pool.replicas}'
+                )
         return self
 
     @model_validator(mode="after")

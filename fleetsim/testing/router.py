@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fleetsim.errors import PolicyError
-from fleetsim.routing.api import FleetView, Freshness, Reject, RequestView, Route, Window
+from fleetsim.routing.api import FleetView, Freshness, Hold, Reject, RequestView, Route, Window
 from fleetsim.testing.places import ORIGINS, some_places
 from fleetsim.testing.report import Config, Policy, Report
 from fleetsim.testing.station import Station
@@ -53,6 +53,8 @@ _VIEWS = (
 """How old what it sees may be."""
 _OLD = (2, 64)
 """Numbers of replicas at which views that are not exact are tried."""
+_ABSENT = (2, 7)
+"""Numbers of replicas of which some come and go."""
 _SPEED = 5000.0
 """Prompt tokens per second of the slowest replicas."""
 _COSTS = (1, 10, 1000)
@@ -71,7 +73,8 @@ class _Trial:
 def check_router(policy: type | str, config: Config = None) -> Report:
     """Try a router on fleets of 1 to 1,000 replicas of different speed, with views of every freshness.
 
-    Checked are: every decision names a replica (alone or in a `Route`) or is a `Reject` with a reason; somebody is served; the
+    Checked are: every decision names a replica (alone or in a `Route`) that is there, or is a `Reject` with a reason; somebody is
+    served; the
     same seed gives the same decisions, whatever other instances and random generators do; decisions do not depend on the true
     output length, and the request's hidden parts are not touched; neither request nor view is changed. A `WindowRouter` is asked
     about windows as the gateway collects them: what it says of them is valid, each request gets one answer, and explaining a window
@@ -98,7 +101,7 @@ def check_router(policy: type | str, config: Config = None) -> Report:
     for replicas in _FLEETS:
         trial = _trial(replicas, seed=replicas)
         expected = _decisions(checked, trial, replicas, watch=True)
-        served = [decision for decision in expected if not isinstance(decision, Reject)]
+        served = [decision for decision in expected if not isinstance(decision, Reject | Hold)]
         if not served:
             checked.fail(f"rejects all of {_REQUESTS} requests on {replicas} replicas: {expected[0]}")
         if _decisions(checked, trial, replicas) != expected:
@@ -113,6 +116,9 @@ def check_router(policy: type | str, config: Config = None) -> Report:
             checked.fail("decides otherwise when the request's hidden parts are sealed")
         if _decisions(checked, trial, replicas, beside=True) != expected:
             checked.fail("instances are not independent: another one in the same process changes the decisions")
+    for freshness in _VIEWS:
+        _avoids_absent(checked, freshness)
+    checked.passed("replicas that are not there are avoided, and used again when they are back")
     checked.passed("every decision names a replica or gives a reason; one replica is enough")
     checked.passed("the same seed gives the same decisions, with other instances beside it or without")
     checked.passed("views that are exact, sampled or delayed will do, with own counts as old or not")
@@ -120,6 +126,44 @@ def check_router(policy: type | str, config: Config = None) -> Report:
     checked.passed("requests and view are left as they are")
     costs = {_plural(n): _router_cost(checked, n) for n in _COSTS}
     return checked.report(costs)
+
+
+def _avoids_absent(checked: Policy, freshness: Freshness) -> None:
+    """Let replicas come and go: requests must go to those that are there, and in the end to each one that came back."""
+    for replicas in _ABSENT:
+        trial = _trial(replicas, seed=replicas)
+        course = _Course(replicas, trial, freshness)
+        view = course.view
+        for position in range(0, replicas, 2):  # some are away before the router is made
+            view.set_present(position, False)
+        router = checked.create(np.random.default_rng(5), view)
+        for number, (at_s, requests) in enumerate(_windows(checked, router, course, trial)):
+            course.begin(at_s)
+            away = _away(replicas, number)
+            for position in range(replicas):
+                view.set_present(position, position not in away)
+            for request, decision in zip(
+                requests, _route(checked, router, requests, RequestView, replicas), strict=True
+            ):
+                if isinstance(decision, Reject):
+                    continue
+                position = decision.replica if isinstance(decision, Route) else decision
+                if position in away:
+                    checked.fail(
+                        f"sends request {request.id} to replica {position} of {_plural(replicas)}, which is not there: "
+                        f"`view.members` are {view.members}, and `view.present` says so too"
+                    )
+                course.send(request, position)
+
+
+def _away(replicas: int, number: int) -> set[int]:
+    """Who is not there at a decision: every other one, nobody for a while, then all but one, each in turn."""
+    phase = number // 40
+    if phase % 3 == 0:
+        return set(range(phase % 2, replicas, 2)) if replicas > 1 else set()
+    if phase % 3 == 1:
+        return set()
+    return set(range(replicas)) - {number % replicas}
 
 
 def _plural(replicas: int) -> str:
@@ -223,7 +267,7 @@ def _decisions(
     beside: bool = False,
     sealed: bool = False,
     freshness: Freshness = _VIEWS[0],
-) -> list[int | Route | Reject]:
+) -> list[int | Route | Reject | Hold]:
     """A new router's decisions."""
     course = _Course(replicas, trial, freshness)
     view = course.view
@@ -233,7 +277,7 @@ def _decisions(
     other = None
     if beside:
         other = checked.create(np.random.default_rng(6), _Course(replicas, trial, freshness).view)
-    decisions: list[int | Route | Reject] = []
+    decisions: list[int | Route | Reject | Hold] = []
     for at_s, requests in _windows(checked, router, course, trial):
         course.begin(at_s)
         if other is not None:
@@ -244,7 +288,7 @@ def _decisions(
             checked.fail("changes the request or the view; a router only answers")
         decisions += answers
         for request, decision in zip(requests, answers, strict=True):
-            if not isinstance(decision, Reject):
+            if not isinstance(decision, Reject | Hold):
                 course.send(request, decision.replica if isinstance(decision, Route) else decision)
     return decisions
 
@@ -281,7 +325,7 @@ def _windows(checked: Policy, router: Any, course: _Course, trial: _Trial) -> It
 
 def _route(
     checked: Policy, router: Any, requests: Sequence[Request], view_of: Any, replicas: int
-) -> Sequence[int | Route | Reject]:
+) -> Sequence[int | Route | Reject | Hold]:
     """A router's answers about requests that it decides about together, checked."""
     checked.decisions += len(requests)
     views = [view_of(request) for request in requests]
@@ -304,7 +348,13 @@ def _route(
     ]
 
 
-def _checked(checked: Policy, method: str, decision: Any, request: Request, replicas: int) -> int | Route | Reject:
+def _checked(
+    checked: Policy, method: str, decision: Any, request: Request, replicas: int
+) -> int | Route | Reject | Hold:
+    if isinstance(decision, Hold):
+        if not getattr(checked.policy, "holds", False) or method == "route_window":
+            checked.fail("holds a request: its class must say `holds = True` and decide about one at a time")
+        return decision
     if isinstance(decision, Reject):
         if not (isinstance(decision.reason, str) and decision.reason):
             checked.fail(f"rejects request {request.id} without a reason")
@@ -355,7 +405,7 @@ def _router_cost(checked: Policy, replicas: int) -> float:
         decisions = router.route_window(asked) if hasattr(router, "route_window") else [router.route(asked[0])]
         spent_ns += perf_counter_ns() - start_ns
         for request, decision in zip(requests, decisions, strict=True):
-            if not isinstance(decision, Reject):
+            if not isinstance(decision, Reject | Hold):
                 course.send(request, decision.replica if isinstance(decision, Route) else decision)
     checked.decisions += _REQUESTS
     return spent_ns / _REQUESTS / 1e3

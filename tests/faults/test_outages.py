@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetsim.errors import InputError
+from tests.energy.test_ledger import series
 from tests.fleet.test_moves import HERE, MANY, column, pool, run, same_in_single_steps, scenario
 
 RACKS: dict[str, Any] = {"network": {"servers_per_leaf": 1}}
@@ -42,6 +43,8 @@ def test_what_waits_behind_a_cut_comes_out_when_it_is_mended(tmp_path: Path) -> 
     arrival = np.array(column(result, "arrival_s"))
     assert (replica[(arrival > 1.2) & (arrival < 3.0)] < 2).all()  # it was noticed
     assert result.summary["recoveries"] == 0
+    simulated_s = result.summary["simulated_s"]
+    assert result.summary["availability_ratio"] == pytest.approx(1.0 - 2 * 2.0 / (4 * simulated_s))
     kinds = result.table("events")["kind"].to_pylist()
     assert (kinds.count("replica_unreachable"), kinds.count("replica_reachable")) == (2, 2)
 
@@ -142,6 +145,7 @@ def test_cuts_of_nothing_are_refused(incident: Any, says: str, tmp_path: Path) -
         ]
     ),
     crashes=st.booleans(),
+    prices=st.booleans(),
 )
 def test_cuts_in_leaps_and_steps(
     seed: int,
@@ -153,6 +157,7 @@ def test_cuts_in_leaps_and_steps(
     prefix_cache: bool,
     more: dict[str, Any],
     crashes: bool,
+    prices: bool,
     tmp_path: Path,
 ) -> None:
     one = apart(4, prefix_cache=prefix_cache) | {"startup": {"weights": "none", "init": "0.2 s"}}
@@ -160,6 +165,9 @@ def test_cuts_in_leaps_and_steps(
     given = scenario(seed=seed, pools=[one], faults=[cut(at_s, for_s, **scope)], gateway=gateway, **RACKS)
     if crashes:
         given["faults"].append({"policy": "crashes", "scope": "replica", "mtbf_h": 0.001, "repair_h": 0.0002})
+    if prices:
+        given["energy"] = {"carbon_intensity": series(tmp_path, "grams", [300.0, 100.0, 0.0, 500.0])}
+        one["price"] = series(tmp_path, "usd", [1.0, 3.0, 2.0], 0.4)
     result = same_in_single_steps(given, tmp_path)
     assert set(column(result, "status")) <= {"finished", "failed", "timed_out"}
 

@@ -52,6 +52,11 @@ def test_requests_wait_at_the_gateway_while_nobody_is_there(tmp_path: Path) -> N
     # paid for and powered while up or starting: three seconds down each
     on_s = 2 * (result.summary["simulated_s"] - 3.0)
     assert result.summary["accelerator_hours"] == pytest.approx(on_s / 3600.0)
+    # there at 0 to 1.5 s and from 5.5 s on
+    simulated_s = result.summary["simulated_s"]
+    assert result.summary["availability_ratio"] == pytest.approx(1.0 - 4.0 / simulated_s)
+    rows = result.table("fleet")["availability_ratio"].to_pylist()
+    assert rows[:6] == pytest.approx([1.0, 0.5, 0.0, 0.0, 0.0, 0.5])
 
 
 def test_what_nobody_notices_is_lost_and_sent_again(tmp_path: Path) -> None:

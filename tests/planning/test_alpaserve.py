@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_pipelines_equal_the_event_driven_kernel(requests: list[tuple[float, int
         begin(0)
 
     for number, (at, _) in enumerate(requests):
-        clock.at(at, lambda number=number: arrive(number))
+        clock.at(at, partial(arrive, number))
     clock.run()
     assert took == pytest.approx(np.array(ended) - arrivals)
 

@@ -113,7 +113,7 @@ def space(stock: dict[str, int]) -> Space:
 def test_moves_reach_every_layout_and_stay_within_the_stock() -> None:
     """From the smallest groups, every complete layout into which nothing more fits can be reached by moves."""
     here = space({"h100-sxm": 4})
-    reached = {start for role in ("mixed", "prefill") if (start := here.start(role))}  # type: ignore[arg-type]
+    reached = {start for role in ("mixed", "prefill") if (start := here.start(role))}
     edge = sorted(reached)
     while edge:
         found = {more for layout in edge for more in here.neighbours(layout, MOVES)} - reached

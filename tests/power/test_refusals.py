@@ -72,6 +72,32 @@ def test_a_pool_has_one_manager(tmp_path: Path) -> None:
     assert 'pool "chat" has a power manager already, that of power[0]' in " ".join(result.output.split())
 
 
+def test_replicas_that_change_their_llm_have_no_manager(tmp_path: Path) -> None:
+    text = SCENARIO.replace("POWER", "{}").replace("MANAGER", "slo-clock").replace("POOLS", "swaps").replace("ROW", "")
+    path = tmp_path / "power.yaml"
+    path.write_text(
+        text.replace(
+            "  - name: batch\n    llm: llama-3.1-8b", "  - name: swaps\n    llm: qwen2.5-7b\n    models: [phi-4]"
+        ),
+        encoding="utf-8",
+    )
+    result = CliRunner().invoke(cli, ["validate", str(path)])
+    assert result.exit_code == 2
+    assert "clocks, caps and sleep are not modelled with `models`" in " ".join(result.output.split())
+
+
+def test_the_answer_shows_what_was_done(tmp_path: Path) -> None:
+    text = SCENARIO.replace("POWER", "{}").replace("POOLS", "chat, batch").replace("ROW", "budget: 1 kW")
+    path = tmp_path / "power.yaml"
+    stages = "{policy: schedule, stages: [{at_s: 1, clock_ratio: 0.5}]}"
+    path.write_text(text.replace("MANAGER", stages), encoding="utf-8")
+    result = CliRunner().invoke(cli, ["run", str(path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "of its budget" in result.output
+    assert "below the usual clock or cap" in result.output
+    assert "brakes pulled" not in result.output
+
+
 @pytest.mark.parametrize(("manager", "told"), [("polca", "without a budget"), ("sleep", "has no sleep state")])
 def test_managers_that_can_do_nothing_are_warned_of(manager: str, told: str, tmp_path: Path) -> None:
     text = SCENARIO.replace("POWER", "{}").replace("MANAGER", manager).replace("POOLS", "chat").replace("ROW", "")

@@ -110,28 +110,29 @@ def test_slo_clock_leaves_time_for_prompts() -> None:
     assert at(row, desk("slo-clock", row), 5, 0) == [Clock(0, 0.7)]
 
 
-def test_slo_clock_waits_for_the_prompts_in_the_queue() -> None:
-    pool = pool_state("main", ttft_limit_s=1.0, tpot_limit_s=1.0)
+def test_slo_clock_counts_prompts_that_wait() -> None:
+    pool = pool_state("main", ttft_limit_s=0.5, tpot_limit_s=1.0)
     row = row_of((pool, 1))
-    row.replicas[0].waiting, row.replicas[0].waiting_tokens = 2, 4600
-    # 0.46 s / f + a step of 10 ms + 0.2 ms / f + 0.46 ms <= 0.8 s: f >= 0.583
-    assert at(row, desk("slo-clock", row), 5, 0) == [Clock(0, 0.6)]
+    row.replicas[0].waiting, row.replicas[0].waiting_tokens = 2, 8000
+    pool.window.longest_prompt = 1000
+    # 8000 tokens in 2 s take u = 0.4 / f of the time; 0.1 s / f / (1 - 0.4 / f) and a step of 11 ms within 0.4 s: f >= 0.66
+    assert at(row, desk("slo-clock", row), 5, 0) == [Clock(0, 0.7)]
+    row.replicas[0].waiting_tokens = 30000  # more than it can do at any clock
+    assert at(row, desk("slo-clock", row), 5, 0) == [Clock(0, 1.0)]
 
 
 def test_slo_clock_in_an_emergency() -> None:
     pool = pool_state("main", ttft_limit_s=1.0, tpot_limit_s=0.1)
     row = row_of((pool, 2))
     manager = desk("slo-clock", row)
-    row.replicas[1].oldest_s = 0.5
+    row.replicas[1].oldest_s = 1.01
     assert at(row, manager, 5, 0) == [Clock(0, 0.4), Clock(1, 1.0)]
     row.replicas[1].oldest_s = 0.0
     assert at(row, manager, 15, 0) == [Clock(0, 0.4), Clock(1, 1.0)]
     assert at(row, manager, 20, 0) == [Clock(0, 0.4), Clock(1, 0.4)]
-    pool.window.ttfts, pool.window.late, row.replicas[0].running = 100, 2, 1
-    assert at(row, manager, 25, 0) == [
-        Clock(0, 1.0),
-        Clock(1, 0.4),
-    ]  # 2 % late, 1 % allowed; nobody is at the other one
+    for replica, missed in zip(row.replicas, (2, 1), strict=True):
+        replica.ttfts, replica.missed = 100, missed
+    assert at(row, manager, 25, 0) == [Clock(0, 1.0), Clock(1, 0.4)]  # 2 % and 1 % late, 1 % allowed
 
 
 # --- the others ----------------------------------------------------------------------------------------------------------
@@ -203,7 +204,8 @@ def test_grid_flex_holds_the_objective_if_it_is_told_to() -> None:
     row = row_of((pool, 1), budget_w=1e9)
     call = {"start_s": 2.0, "duration_s": 30.0, "curtail_ratio": 0.25}
     manager = desk("grid-flex", row, calls=[call], hold=True, by="seats")
+    row.replicas[0].running = 40
     pool.window.ttfts, pool.window.late = 10, 1
     assert at(row, manager, 2, 700) == []
     pool.window.late = 0
-    assert at(row, manager, 4, 700) == [Seats(0, 48)]
+    assert at(row, manager, 4, 700) == [Seats(0, 30)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from math import exp
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 import fleetsim
+from fleetsim.plugins import PolicyConfig
+from fleetsim.power.api import Clock, Row
 from tests.fleet.test_moves import pool, run, scenario
 
 
@@ -165,3 +167,49 @@ def test_a_budget_is_measured(tmp_path: Path) -> None:
     result = run(given, tmp_path)
     site_w = max(row["site_power_w"] for row in result.table("fleet").to_pylist()[:-1])
     assert result.summary["power_budget_peak_ratio"] == pytest.approx(site_w / 2000.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("by", ["cap", "clock", "seats"])
+def test_the_grid_gets_what_it_asked_for(by: str, tmp_path: Path) -> None:
+    """During a call the mean power is near the target, from a few looks after its beginning to its end; then it is as before."""
+    given = alone(100000, "20 req/s")
+    given["pools"] = [
+        pool("main", 2) | {"accelerator": "h100-sxm", "power": {"host_busy": "80 W", "host_idle": "40 W"}}
+    ]
+    given["pools"][0]["engine"]["kv"] = {"block_tokens": 16}
+    given["workload"] |= {
+        "duration": "100 s",
+        "requests": 2000,
+        "prompt_tokens": {"distribution": "fixed", "value": 1500},
+    }
+    curtail = {"cap": 0.15, "clock": 0.15, "seats": 0.03}[
+        by
+    ]  # fewer at a time save little: most of it is drawn by one alone
+    call = {"start_s": 40.0, "duration_s": 40.0, "curtail_ratio": curtail}
+    manager = {"policy": "grid-flex", "by": by, "calls": [call], "baseline_s": 20.0}
+    given |= {"power": [{"manager": manager}], "run": {"interval": "2 s"}}
+    rows = run(given, tmp_path).table("fleet").to_pylist()
+    watts = {row["start_s"]: row["site_power_w"] for row in rows}
+    before = np.mean([watts[t] for t in range(20, 40, 2)])
+    during = np.mean([watts[t] for t in range(50, 80, 2)])
+    after = np.mean([watts[t] for t in range(86, 98, 2)])
+    assert during == pytest.approx(before * (1 - curtail), rel=0.025)
+    assert after > during
+
+
+class Halved:
+    """Half the clock from the first look on."""
+
+    Config: ClassVar = PolicyConfig
+    period_s = 0.5
+
+    def __init__(self, config: PolicyConfig, rng: np.random.Generator, row: Row) -> None:
+        self._row = row
+
+    def tick(self) -> list[Clock]:
+        return [Clock(number, 0.5) for number in range(len(self._row.replicas))]
+
+
+def test_a_manager_of_ones_own_is_handed_over_as_a_class(tmp_path: Path) -> None:
+    result = fleetsim.run(alone(), out=tmp_path / "out", overrides={"power": [{"manager": Halved}]})
+    assert result.summary["power_capped_s"] == pytest.approx(result.summary["simulated_s"] - 0.51, abs=0.03)

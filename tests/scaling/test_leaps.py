@@ -15,6 +15,7 @@ QUICK = {
     "apa": {"target": 0.3, "period_s": 2.0, "window_s": 6.0},
     "cron": {"schedule": [1, 4, 0], "begin_hour": 0.997, "period_s": 2.0},
     "dynamo-planner": {"interval_s": 5.0},
+    "dynamollm": {"period_s": 3.0},
     "knative-rl": {"period_s": 2.0, "explore": 1.0, "step": 3},
     "llumnix": {"period_s": 1.0, "lasting_s": 2.0},
     "newsvendor": {"period_s": 4.0},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fleetsim.scaling.api import Window
+from fleetsim.scaling.api import Profile, Window
 from fleetsim.scaling.capacity import best_batch, decode_rate, replica_seconds
 from fleetsim.scaling.future import Future, Known
 from fleetsim.workload.request import Request
@@ -300,3 +302,60 @@ def test_a_schedule_is_followed_ahead_of_time() -> None:
     assert later.tick() == 5
     assert later.until(1799) == 5
     assert later.until(1800) == 0
+
+
+# --- dynamollm -----------------------------------------------------------------------------------------------------------
+
+
+def profiled(power_w: Callable[[float], float], slower: bool, idle_w: float) -> Callable[[float], Profile]:
+    """50 ms a prompt, 20 ms a step, at a power by the clock; both go with the clock if `slower`."""
+
+    def at_clock(ratio: float) -> Profile:
+        pace = 1.0 / ratio if slower else 1.0
+        watts = power_w(ratio)
+        return Profile(
+            lambda n, c: (0.02 * pace, 0.02 * pace * watts), lambda tokens: (0.05 * pace, 0.05 * pace * watts), idle_w
+        )
+
+    return at_clock
+
+
+def dynamollm(**config: Any) -> Desk:
+    desk = Desk("dynamollm", 1, least=1, most=20, period_s=10.0, **config)
+    desk.pool.ttft_limit_s, desk.pool.tpot_limit_s = 1.0, 0.1
+    window = desk.pool.window
+    window.arrivals, window.prompt_tokens, window.finished, window.output_tokens = 400, 40_000, 100, 10_000
+    return desk
+
+
+def test_replicas_that_draw_the_same_whatever_they_do_should_be_few() -> None:
+    """44 requests/s are planned for. One replica's steps yield 5,000 tokens/s in what prompts leave: 100 x <= 5000 (1 - 0.05 x)."""
+    desk = dynamollm()
+    desk.pool.at_clock = profiled(lambda _: 100.0, slower=False, idle_w=100.0)
+    assert desk.tick() == ceil(44.0 / (5000.0 / 350.0)) == 4
+
+
+def test_replicas_that_draw_nothing_idle_should_be_many_and_slow() -> None:
+    """At half the clock a job takes twice as long at an eighth of the power: a quarter of the energy, on twice the replicas."""
+    desk = dynamollm(clocks=[0.5, 1.0])
+    desk.pool.at_clock = profiled(lambda f: 800.0 * f**3, slower=True, idle_w=0.0)
+    # steps of 40 ms yield 2,500 tokens/s: 100 x <= 2500 (1 - 0.1 x): x <= 7.14;
+    # 0.04 / (1 - 0.1 x) <= 0.08: x <= 5
+    assert desk.tick() == ceil(44.0 / 5.0) == 9
+    only_fast = dynamollm(clocks=[1.0])
+    only_fast.pool.at_clock = desk.pool.at_clock
+    assert only_fast.tick() < 9
+
+
+def test_more_than_all_can_do_takes_all() -> None:
+    desk = dynamollm()
+    desk.pool.at_clock = profiled(lambda _: 100.0, slower=False, idle_w=0.0)
+    desk.pool.window.arrivals = 40_000
+    desk.pool.window.prompt_tokens = 4_000_000
+    assert desk.tick() == 20
+
+
+def test_without_a_profile_nothing_changes() -> None:
+    desk = dynamollm()
+    desk.pool.wanted = 3
+    assert desk.tick() == 3

@@ -114,7 +114,7 @@ CASES = {
     "no unit": ("ttft: 2 s", "ttft: 2", 10, 13, "slo.ttft", "has no unit", ""),
     "wrong unit": ("ttft: 2 s", "ttft: 2 GiB", 10, 13, "slo.ttft", "expected a time", ""),
     "below zero": ("ttft: 2 s", "ttft: -2 s", 10, 13, "slo.ttft", 'must be above 0, found "-2 s"', ""),
-    "no replica": ("replicas: 1", "replicas: 0", 14, 70, "pools[0].replicas", "must be at least 1, found 0", ""),
+    "no replica": ("replicas: 1", "replicas: -1", 14, 70, "pools[0].replicas", "must be at least 0, found -1", ""),
     "half a replica": (
         "replicas: 1",
         "replicas: 1.5",
@@ -191,7 +191,9 @@ def test_one_mistake_one_finding(case: str, findings: Find) -> None:
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_file(findings: Find) -> None:
-    text = changed("seed: 7", "seed: -7").replace("ttft: 2 s", "ttft: 2 W").replace("replicas: 1", "replicas: 0, tp: 2")
+    text = (
+        changed("seed: 7", "seed: -7").replace("ttft: 2 s", "ttft: 2 W").replace("replicas: 1", "replicas: -1, tp: 2")
+    )
     assert [f.path for f in findings(text)] == ["seed", "slo.ttft", "pools[0].replicas", "pools[0].tp"]
 
 

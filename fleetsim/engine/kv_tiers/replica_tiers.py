@@ -51,7 +51,7 @@ class Part:
 class Load:
     """One request's blocks on their way up: a `Carrier`."""
 
-    __slots__ = ("_flows", "_missing", "_parts", "_path", "_started_s", "_tiers", "blocks")
+    __slots__ = ("_first", "_flows", "_missing", "_parts", "_path", "_started_s", "_tiers", "blocks")
 
     def __init__(self, tiers: ReplicaTiers, path: Path, parts: list[Part]) -> None:
         self._tiers = tiers
@@ -60,6 +60,7 @@ class Load:
         self._flows: list[Flow] = []
         self._missing = 0
         self._started_s = 0.0
+        self._first = 0
         self.blocks = parts[-1].end
         """Blocks of the path that its parts reach to."""
 
@@ -67,7 +68,7 @@ class Load:
         """Begin to copy the last `tokens` of the request's carried tokens."""
         tiers = self._tiers
         self._started_s = tiers.replica.clock.now_s
-        first = self.blocks - tokens // tiers.block_tokens
+        first = self._first = self.blocks - tokens // tiers.block_tokens
         wanted = []
         for part in self._parts:
             if part.end > first:
@@ -125,10 +126,27 @@ class Load:
         if not self._missing:
             self._flows.clear()
             request.load_s += tiers.replica.clock.now_s - self._started_s
-            parts = self._parts
+            parts = self._usable(request)
             self._finish(request)
             tiers.keep(self._path, parts)
             tiers.replica.loaded(request)
+
+    def _usable(self, request: Request) -> list[Part]:
+        """What was read up to the first corrupt block; the request computes the rest."""
+        parts, tiers = self._parts, self._tiers
+        if all(part.place.tier.damage is None for part in parts):
+            return parts
+        end = self.blocks
+        for part in parts:
+            first = max(part.first, self._first)
+            if first < part.end:
+                end = min(end, part.place.tier.read(self._path, first, part.end))
+        if end < self.blocks:
+            tokens = end * tiers.block_tokens
+            if request.cached_tokens == request.carried_tokens:
+                request.cached_tokens = tokens
+            request.carried_tokens = tokens
+        return [Part(p.place, p.node, p.first, min(p.end, end)) for p in parts if p.first < end]
 
     def _finish(self, request: Request) -> None:
         self.release()
@@ -367,6 +385,7 @@ class ReplicaTiers:
             come = max(self._pages(entry.end - int(missing)) - entry.first, 0) if missing else blocks
             self.store.read_tokens += come * self.block_tokens
             tier.read_blocks += come
+            come = self._pages(tier.read(entry.path, entry.first, entry.first + come)) - entry.first
             self.own[0].tier.insert(entry.path, entry.first, entry.first + come)
         self._end(entry)
 

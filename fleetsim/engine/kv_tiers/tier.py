@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from fleetsim.engine.kv_tiers.damage import Damage
 from fleetsim.engine.prefix_cache import Node, PrefixCache
 from fleetsim.errors import LawError
 from fleetsim.network.flows import Network
@@ -31,12 +32,35 @@ class Tier:
         self.index = PrefixCache(capacity_blocks)
         self.pinned: dict[Node, int] = {}
         """Nodes that are being read, and by how many."""
+        self.damage: Damage | None = None
+        """What is corrupt, where anything ever was."""
         self.read_blocks = 0
         self.written_blocks = 0
 
     def holds(self, path: Path, limit: int) -> int:
         """How many of the first `limit` blocks of `path` are here."""
-        return self.index.lookup(path, limit)
+        held = self.index.lookup(path, limit)
+        return held if self.damage is None else self.damage.sound(path, held)
+
+    def read(self, path: Path, first: int, end: int) -> int:
+        """Have read blocks `first` to `end` of a path; up to which block they are what they should be."""
+        return end if self.damage is None else self.damage.read(path, first, end)
+
+    def corrupt(self, share: float) -> int:
+        """Let a share of the blocks hold something else; how many."""
+        if self.damage is None:
+            self.damage = Damage()
+        return self.damage.strike(self.index, share)
+
+    def lose(self) -> int:
+        """Hold nothing any more; how many blocks that were. What is being read is found to be corrupt."""
+        blocks = self.index.cached
+        if self.index.used:
+            if self.damage is None:
+                self.damage = Damage()
+            blocks += self.damage.strike(self.index, 1.0, used_only=True)
+        self.index.forget_all()
+        return blocks
 
     def pin(self, path: Path, blocks: int) -> Node:
         """Keep the first `blocks` blocks of a path, which are here, until `unpin`."""
@@ -66,6 +90,8 @@ class Tier:
         have = index.lookup(path, blocks)
         if have < first:
             return 0
+        if self.damage is not None:
+            self.damage.written(path, first, blocks)
         node = index.acquire_hit() if have else index.root
         new = min(blocks - have, index.capacity - index.used)
         if new > 0:

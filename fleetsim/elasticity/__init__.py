@@ -1,0 +1,1 @@
+"""Autoscalers of whole fleets: how many replicas of each pool, and which turn into replicas of another one."""
