@@ -34,7 +34,7 @@ OFFERED = [
 
 @pytest.mark.parametrize("parameters", OFFERED)
 def test_the_checker_passes(parameters: dict[str, Any]) -> None:
-    assert len(check_router("gar-pd", parameters).checks) == 6
+    assert len(check_router("gar-pd", parameters).checks) == 7
 
 
 class Fleet:
