@@ -40,6 +40,8 @@ class ChironConfig(PolicyConfig):
     """… while its back-pressure is below this; both are assumptions …"""
     shrink: Annotated[float, Field(gt=0, lt=1, json_schema_extra={"unit": "ratio"})] = 0.2
     """… and share by which it shrinks while that is above 1; an assumption too."""
+    smooth: _Share = 0.5
+    """Weight of the last look in a replica's throughput; an assumption."""
     start_seqs: _Count | None = None
     """Batch size at the beginning; default: what the scheduler says, which is the largest."""
     group_s: Seconds = 60.0
@@ -51,10 +53,11 @@ class ChironConfig(PolicyConfig):
 class Chiron:
     """Sets the batch size of each replica by its own back-pressure, and the number of replicas by that of the work.
 
-    Rule, on each replica: back-pressure is the larger of its mean step time over the objective per token, and of its throughput at
-    the last look over that now; the latter counts only where it had as many requests as it may run at both looks, as otherwise
-    throughput says nothing of the batch size. Below `grow_below` the batch size grows by `grow`, above 1 it shrinks by `shrink`.
-    Replicas of the pool for batch requests have the objective of the batch classes, if these have one of their own.
+    Rule, on each replica: back-pressure is the larger of its mean step time over the objective per token, and of its throughput of
+    answers at the last look over that now, smoothed. The latter counts only where it had as many requests as it may run at both
+    looks and where that number has grown in between: a batch that shrank is slower by itself, and would go on shrinking. Below
+    `grow_below` the batch size grows by `grow`, above 1 it shrinks by `shrink`. Replicas of the pool for batch requests have the
+    objective of the batch classes, if these have one of their own.
 
     Rule for interactive work: back-pressure is the share of interactive and mixed replicas that have interactive requests (the
     router `chiron` packs these). As many are wanted as bring it to `theta`; more at once, fewer one at a time. The pool for
@@ -65,7 +68,8 @@ class Chiron:
     replicas are wanted with which no group waits beyond its deadline less the time to start a replica; none go before nobody is
     held any more, and then all do.
 
-    What is charged: starts and drains as the pools say.
+    What is charged: starts and drains as the pools say. On mixed replicas interactive requests should take the place of batch ones:
+    `classes` with priorities, and `engine.order: preemptive-priority`.
 
     References
     ----------
@@ -82,7 +86,9 @@ class Chiron:
             if name not in fleet.pools:
                 raise PolicyError(f'chiron names a pool "{name}", which there is not')
         self._rates: dict[int, float] = {}
-        """Tokens per second at the last look, of replicas that were full then."""
+        """Tokens per second until the last look, smoothed, of replicas that were full then."""
+        self._grown: set[int] = set()
+        """Replicas whose batch size grew at the last look."""
         self._seats: dict[int, float] = {}
         """Batch sizes, not rounded."""
         self._tokens = 0.0
@@ -119,23 +125,30 @@ class Chiron:
         config, most = self._config, self._fleet.pools[pool].max_seqs
         now = self._seats.setdefault(replica.number, float(min(config.start_seqs or most, most)))
         pressure = self._pressure(replica, limit_s)
+        before = round(now)
         if pressure > 1.0:
             now *= 1.0 - config.shrink
         elif pressure < config.grow_below:
             now *= 1.0 + config.grow
         now = self._seats[replica.number] = min(max(now, 1.0), float(most))
+        self._grown.discard(replica.number)
+        if round(now) > before:
+            self._grown.add(replica.number)
         return round(now)
 
     def _pressure(self, replica: ReplicaState, limit_s: float) -> float:
         """Local back-pressure; rounded, so that equals are equal."""
-        before = self._rates.pop(replica.number, 0.0)
+        before = self._rates.pop(replica.number, None)
         if not replica.steps:
             return 0.0
         pressure = replica.busy_s / replica.steps / limit_s
         if replica.running + replica.waiting >= replica.max_seqs and replica.output_tokens:
             rate = replica.output_tokens / self._fleet.elapsed_s
+            if before is not None:
+                rate = self._config.smooth * rate + (1.0 - self._config.smooth) * before
+                if replica.number in self._grown:
+                    pressure = max(pressure, before / rate)
             self._rates[replica.number] = rate
-            pressure = max(pressure, before / rate)
         return round(pressure, 6)
 
     # --- interactive work ----------------------------------------------------------------------------------------------

@@ -68,8 +68,9 @@ def judge(
 
     Seeds give independent runs, and Student's interval of their mean is looked at after each from the third on; its level is raised
     by the number of looks (Bonferroni), so that looking often does not make it optimistic. A replayed trace is the same in every
-    run: then one run is cut into 20 batches in order of arrival. Where most runs are overloaded the SLO counts as missed whatever
-    its attainment: with a longer workload it would be.
+    run: then one run is cut into 20 batches in order of arrival. Where all runs are overloaded the SLO counts as missed whatever
+    its attainment: with a longer workload it would be. Where only most are, and the attainment is above the target with
+    confidence, they are taken to be short runs that look so.
 
     Parameters
     ----------
@@ -105,9 +106,8 @@ def judge(
             missed = missed or _missed(result, loaded)
             if fixed:
                 interval = (shares[0], *_within_run(result, confidence.level))
-        sure = (
-            fixed or shares[-1] < target or len(shares) >= confidence.min_seeds
-        )  # one short run may look as if it grew
+        # one short run may look as if its queue grew
+        sure = fixed or shares[-1] < target or len(shares) >= confidence.min_seeds
         if 2 * overloaded > len(shares) and sure and (fixed or overloaded == len(shares)):
             figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
             mean = float(np.mean(shares))
@@ -121,7 +121,7 @@ def judge(
             break
     figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     mean, low, high = interval
-    if 2 * overloaded > len(shares):
+    if overloaded == len(shares) or (2 * overloaded > len(shares) and low < target):
         return Judgement("missed", interval, target, len(shares), figures, missed, "overloaded: the queue grows")
     told = f"{mean:.2%} [{low:.2%}, {high:.2%}] of requests within the SLO, {target:.2%} wanted"
     if low >= target:

@@ -115,7 +115,9 @@ class StatedPortfolio(Verifiable):
             series.append(("carbon", self.carbon))
         for what, values in series:
             if 1 < len(values) < self.hours:
-                raise ValueError(f"{what} ends after {len(values)} hours, the horizon is {self.hours}")
+                raise ValueError(
+                    f"{what} ends after {len(values)} hours, the horizon is {self.hours}: give more values or fewer hours"
+                )
         limited = self.power_limit is not None or self.racks is not None or self.carbon_limit is not None
         for name, chip in self.chips.items():
             if limited and chip.power <= 0.0:

@@ -30,8 +30,8 @@ class Chiron:
     mixed one that has fewer interactive requests than it may run, else to the interactive or mixed one with the fewest requests.
     A batch request goes to the first batch replica with room, else to the first mixed one with room that has no interactive
     request, else it is held at the gateway, in the order of arrival, until there is room. Full replicas first, so that the others
-    are idle, and seen to be. On mixed replicas interactive requests should come before batch ones: `classes` with priorities and
-    `engine.order: {policy: priority}`.
+    are idle, and seen to be. On mixed replicas interactive requests should take the place of batch ones: `classes` with priorities,
+    and `engine.order: preemptive-priority`.
 
     What is charged: the wait. How many requests a replica may run is its scheduler's `max_seqs`, or what the autoscaler `chiron`
     of the fleet says.

@@ -22,6 +22,8 @@ _LIMITS = {
     "less_than": ("lt", "below"),
     "less_than_equal": ("le", "at most"),
 }
+_BRANCHES = ("tuple[", "dict[", "list[", "function-", "constrained-")
+"""How pydantic names the alternatives of a value, which are no part of its path."""
 _EXPECTED = {
     "int": "a whole number",
     "float": "a number",
@@ -117,6 +119,8 @@ def _without_variants(loc: Path, tree: Located, root: Shape) -> Path:
     path: list[str | int] = []
     shape: Shape | None = root
     for step in loc:
+        if isinstance(step, str) and step.startswith(_BRANCHES):
+            continue
         if shape is not None and shape.variants():
             shape = shape.chosen(step)
             continue

@@ -37,7 +37,7 @@ def two_kinds(chat: float, batch: float) -> dict[str, Any]:
     seed=st.integers(0, 1000),
     chat=st.sampled_from([4, 12]),
     batch=st.sampled_from([10, 40]),
-    order=st.sampled_from(["fcfs", "priority"]),
+    order=st.sampled_from(["fcfs", "priority", "preemptive-priority"]),
     tokens=st.sampled_from([1600, 3200]),
     start_seqs=st.sampled_from([1, 8, None]),
     deadline_s=st.sampled_from([3, 60]),
