@@ -450,10 +450,8 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
     for pool in fleet.pools:
         for replica in pool.replicas:
             evicted = sum(batch.cache.evicted for batch in replica.batches)
-            if evicted:
-                rows.append((end_s, "kv_evictions", pool.name, replica.index, evicted))
-            if replica.lost_tokens:
-                rows.append((end_s, "lost_tokens", pool.name, replica.index, replica.lost_tokens))
+            totals = (("kv_evictions", evicted), ("lost_tokens", replica.lost_tokens))
+            rows += [(end_s, kind, pool.name, replica.index, count) for kind, count in totals if count]
             if replica.interruptions:
                 rows.append((end_s, "interruptions", pool.name, replica.index, replica.interruptions))
                 waited_us = round(replica.blocking_s * 1e6)
