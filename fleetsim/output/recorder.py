@@ -452,6 +452,8 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
             evicted = sum(batch.cache.evicted for batch in replica.batches)
             if evicted:
                 rows.append((end_s, "kv_evictions", pool.name, replica.index, evicted))
+            if replica.lost_tokens:
+                rows.append((end_s, "lost_tokens", pool.name, replica.index, replica.lost_tokens))
             if replica.interruptions:
                 rows.append((end_s, "interruptions", pool.name, replica.index, replica.interruptions))
                 waited_us = round(replica.blocking_s * 1e6)
