@@ -218,7 +218,9 @@ class StatedProcurement(OverScenario):
             }
         buckets = {
             kind.name: {
-                "rates": {kind.origin or next(iter(case.loaded.scenario.sites)): f"{float(kind.rates_per_s.mean())!r} req/s"},
+                "rates": {
+                    kind.origin or next(iter(case.loaded.scenario.sites)): f"{float(kind.rates_per_s.mean())!r} req/s"
+                },
                 "profile": (kind.rates_per_s / kind.rates_per_s.mean()).tolist(),
                 "slack_h": self.may_wait.get(kind.klass or "", 0),
                 "local": (kind.klass or "") not in self.anywhere,
