@@ -95,8 +95,10 @@ SHAPES: dict[str, dict[str, int]] = {"one": {}, "dp2": {"dp": 2}, "dp3": {"dp": 
             {},
             {"router": {"policy": f"{HERE}:Impatient", "hedge_after_s": 0.1}},
             {"rebalancer": {"policy": f"{HERE}:Restless"}},
+            {"timeout": "3 s"},
         ]
     ),
+    order=st.sampled_from(["fcfs", "vtc", "preemptive-priority"]),
 )
 def test_shapes_in_leaps_and_steps(
     seed: int,
@@ -110,12 +112,14 @@ def test_shapes_in_leaps_and_steps(
     scheduler: str,
     swap: bool,
     gateway: dict[str, Any],
+    order: str,
     tmp_path: Path,
 ) -> None:
     if weights == "host" and requests == "hand-over":
         accelerators = "new"  # two copies of the weights do not fit on one of these
     engine = {
         "scheduler": {"policy": scheduler},
+        "order": order,
         "prefix_cache": prefix_cache,
         "kv": {
             "capacity_tokens": tokens,
@@ -152,8 +156,11 @@ def test_shapes_in_leaps_and_steps(
             "changes": [{"at_s": t, "source": s, "target": d, "replicas": 1} for t, s, d in changes],
         },
     )
+    if order == "preemptive-priority":
+        given["workload"] |= {"class": "urgent"}
+        given["classes"] = {"urgent": {"priority": 1}}
     result = same_in_single_steps(given, tmp_path)
-    assert set(column(result, "status")) == {"finished"}
+    assert set(column(result, "status")) <= {"finished", "timed_out"}
     assert "conversion_begun" in result.table("events")["kind"].to_pylist()
 
 
