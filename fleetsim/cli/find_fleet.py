@@ -37,6 +37,8 @@ def command(
     limits: tuple[str, ...],
     prices: tuple[str, ...],
     power_limit: str | None,
+    racks: str | None,
+    carbon_limit: float | None,
     confidence: float,
     max_seeds: int,
     time_limit: float,
@@ -57,7 +59,7 @@ def command(
 
     plan = api.find_fleet(
         load_scenario(scenario_path(scenario), overrides),
-        options=options_of(candidates, limits, prices, power_limit),
+        options=options_of(candidates, limits, prices, power_limit, racks, carbon_limit_kg_per_h=carbon_limit),
         effort=effort_of(time_limit, gap),
         confidence=confidence_of(confidence, max_seeds),
         rounds=rounds,

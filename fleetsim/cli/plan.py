@@ -49,6 +49,8 @@ def command(
     limits: tuple[str, ...],
     prices: tuple[str, ...],
     power_limit: str | None,
+    racks: str | None,
+    carbon_limit: float | None,
     utilisation: float,
     slices: int,
     buckets: str,
@@ -81,8 +83,8 @@ def command(
         raise InputError(Finding(f'"{buckets}": expected ROWSxCOLUMNS such as 10x6', "--buckets"))
     effort = effort_of(time_limit, gap)
     if scenario is not None and is_problem(scenario):
-        if overrides or candidates or limits:
-            raise InputError("a stated problem takes no --set, --candidates or --limit: change the file")
+        if overrides or candidates or limits or prices or power_limit or racks or carbon_limit is not None:
+            raise InputError("a stated problem takes no --set, --candidates, --price or limits: change the file")
         plan = api.plan(
             scenario,
             effort=effort,
@@ -96,6 +98,8 @@ def command(
             limits,
             prices,
             power_limit,
+            racks,
+            carbon_limit_kg_per_h=carbon_limit,
             utilisation_limit=utilisation,
             slices=slices,
             rows=int(rows),

@@ -15,6 +15,7 @@ from fleetsim.units import show
 if TYPE_CHECKING:
     from fleetsim.planning.judge import Confidence
     from fleetsim.planning.plan import Options
+    from fleetsim.planning.racks import Racks
     from fleetsim.planning.result import Plan, Proof
     from fleetsim.planning.solve import Effort
 
@@ -22,8 +23,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def candidates_option(command: F) -> F:
-    """``--candidates``, ``--limit``, ``--price`` and ``--power-limit``."""
+    """``--candidates``, ``--limit``, ``--price``, ``--power-limit``, ``--racks`` and ``--carbon-limit``."""
     for option in (
+        click.option(
+            "--carbon-limit",
+            type=click.FloatRange(0),
+            metavar="KG/H",
+            help="Of all accelerators at work, CO2 per hour.",
+        ),
+        click.option("--racks", metavar="N=POWER", help="Racks and the power of each, e.g. `4=40 kW`."),
         click.option("--power-limit", metavar="POWER", help="Of all accelerators at work, e.g. `40 kW`."),
         click.option(
             "--price", "prices", multiple=True, metavar="NAME=USD/H", help="Price of an accelerator; repeatable."
@@ -59,7 +67,12 @@ def solver_option(command: F) -> F:
 
 
 def options_of(
-    candidates: str, limits: tuple[str, ...], prices: tuple[str, ...], power_limit: str | None, **more: Any
+    candidates: str,
+    limits: tuple[str, ...],
+    prices: tuple[str, ...],
+    power_limit: str | None,
+    racks: str | None,
+    **more: Any,
 ) -> Options:
     """What the command line says, as the planner's options.
 
@@ -82,8 +95,25 @@ def options_of(
         limits={name: int(value) for name, value in _numbers(limits, "--limit").items()},
         prices=_numbers(prices, "--price"),
         power_limit_w=watts,
+        racks=_racks(racks),
         **more,
     )
+
+
+def _racks(text: str | None) -> Racks | None:
+    from pydantic import ValidationError
+
+    from fleetsim.planning.racks import Racks
+
+    if text is None:
+        return None
+    count, _, power = text.partition("=")
+    try:
+        return Racks.model_validate({"count": int(count), "power": power.strip()})
+    except (ValueError, ValidationError):
+        raise InputError(
+            Finding(f'"{text}": expected N=POWER such as 4=40 kW, neither of them zero', "--racks")
+        ) from None
 
 
 def _numbers(texts: tuple[str, ...], option: str) -> dict[str, float]:

@@ -158,6 +158,7 @@ class EncodeStage:
             if chosen and images > max_images:
                 break
             time_s, dynamic_j = self.time(images, tokens)
+            time_s *= self.replica.factor
             if 0.0 <= within_s < time_s:
                 break
             chosen.append(request)
@@ -171,7 +172,10 @@ class EncodeStage:
         for request in self.current:
             del self.waiting[request]
             request.encode_replica = self.replica.index
-            request.encode_start_s = now_s
+            if (
+                request.first_scheduled_s != request.first_scheduled_s
+            ):  # else what was made of them was lost, and is made again
+                request.encode_start_s = now_s
         return self.pass_s
 
     def energy_j(self, share: float) -> float:
@@ -194,15 +198,23 @@ class EncodeStage:
         self.after_pass = True
         self.passes += 1
         for request in done:
-            request.encode_end_s = now_s
+            if request.first_scheduled_s != request.first_scheduled_s:
+                request.encode_end_s = now_s
             self.encoded += request.images
             self._done.pop(request)(request)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no images wait, are on their way, or are encoded now."""
+        return not (self._coming or self.waiting or self.current)
+
     def stop(self) -> None:
-        """The run ends here: forget what waits."""
+        """The run ends here, or the replica fails: forget what waits."""
         for timer in self._coming.values():
             timer.cancel()
         self._coming.clear()
         self.waiting.clear()
         self._done.clear()
         self.current = []
+        self.after_pass = False
+        self.credit_s = 0.0

@@ -502,6 +502,8 @@ class Replica:
         now_s = self.clock.now_s
         if self.listener is not None:
             self.listener.changing(now_s)
+        if self.encoder is not None:
+            self._stop_encoding(self.encoder, now_s)
         self._break_off(now_s)
         self.paused = self.turning = False
         self.stop_at = -1
@@ -565,7 +567,7 @@ class Replica:
     @property
     def empty(self) -> bool:
         """Whether no request is here or on its way into its queue, and nobody wants anything of its blocks."""
-        if self.inbox or self.held or self.errands:
+        if self.inbox or self.held or self.errands or (self.encoder is not None and not self.encoder.idle):
             return False
         return not any(b.running or b.waiting or b.parked or b.reserved or b.hosted for b in self.batches)
 

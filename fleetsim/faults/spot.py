@@ -70,7 +70,7 @@ class Spot:
         last_s = 0.0
         pending: list[Fault] = []
         for time_s, available in self._from_begin():
-            count = min(int(available * self._per_node + 1e-9), len(self._replicas))
+            count = self._replicas_of(available)
             if count < up:
                 gone = self._replicas[count:up]
                 if config.notice_s:
@@ -90,6 +90,14 @@ class Spot:
             raise_at = max(end_s, last_s, pending[-1].time_s if pending else 0.0)
             yield Fault(raise_at, "end", ())
 
+    def _replicas_of(self, available: float) -> int:
+        """Replicas that so many nodes are enough for."""
+        return min(int(available * self._per_node + 1e-9), len(self._replicas))
+
+    def _never_changes(self) -> bool:
+        """Whether the trace has the same replicas all the time: repeated, it would be searched for a change without end."""
+        return len({self._replicas_of(available) for _, available in self._samples}) == 1
+
     def _from_begin(self) -> Iterator[tuple[float, float]]:
         """Samples in the run's time, the one under way at its beginning first; round and round with `repeat`."""
         begin_s, samples = self._config.begin_s, self._samples
@@ -104,7 +112,7 @@ class Spot:
         while True:
             for time_s, available in samples[position:]:
                 yield time_s + offset_s, available
-            if not self._config.repeat:
+            if not self._config.repeat or self._never_changes():
                 return
             offset_s += length_s
             position = 0

@@ -31,7 +31,7 @@ class Encoding:
         Called with the request when it does not wait for the encoder any more.
     """
 
-    __slots__ = ("_flow", "_network", "_note", "_request", "_size_bytes", "_source", "_target", "_then")
+    __slots__ = ("_flow", "_lost", "_network", "_note", "_request", "_size_bytes", "_source", "_target", "_then")
 
     def __init__(
         self,
@@ -51,6 +51,23 @@ class Encoding:
         self._size_bytes = size_bytes
         self._then = then
         self._flow: Flow | None = None
+        self._lost = False
+
+    def uses(self, replica: Replica) -> bool:
+        """Whether images are encoded at a replica, or go there."""
+        return replica is self._source or replica is self._target
+
+    def source_failed(self, replica: Replica) -> None:
+        """Lose what was encoded, or not yet, where that was at a replica that fails."""
+        if replica is not self._source or self._lost:
+            return
+        self._lost = True
+        if self._flow is not None:
+            self._network().cancel(self._flow)
+            self._flow = None
+        elif self._request.embedded_at < 0:
+            self._note(self._request)
+        self._request.embedded_at = -1
 
     def begin(self, ready_s: float) -> None:
         """Encode from `ready_s` on."""
@@ -64,6 +81,9 @@ class Encoding:
 
     def cancel(self, then: Callable[[Request], None]) -> None:
         """Give up; `then` is called with the request: now, or at the end of the pass that it is part of."""
+        if self._lost:
+            then(self._request)
+            return
         if self._flow is not None:
             self._network().cancel(self._flow)
             self._flow = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -36,6 +36,7 @@ from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
 from fleetsim.placement.on_demand import OnDemandConfig
 from fleetsim.plugins import Choice
+from fleetsim.routing.places import Places
 from fleetsim.scaling.future import Future
 from fleetsim.scenario.schema import KvTiers, Scenario, Slo
 from fleetsim.workload.request import FINISHED, UNFINISHED, Request, Workload, each_released
@@ -111,7 +112,7 @@ class Fleet:
         if scenario.sites:
             self.ways = self.gateway.ways = Ways(scenario, self.pool_of)
         if self.ways is not None or self.tariffs.reports_carbon or self.tariffs.reports_electricity:
-            self.gateway.places = partial(places_of, self.tariffs, self.ways, self.pool_of)
+            self.gateway.places = self._places
         self.take = self.gateway.take
         """Where requests come in."""
         self.copies: Copies | None = None
@@ -183,6 +184,22 @@ class Fleet:
                     pool.between_turns.append(self._with_sessions(pool, replica, config_of))
             if engine.kv.preemption.mode == "swap":
                 pool.swaps.append(self._with_swap(pool, replica))
+
+    def _places(self, chosen: Sequence[int]) -> Places:
+        """What policies may know of where some replicas stand."""
+        return places_of(self.tariffs, self.ways, self.pool_of, chosen, partial(self._spent_g, chosen))
+
+    def _spent_g(self, chosen: Sequence[int]) -> float:
+        """Greenhouse gases of the steps of some replicas until now, with servers and cooling [g]."""
+        now_s = self.clock.now_s
+        if self.ledger is not None:
+            return self.ledger.total(chosen, now_s)[0].carbon_g
+        grams = 0.0
+        for index in chosen:
+            pool, meter = self.pool_of[index], self.replicas[index].meter(now_s)
+            rates = self.tariffs.rates(pool.index, now_s)
+            grams += rates.g_per_j * rates.pue * (meter.energy_j + pool.host_busy_w * meter.busy_s)
+        return grams
 
     def _pay_encoding(self, replica: int, request: Request, seconds: float) -> None:
         """Charge a request for its share of a pass of an encoder, where prices change."""

@@ -640,10 +640,12 @@ class Gateway:
                     f"router answered encode={answer!r} for request {request.id}; "
                     f"there are {len(group.encoders)} replicas with an encoder"
                 )
-            return group.encoders[answer]
+            if self.presence.present[group.encoders[answer].index]:
+                return group.encoders[answer]
         if replica.encoder is not None:
             return replica
-        return min(group.encoders, key=lambda encoder: self.encode_tokens[encoder.index], default=None)
+        encoders = [encoder for encoder in group.encoders if encoder.present]
+        return min(encoders, key=lambda encoder: self.encode_tokens[encoder.index], default=None)
 
     def _encode(self, request: Request, target: Replica, ready_s: float) -> None:
         """Have a request's images encoded, or what was made of them brought, before it joins its replica's queue."""
@@ -662,7 +664,7 @@ class Gateway:
     def _embedded(self, target: Replica, request: Request) -> None:
         """What the encoder made of a request's images is where its prompt is computed."""
         del self.encoding[request]
-        target.enqueue(request, self.clock.now_s)
+        self.presence.deliver(target, request, self.clock.now_s)
 
     def _no_longer_encoded(self, request: Request) -> None:
         """Note that a request does not wait for an encoder any more."""

@@ -105,6 +105,9 @@ class Outages:
             network.scale(edges, share)
         if network.cuts == before:
             return
+        if any(replica.encoder is not None for replica in self._fleet.replicas):
+            message = "a link is cut in a fleet with encoders: what becomes of images behind it is not modelled"
+            raise DataError(Finding(message, hint="let it be throttled, or replicas fail"))
         if any(batch.hosted or batch.borrowed for replica in self._fleet.replicas for batch in replica.batches):
             message = "a link is cut while replicas compute with blocks of each other: that is not modelled"
             raise DataError(Finding(message, hint="take a router and a rebalancer that lend no memory, or `throttle`"))

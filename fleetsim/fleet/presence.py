@@ -82,6 +82,8 @@ class Presence:
         Requests whose last blocks are on their way from it in a migration are taken to have got them.
         """
         lost = replica.crash()
+        for encoding in self._gateway.encoding.values():
+            encoding.source_failed(replica)
         if self.outages is not None:
             lost = self.outages.crashed(replica, lost)
         if self.gateways is not None:
@@ -124,7 +126,11 @@ class Presence:
             self._withdraw_if_here(loan.request)
         for request in self._fed_by(replica):
             self._withdraw_if_here(request)
+        for request in [request for request, encoding in self._gateway.encoding.items() if encoding.uses(replica)]:
+            self._withdraw_if_here(request)
         for request in lost:
+            if request.embedded_at == replica.index:
+                request.embedded_at = -1
             self._gateway.withdrawn(self.recover, request)
 
     def deliver(self, replica: Replica, request: Request, ready_s: float, rank: int = -1) -> None:
@@ -225,6 +231,8 @@ class Presence:
 
     def must_wait(self, group: Group, request: Request) -> bool:
         """Whether nobody can take a request now, or nobody can send it."""
+        if request.images and group.encoders and not any(encoder.present for encoder in group.encoders):
+            return True
         return not self.is_open(group) or (self.gateways is not None and self.gateways.lacks(request))
 
     def is_open(self, group: Group) -> bool:

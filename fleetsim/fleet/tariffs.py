@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -172,7 +172,13 @@ def _embodied_g(embodied: schema.Embodied, accelerator: Accelerator) -> float:
     return each_g
 
 
-def places_of(tariffs: Tariffs, ways: Ways | None, pools: Sequence[Pool], chosen: Sequence[int]) -> Places:
+def places_of(
+    tariffs: Tariffs,
+    ways: Ways | None,
+    pools: Sequence[Pool],
+    chosen: Sequence[int],
+    spent_g: Callable[[], float] | None = None,
+) -> Places:
     """What policies may know of where some replicas stand.
 
     Parameters
@@ -185,6 +191,8 @@ def places_of(tariffs: Tariffs, ways: Ways | None, pools: Sequence[Pool], chosen
         Of each replica of the fleet.
     chosen : sequence of int
         The replicas, by their numbers over the fleet.
+    spent_g : callable, optional
+        Reads their meters: greenhouse gases of their steps until now [g].
     """
     own = [pools[i] for i in chosen]
     names = [name for name in tariffs.sites if any(pool.config.site == name for pool in own)] or [""]
@@ -195,4 +203,5 @@ def places_of(tariffs: Tariffs, ways: Ways | None, pools: Sequence[Pool], chosen
         [tariffs.replica_prices[pool.index] for pool in own],
         [pool.accelerator.power.limit_w * pool.config.parallelism.accelerators + pool.host_busy_w for pool in own],
         None if ways is None else ways.both_s,
+        spent_g if tariffs.reports_carbon else None,
     )

@@ -450,8 +450,8 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
     for pool in fleet.pools:
         for replica in pool.replicas:
             evicted = sum(batch.cache.evicted for batch in replica.batches)
-            if evicted:
-                rows.append((end_s, "kv_evictions", pool.name, replica.index, evicted))
+            totals = (("kv_evictions", evicted), ("lost_tokens", replica.lost_tokens))
+            rows += [(end_s, kind, pool.name, replica.index, count) for kind, count in totals if count]
             if replica.interruptions:
                 rows.append((end_s, "interruptions", pool.name, replica.index, replica.interruptions))
                 waited_us = round(replica.blocking_s * 1e6)
@@ -466,12 +466,9 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
                 if counts(gateway)[index]:
                     rows.append((end_s, kind, pool.name, index, counts(gateway)[index]))
     rows += fleet.gateway.events()
-    if fleet.lifecycle is not None:
-        rows += fleet.lifecycle.events
-    if fleet.swapping is not None:
-        rows += fleet.swapping.events
-    if fleet.powering is not None:
-        rows += fleet.powering.events
+    for source in (fleet.lifecycle, fleet.swapping, fleet.powering):
+        if source is not None:
+            rows += source.events
     rows.append((end_s, "run_end", None, None, 1))
     write_rows(sink, "events", [row if len(row) > 5 else (*row, None) for row in rows])
 

@@ -216,7 +216,7 @@ EVENTS = (
         "clock_set (count: thousandths of the usual clock), cap_set (watts per accelerator), seats_set, brake, brake_released, "
         "throttled, throttle_over (degrees C), replica_asleep, replica_waking, replica_awake; "
         "flip_to_prefill, flip_to_decode (a router gives a replica another role); totals at the end of the "
-        "run: kv_evictions, interruptions (steps stopped for a request), "
+        "run: kv_evictions, lost_tokens (with the replica), interruptions (steps stopped for a request), "
         "interruption_wait_us (from these requests to the ends of the operators under way), migrations (to the replica), "
         "migration_pause_us (from leaving the old replica to waiting at this one), migrations_given_up, "
         "loans (of this replica's memory, that began and are over), loans_recalled, loans_given_up; run_end",

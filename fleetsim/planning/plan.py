@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fleetsim.catalog.series import series_of
 from fleetsim.errors import InputError
 from fleetsim.planning.demand import Demand, demand_of
 from fleetsim.planning.melange import Assignment, MelangeProblem, solve_melange
 from fleetsim.planning.offers import Candidate, candidates_for
+from fleetsim.planning.racks import Racks
 from fleetsim.planning.result import Plan
 from fleetsim.planning.solve import Effort
 from fleetsim.planning.throughput import Rate, steady_rate
@@ -41,6 +43,10 @@ class Options:
     """Buckets by answer length, where the scenario has a predictor that routing can go by; one otherwise."""
     power_limit_w: float | None = None
     """Of all accelerators at work [W]."""
+    racks: Racks | None = None
+    """In which all replicas stand."""
+    carbon_limit_kg_per_h: float | None = None
+    """Of all replicas at work, by the mean of the scenario's carbon intensity [kg/h]."""
     window_s: float | None = None
     """Plan for busy windows of this length instead of the mean rate [s]."""
 
@@ -106,11 +112,25 @@ def plan_melange(loaded: LoadedScenario, options: Options | None = None, effort:
         utilisation_limit=options.utilisation_limit,
         limits=options.limits or {},
         power_limit_w=options.power_limit_w,
+        racks=options.racks,
+        carbon_g_per_kwh=0.0 if options.carbon_limit_kg_per_h is None else _carbon_g_per_kwh(loaded),
+        carbon_limit_kg_per_h=options.carbon_limit_kg_per_h,
     )
     plan, assignment = solve_melange(problem, effort)
     fleet = fragment(demand, candidates, assignment)
     plan = replace(plan, fleet=fleet, notes=(*_notes(loaded, demand, options, columns), *plan.notes))
     return Planned(plan, problem, demand, candidates, rates)
+
+
+def _carbon_g_per_kwh(loaded: LoadedScenario) -> float:
+    """Mean carbon intensity of the scenario's energy, with its PUE [g/kWh]."""
+    energy = loaded.scenario.energy
+    if energy.carbon_intensity is None:
+        message = "a limit of carbon needs the carbon intensity of the site's energy"
+        hint = "set energy.carbon_intensity, such as 380 g/kWh"
+        raise InputError(loaded.finding(("energy",), message, hint))
+    where = "energy.carbon_intensity"
+    return series_of(energy.carbon_intensity, "carbon intensity", loaded.base_dir, where).average * energy.pue
 
 
 def _notes(loaded: LoadedScenario, demand: Demand, options: Options, columns: int) -> list[str]:

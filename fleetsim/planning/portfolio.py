@@ -166,10 +166,25 @@ class StatedPortfolio(Verifiable):
         self._limit(form, columns)
         return form.program(), columns
 
+    def _most(self, form: Formulation, columns: dict[str, Integers], chip: str, where: str = "") -> int:
+        """Column of the most replicas of a chip in any hour of any case: what limits it has then one price."""
+        i = list(self.chips).index(chip)
+        (most,) = form.variables([f"most {chip}{where}"]).tolist()
+        for s, name in enumerate(self.cases):
+            for h in range(self.hours):
+                mine = [columns["reserved"][i], columns["on_demand"][s, i, h], columns["spot"][s, i, h], most]
+                words = f"{chip} in hour {h} of {name}{where}"
+                form.require(words, mine, [1.0, 1.0, 1.0, -1.0], "<=", 0.0, elastic=False)
+        return int(most)
+
     def _limit(self, form: Formulation, columns: dict[str, Integers]) -> None:
-        """Power in any hour, racks for the most that ever runs, and carbon of any case."""
+        """Inventory, power in any hour, racks for the most that ever runs, and carbon of any case."""
         chips = list(self.chips.values())
         kw = np.array([chip.power for chip in chips]) * self.pue / 1e3
+        for name, chip in self.chips.items():
+            if chip.limit is not None:
+                words, more = f"at most {chip.limit} {name}", f"one more {name}"
+                form.require(words, [self._most(form, columns, name)], 1.0, "<=", chip.limit, unit=name, more=more)
         if self.power_limit is not None:
             limit = self.power_limit / 1e3
             (most,) = form.variables(["most power"])
@@ -182,15 +197,9 @@ class StatedPortfolio(Verifiable):
             words = f"at most {limit:g} kW"
             form.require(words, [int(most)], 1.0, "<=", limit, unit="kW", more="one more kW of power")
         if self.racks is not None:
-            kinds = []
-            for i, (chip_name, chip) in enumerate(self.chips.items()):
-                (most,) = form.variables([f"most {chip_name}"])
-                kinds.append((chip_name, int(most), chip.power))
-                for s, name in enumerate(self.cases):
-                    for h in range(self.hours):
-                        mine = [columns["reserved"][i], columns["on_demand"][s, i, h], columns["spot"][s, i, h], most]
-                        words = f"{chip_name} in hour {h} of {name} have a place"
-                        form.require(words, mine, [1.0, 1.0, 1.0, -1.0], "<=", 0.0, elastic=False)
+            kinds = [
+                (name, self._most(form, columns, name, " in racks"), chip.power) for name, chip in self.chips.items()
+            ]
             self.racks.require(form, kinds, self.whole)
         if self.carbon_limit is not None:
             for s, name in enumerate(self.cases):
@@ -228,12 +237,6 @@ class StatedPortfolio(Verifiable):
                 if self.spot_share < 1.0:
                     words = f"others than spot serve {1 - self.spot_share:.0%} of {name} in hour {h}"
                     form.require(words, fixed, factors, ">=", demand * (1.0 - self.spot_share), unit="requests/s")
-                for i, (chip_name, chip) in enumerate(self.chips.items()):
-                    if chip.limit is not None:
-                        mine = [columns["reserved"][i], columns["on_demand"][s, i, h], columns["spot"][s, i, h]]
-                        words = f"at most {chip.limit} {chip_name} in hour {h} of {name}"
-                        more = f"one more {chip_name} in hour {h} of {name}"
-                        form.require(words, mine, 1.0, "<=", chip.limit, unit=chip_name, more=more)
 
     def _price(self, form: Formulation, columns: dict[str, Integers]) -> None:
         on = np.array([chip.on_demand or 0.0 for chip in self.chips.values()]).repeat(self.hours)

@@ -212,13 +212,13 @@ class StatedProcurement(OverScenario):
             power = max(rate.power_w for row in table for rate in row) + pool.host_busy_w
             chips[candidate.offer.name] = {
                 "price": f"{self._dearest(accelerator) * spread!r} USD/h",
-                "power": f"{power!r} W",
+                "power": f"{float(power)!r} W",
                 "idle": f"{min(pool.model.idle_w + pool.host_idle_w, power)!r} W",
                 "throughput": [_throughput(kind, row) for kind, row in zip(case.demand, table, strict=True)],
             }
         buckets = {
             kind.name: {
-                "rates": {kind.origin or next(iter(case.loaded.scenario.sites)): f"{kind.rates_per_s.mean()!r} req/s"},
+                "rates": {kind.origin or next(iter(case.loaded.scenario.sites)): f"{float(kind.rates_per_s.mean())!r} req/s"},
                 "profile": (kind.rates_per_s / kind.rates_per_s.mean()).tolist(),
                 "slack_h": self.may_wait.get(kind.klass or "", 0),
                 "local": (kind.klass or "") not in self.anywhere,

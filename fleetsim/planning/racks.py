@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import floor
 
+from fleetsim.errors import Finding, InputError
 from fleetsim.planning.program import Formulation
 from fleetsim.scenario.schema import Block, Count
 from fleetsim.units import Watts
@@ -35,8 +36,17 @@ class Racks(Block):
         whole : bool
             Whether racks are whole.
         place : str
-            For people: `` in dublin``.
+            For people: `` in dublin``; there are other places then.
+
+        Raises
+        ------
+        InputError
+            If there is no other place, and a rack holds no replica of any kind.
         """
+        if not place and not any(self.fit(power_w) for _, _, power_w in kinds):
+            least = min(power_w for _, _, power_w in kinds)
+            message = f"a rack of {self.power / 1e3:g} kW holds no replica: the smallest takes {least / 1e3:g} kW"
+            raise InputError(Finding(message, "racks", hint="give racks more power, or offer smaller replicas"))
         columns = form.variables([f"racks of {name}{place}" for name, _, _ in kinds], integer=whole)
         for (name, most, power_w), rack in zip(kinds, columns.tolist(), strict=True):
             fit = self.fit(power_w)

@@ -45,9 +45,11 @@ class Places:
         What each replica and its servers draw at their limits, without cooling [W].
     both_s : callable, optional
         Time to a site by name and back from there, all the way from an origin [s]; none where there are no sites.
+    spent_g : callable, optional
+        Greenhouse gases of the steps of all these replicas until now [g].
     """
 
-    __slots__ = ("_both_s", "_power_w", "_usd_per_h", "kinds", "members", "place_of", "places")
+    __slots__ = ("_both_s", "_power_w", "_usd_per_h", "kinds", "members", "place_of", "places", "spent_g")
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Places:
         usd_per_h: Sequence[StepSeries],
         power_w: Sequence[float],
         both_s: Callable[[str | None, str], float] | None = None,
+        spent_g: Callable[[], float] | None = None,
     ) -> None:
         self.places = tuple(places)
         self.place_of = tuple(place_of)
@@ -75,6 +78,8 @@ class Places:
         self._usd_per_h = tuple(usd_per_h)
         self._power_w = tuple(power_w)
         self._both_s = both_s
+        self.spent_g = spent_g
+        """Reads the replicas' meters: greenhouse gases of their steps until now, with servers and cooling; None without any."""
 
     def way_s(self, origin: str | None, place: int) -> float:
         """Time that a place adds to the latency of a request: there and back, by way of the gateway [s]."""

@@ -1196,12 +1196,6 @@ class Scenario(Block):
     """How to simulate."""
 
     @model_validator(mode="after")
-    def _faults_can_strike(self) -> Self:
-        if self.faults and any(pool.encoder is not None for pool in self.pools):
-            raise ValueError("faults: failures beside encoders (`pools[].encoder`) are not modelled")
-        return self
-
-    @model_validator(mode="after")
     def _fleets_scale(self) -> Self:
         if not any(pool.replicas for pool in self.pools):
             raise ValueError("no pool has a replica at the start: give one of them replicas above 0")

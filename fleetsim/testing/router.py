@@ -145,7 +145,7 @@ def _avoids_absent(checked: Policy, freshness: Freshness) -> None:
             for request, decision in zip(
                 requests, _route(checked, router, requests, RequestView, replicas), strict=True
             ):
-                if isinstance(decision, Reject):
+                if isinstance(decision, Reject | Hold):
                     continue
                 position = decision.replica if isinstance(decision, Route) else decision
                 if position in away:

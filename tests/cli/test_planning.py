@@ -32,6 +32,12 @@ def test_people_read_bounds_and_notes(call: Call, tiny: str) -> None:
     told = call("plan", tiny, "--limit", "h100-sxm=3")
     assert told.exit_code == 0
     assert told.stdout.startswith("optimal: 2.95 USD/h")
+    limits = ["--racks", "2=40 kW", "--carbon-limit", "3", "--set", "energy.carbon_intensity=400 g/kWh"]
+    limited = call("plan", tiny, *limits, "--json")
+    assert limited.exit_code == 0, limited.output
+    figures = json.loads(limited.stdout)["figures"]
+    assert figures["racks"] == 1
+    assert figures["carbon_kg_per_h"] == pytest.approx(figures["power_w"] / 1e3 * 0.4)
     assert "note: prefix hits are left out" in told.stdout
 
 
@@ -44,6 +50,14 @@ def test_people_read_bounds_and_notes(call: Call, tiny: str) -> None:
         (["--buckets", "ten"], "expected ROWSxCOLUMNS"),
         (["--power-limit", "40"], "has no unit"),
         (["--power-limit", "100 W"], "at most 0.1 kW: missed by"),
+        (["--racks", "4"], "expected N=POWER such as 4=40 kW"),
+        (["--racks", "0=40 kW"], "neither of them zero"),
+        (["--racks", "1=100 W"], "a rack of 0.1 kW holds no replica: the smallest takes"),
+        (["--carbon-limit", "1"], "a limit of carbon needs the carbon intensity of the site's energy"),
+        (
+            ["--carbon-limit", "0.01", "--set", "energy.carbon_intensity=400 g/kWh"],
+            "at most 0.01 kg of CO2 per hour: missed by",
+        ),
         (["--candidates", "h10"], 'unknown accelerator "h10"'),
     ],
 )

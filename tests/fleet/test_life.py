@@ -69,6 +69,8 @@ def test_what_nobody_notices_is_lost_and_sent_again(tmp_path: Path) -> None:
     attempts = result.summary["recoveries"]
     assert attempts > 3
     assert result.summary["lost_tokens"] > 0
+    events = result.table("events").to_pylist()
+    assert [e["replica"] for e in events if e["kind"] == "lost_tokens"] == [2]
 
 
 def test_requests_fail_where_nobody_retries(tmp_path: Path) -> None:

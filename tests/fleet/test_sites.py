@@ -225,6 +225,20 @@ def test_requests_fail_over_when_a_site_is_gone(tmp_path: Path) -> None:
     assert result.summary["recoveries"] > 0
 
 
+def test_a_site_that_is_cut_off_goes_on_unseen(tmp_path: Path) -> None:
+    incident = {"at_s": 1.0, "for_s": 1.5, "what": "cut", "site": "us"}
+    given = spread(2, gateway={"router": "round-robin", "site": "eu"})
+    given["faults"] = [{"policy": "scheduled", "incidents": [incident]}]
+    result = same_in_single_steps(given, tmp_path)
+    assert set(column(result, "status")) == {"finished"}
+    for row in result.requests().to_pylist():  # nobody in Europe heard of America meanwhile
+        if row["site"] == "us":
+            assert not 1.0 < row["first_token_s"] < 2.5
+            assert not 1.0 < row["end_s"] < 2.5
+    elsewhere = [row for row in result.requests().to_pylist() if row["site"] != "us"]
+    assert any(1.0 < row["end_s"] < 2.5 for row in elsewhere)
+
+
 def test_sites_fail_at_random_as_a_whole(tmp_path: Path) -> None:
     faults = [{"policy": "crashes", "scope": "site", "mtbf_h": 0.0005, "repair_h": 0.0002}]
     given = spread(2, gateway={"router": "nearest-site"}, faults=faults)

@@ -151,7 +151,7 @@ def test_infeasible_portfolios_say_what_stands_in_the_way() -> None:
         ({"racks": {"count": 2, "power": "700 W"}}, r"at most 2 racks: missed by 1 racks"),
         ({"carbon": [1000, 1000, 1000], "carbon_limit": 1.0}, r"at most 1 kg of CO2 in high: missed by"),
         ({"carbon": [1000, 1000], "carbon_limit": 1.0}, "carbon ends after 2 hours, the horizon is 3"),
-        ({"racks": {"count": 2, "power": "300 W"}}, r"the demand of .*: missed by"),
+        ({"racks": {"count": 2, "power": "300 W"}}, r"a rack of 0\.3 kW holds no replica: the smallest takes 0\.35 kW"),
         (
             {"power_limit": "1 kW", "chips": {"h100": {"throughput": 10, "on_demand": "4 USD/h"}}},
             "h100 has no power, which the limits of power, racks or carbon need",

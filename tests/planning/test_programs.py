@@ -75,7 +75,7 @@ def test_bad_portfolios_are_told() -> None:
         ([[1.0, 2.0]], {}, {"hours": 24}, "ends after 2 hours, the horizon is 24"),
         ([[-1.0]], {}, {}, "greater than or equal to 0|at least 0|below"),
         ([[0.0]], {}, {}, "there is no demand"),
-        ([[9.0]], {"limit": 5}, {}, "at most 5 h100 in hour 0 of case 0: missed by 4 h100"),
+        ([[9.0]], {"limit": 5}, {}, "at most 5 h100: missed by 4 h100"),
         ([[9.0]], {"on_demand": None}, {}, "h100 has no price"),
     ):
         given_chip = {key: value for key, value in (chip | changes).items() if value is not None}

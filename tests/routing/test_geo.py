@@ -33,7 +33,7 @@ DEFERRALS = [
 
 @pytest.mark.parametrize(("name", "parameters"), ROUTERS)
 def test_the_checker_passes_routers(name: str, parameters: dict[str, Any]) -> None:
-    assert len(check_router(name, parameters).checks) == 6
+    assert len(check_router(name, parameters).checks) == 7
 
 
 @pytest.mark.parametrize(("name", "parameters"), DEFERRALS)
