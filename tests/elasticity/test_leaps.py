@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fleet.test_moves import HERE, MANY, column, pool, same_in_single_steps, scenario
 
+FEW = settings(MANY, max_examples=int(os.environ.get("FLEETSIM_EXAMPLES", "5")))
 LENGTHS = {
     "prompt_tokens": {"distribution": "lognormal", "mean": 300, "cv": 1.0, "min": 1, "max": 900},
     "output_tokens": {"distribution": "lognormal", "mean": 120, "cv": 1.0, "min": 1, "max": 400},
@@ -32,7 +34,7 @@ def two_kinds(chat: float, batch: float) -> dict[str, Any]:
     }
 
 
-@MANY
+@FEW
 @given(
     seed=st.integers(0, 1000),
     chat=st.sampled_from([4, 12]),
@@ -78,7 +80,7 @@ def test_chiron_in_leaps_and_steps(
 SHAPES: dict[str, dict[str, int]] = {"one": {}, "dp2": {"dp": 2}, "dp3": {"dp": 3}, "tp2": {"tp": 2}}
 
 
-@MANY
+@FEW
 @given(
     seed=st.integers(0, 1000),
     small=st.sampled_from(sorted(SHAPES)),
@@ -164,7 +166,7 @@ def test_shapes_in_leaps_and_steps(
     assert "conversion_begun" in result.table("events")["kind"].to_pylist()
 
 
-@MANY
+@FEW
 @given(
     seed=st.integers(0, 1000),
     rate=st.sampled_from([10, 40]),
