@@ -138,7 +138,7 @@ def test_shapes_in_leaps_and_steps(
     given = scenario(
         seed=seed,
         pools=[each | {"startup": START} for each in pools],
-        gateway=gateway,
+        gateway={**gateway, "on_failure": {"max_retries": 100}},  # stops and hedges are many here
         conversions=[
             {
                 "source": source,
