@@ -112,7 +112,7 @@ class Conversion:
     def emptied(self) -> None:
         """The old replica is off."""
         del self._conversions.busy[self.source]
-        if not self._switched:
+        if not self._switched and self._fleet.active:
             self._make()
 
     # --- phases --------------------------------------------------------------------------------------------------------
@@ -148,6 +148,8 @@ class Conversion:
         self._after(self.way.init, self._made)
 
     def _after(self, seconds: float, then: Callable[[], None]) -> None:
+        if not self._fleet.active:
+            return  # all is over: nobody will need it
         if seconds:
             self._fleet.clock.at(self._fleet.clock.now_s + seconds, then)
         else:
@@ -155,6 +157,8 @@ class Conversion:
 
     def _made(self) -> None:
         """All is there: the new replica serves, from the next boundary of the old one if that still has requests."""
+        if not self._fleet.active:
+            return
         if self.way.requests == "hand-over":
             self.source.at_boundary(self._switch)
         else:

@@ -90,7 +90,10 @@ class Vtc(Order):
         self._push(tenant, request)
 
     def appendleft(self, request: Request) -> None:
-        """Take back a request that was preempted; its tenant was not away."""
+        """Take back a request that was preempted, whose tenant was not away; or take one that comes from another replica."""
+        if request not in self._served:
+            self.append(request)
+            return
         self._charge(request, float(request.generated))
         self._push(self._tenants[request.tenant], request)
 
