@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fleetsim.planning.racks import Racks
     from fleetsim.planning.result import Plan, Proof
     from fleetsim.planning.solve import Effort
+    from fleetsim.scenario.load import LoadedScenario
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -212,18 +213,30 @@ def write_scenario(plan: Plan, scenario: str | None, overrides: tuple[str, ...],
     """Write the scenario with the plan's fleet, ready for `fleetsim run`."""
     from ruamel.yaml import YAML
 
-    from fleetsim.planning.plan import laid_over
-    from fleetsim.scenario.load import load_scenario
-    from fleetsim.scenario.template import scenario_path
-
     if not plan.fleet:
         raise InputError(Finding(f"a plan of kind {plan.kind} is no single fleet that a scenario could have", "--out"))
-    loaded = load_scenario(scenario_path(scenario), overrides)
-    mapping = laid_over(loaded, plan.fleet).resolved
-    path = mapping["workload"].get("path")
-    if path is not None and not str(path).startswith("embedded:"):
-        mapping["workload"]["path"] = str((loaded.base_dir / path).absolute())
+    planned = _with_fleet(plan, scenario, overrides)
+    mapping = planned.resolved
+    for part in (mapping["workload"], *mapping["workload"].get("parts", {}).values()):
+        path = part.get("path")
+        if path is not None and not str(path).startswith("embedded:"):
+            part["path"] = str((planned.base_dir / path).absolute())
     yaml = YAML()
     yaml.default_flow_style = False
     with out.open("w", encoding="utf-8") as file:
         yaml.dump(mapping, file)
+
+
+def _with_fleet(plan: Plan, scenario: str | None, overrides: tuple[str, ...]) -> LoadedScenario:
+    from fleetsim.planning.plan import laid_over
+    from fleetsim.planning.problems import is_problem, load_problem
+    from fleetsim.planning.procurement import StatedProcurement, fleet_of
+    from fleetsim.scenario.load import load_scenario
+    from fleetsim.scenario.template import scenario_path
+
+    if scenario is None or not is_problem(scenario):
+        return laid_over(load_scenario(scenario_path(scenario), overrides), plan.fleet)
+    problem = load_problem(scenario).problem
+    if not isinstance(problem, StatedProcurement):
+        raise InputError(Finding(f"a problem of kind {plan.kind} states no scenario to write", "--out"))
+    return fleet_of(problem.loaded(), plan)

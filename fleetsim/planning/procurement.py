@@ -15,6 +15,7 @@ from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.catalog.price import listed_price
 from fleetsim.errors import DataError, Finding, InputError, nearest
 from fleetsim.experiment.check import open_workload
+from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.tariffs import EnergyPrices, Tariffs
 from fleetsim.kernel.streams import Streams
 from fleetsim.planning.demand import MAX_REQUESTS, offered, require_open
@@ -213,7 +214,7 @@ class StatedProcurement(OverScenario):
             chips[candidate.offer.name] = {
                 "price": f"{self._dearest(accelerator) * spread!r} USD/h",
                 "power": f"{float(power)!r} W",
-                "idle": f"{min(pool.model.idle_w + pool.host_idle_w, power)!r} W",
+                "idle": f"{min(_light_w(pool, case.demand), float(power))!r} W",
                 "throughput": [_throughput(kind, row) for kind, row in zip(case.demand, table, strict=True)],
             }
         buckets = {
@@ -423,6 +424,19 @@ def _throughput(kind: Kind, rates: Sequence[Rate]) -> float:
     if any(rate.requests_per_s <= 0.0 for rate in rates):
         return 0.0
     return 1.0 / sum(share / rate.requests_per_s for (share, _, _), rate in zip(kind.lengths, rates, strict=True))
+
+
+def _light_w(pool: Pool, demand: Sequence[Kind]) -> float:
+    """Power of a replica that answers one request at a time, server included [W].
+
+    Replicas that batch are busy long before they are loaded: between this and full load the program's power is a straight line.
+    """
+    model, ranks = pool.model, pool.config.parallelism.dp
+    context = int(np.mean([p + o / 2 for kind in demand for _, p, o in kind.lengths]))
+    line = model.decode(1, context, ranks)
+    joules = line.energy_j + line.energy_per_ctx_j * context
+    seconds = line.time_s + line.time_per_ctx_s * context
+    return float(min(model.static_w + ranks * joules / seconds, model.limit_w) + pool.host_busy_w)
 
 
 def _worth(candidate: Candidate, table: Sequence[Sequence[Rate]], demand: Sequence[Kind]) -> float:
