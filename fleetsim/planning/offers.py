@@ -126,8 +126,12 @@ def _block(
     for key in ("replicas", "min_replicas", "max_replicas", "autoscaler", "role", "models", "swap"):
         block.pop(key, None)
     if accelerator != template.accelerator:
+        power = block.get("power", {})
         for key in ("link", "power", "price"):
             block.pop(key, None)
+        servers = {key: power[key] for key in ("host_idle", "host_busy") if key in power}
+        if servers:
+            block["power"] = servers
     block |= {"name": name, "accelerator": accelerator}
     block["parallelism"] = {key: value for key, value in spread.model_dump().items() if value > 1} or {"tp": 1}
     if price is not None and (price != load_accelerator(accelerator).price_usd_per_h or "price" in block):

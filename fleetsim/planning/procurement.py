@@ -237,6 +237,7 @@ class StatedProcurement(OverScenario):
                 "regions": {name: self._region(case, name, prices) for name, prices in tariffs.sites.items()},
                 "utilisation": utilisation,
                 "spot_share": self.spot_share,
+                "reserved_run": True,
                 "carbon_limit": None if self.carbon_limit is None else self.carbon_limit / self.days,
                 "whole": self.whole,
             }
@@ -318,7 +319,7 @@ class StatedProcurement(OverScenario):
                         **candidate.offer.pool,
                         "name": f"{site}-{candidate.offer.name}-{term}",
                         "site": site,
-                        "price": f"{self._price(accelerator, term) * ratio!r} USD/h",
+                        "price": f"{round(self._price(accelerator, term) * ratio, 6)!r} USD/h",
                         "replicas": max(hours[0], 1),
                     }
                     if len(set(hours)) > 1:

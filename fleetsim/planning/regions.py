@@ -139,6 +139,8 @@ class StatedRegions(Verifiable):
     """Share of a replica's throughput to plan with."""
     spot_share: Ratio = 1.0
     """Of the replicas of a chip that run in a region, those that may be spot."""
+    reserved_run: Flag = False
+    """Whether reserved replicas are always on."""
     carbon_price: Share = 0.0
     """Price of carbon in the objective [USD/t]."""
     carbon_limit: Annotated[Number, Field(ge=0)] | None = None
@@ -262,6 +264,9 @@ class StatedRegions(Verifiable):
                     own = [running[i, k, h], rented[i, k, h], reserved[i, k], spot[i, k, h]]
                     words = f"{name} in {place} that run are had on some terms in hour {h}"
                     form.require(words, own, [1.0, -1.0, -1.0, -1.0], "<=", 0.0, elastic=False)
+                    if self.reserved_run:
+                        words = f"reserved {name} in {place} are on in hour {h}"
+                        form.require(words, [reserved[i, k], running[i, k, h]], [1.0, -1.0], "<=", 0.0, elastic=False)
                     words = f"spot {name} in {place} are on in hour {h}"
                     row = [spot[i, k, h], running[i, k, h]]
                     form.require(words, row, [1.0, -self.spot_share], "<=", 0.0, elastic=False)
@@ -469,9 +474,9 @@ class StatedRegions(Verifiable):
         if columns.reserved is None or columns.spot is None:
             return {}
         return {
-            "reserved": float(values[columns.reserved[i, k]]),
-            "on-demand hours": float(values[columns.rented[i, k]].sum()),
-            "spot hours": float(values[columns.spot[i, k]].sum()),
+            "reserved": round(float(values[columns.reserved[i, k]]), 9),
+            "on-demand hours": round(abs(float(values[columns.rented[i, k]].sum())), 9),
+            "spot hours": round(abs(float(values[columns.spot[i, k]].sum())), 9),
         }
 
     def _bills(self, values: Floats, columns: Columns) -> dict[str, float]:
