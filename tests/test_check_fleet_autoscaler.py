@@ -17,6 +17,7 @@ OURS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "dynamo-sla": ({"interval_s": 5.0, "max_accelerators": 6}, ("prefill", "decode")),
     "role-flips": ({"period_s": 1.0, "dwell_s": 2.0, "least_decode": 1}, ("prefill", "decode")),
     "shape-ladder": ({"period_s": 1.0, "lasting_s": 3.0}, ("small", "large")),
+    "spot-floor": ({"replicas": 3, "floor": 1, "period_s": 1.0}, ("on-demand", "spot")),
     "timetable": (
         {
             "changes": [

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fleetsim.plugins import Choice, PolicyField, ScenarioFile
 from fleetsim.scenario.timed import Price, Series, Timed
@@ -825,12 +825,12 @@ class Pool(Block):
     """Name in the catalogue (`fleetsim list accelerators`)."""
     parallelism: Parallelism = Parallelism()
     """Spread of one replica over accelerators."""
-    replicas: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 1
-    """How many, at the start; 0 where `max_replicas` lets some come."""
     min_replicas: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 1
     """Fewest that an autoscaler leaves; with 0, requests wait at the gateway until one has started."""
     max_replicas: Annotated[Count, Field(le=100_000)] | None = None
     """Most that an autoscaler asks for; default: as many as at the start."""
+    replicas: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 1
+    """How many, at the start; 0 where `max_replicas` lets some come."""
     autoscaler: Annotated[Choice, PolicyField("autoscalers")] | None = None
     """How many replicas are wanted; by default always as many as at the start."""
     forecaster: Annotated[Choice, PolicyField("forecasters")] | None = None
@@ -864,6 +864,13 @@ class Pool(Block):
     server: Server = Server()
     """Servers and their adapters, over which keys and values move."""
 
+    @field_validator("replicas")
+    @classmethod
+    def _some(cls, value: int, info: ValidationInfo) -> int:
+        if value == 0 and not info.data.get("max_replicas"):
+            raise ValueError("must be at least 1, or max_replicas must be given")
+        return value
+
     @property
     def most_replicas(self) -> int:
         """Replicas that there may be at a time."""
@@ -873,8 +880,6 @@ class Pool(Block):
     def _bounds(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")
-        if not self.most_replicas:
-            raise ValueError("a pool without replicas: give max_replicas, or replicas above 0")
         if self.encoder is not None and (self.autoscaler is not None or self.max_replicas is not None):
             raise ValueError(
                 "autoscaler and max_replicas: pools with an encoder that change their size are not modelled"

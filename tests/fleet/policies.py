@@ -142,9 +142,12 @@ class Impatient:
 
     def __init__(self, config: ImpatientConfig, rng: Generator, fleet: FleetView) -> None:
         self._config, self._count, self._last = config, fleet.count, -1
+        self._present = fleet.present
 
     def route(self, request: RequestView) -> Route:
         self._last = (self._last + 1) % self._count
+        while not self._present[self._last] and any(self._present):
+            self._last = (self._last + 1) % self._count
         if request.attempt >= self._config.max_attempts:
             return Route(self._last)
         return Route(self._last, hedge_after_s=self._config.hedge_after_s, retry_after_s=self._config.retry_after_s)

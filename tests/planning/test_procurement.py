@@ -191,5 +191,7 @@ def test_the_command_writes_the_planned_scenario(tmp_path: Path) -> None:
 def test_next_quarter_uses_all_terms_under_its_cap() -> None:
     plan = api.plan("embedded:plans/next-quarter")
     assert plan.figures["carbon_kg"] <= 6200
-    assert any(price.what == "one more kg of CO2" or "h100" in price.what or "mi300x" in price.what for price in plan.prices)
+    assert any(
+        price.what == "one more kg of CO2" or "h100" in price.what or "mi300x" in price.what for price in plan.prices
+    )
     assert all(plan.figures[f"cost_{term}_usd"] > 0 for term in ("reserved", "on_demand", "spot"))
