@@ -100,6 +100,8 @@ class Seat:
         self.copies = 0
         """Of these, on their way there."""
         self.loading_since_s = inf
+        self.last_load_s = (0.0, 0.0)
+        """When the last load that is over began and ended [s]."""
         self.loaded_s = 0.0
         """Time that loads took, those under way not counted [s]."""
         self.loads = 0
@@ -178,6 +180,7 @@ class Seat:
 
     def _loaded(self) -> None:
         place = self.place
+        self.last_load_s = (self.loading_since_s, self.cell.clock.now_s)
         self.loaded_s += self.cell.clock.now_s - self.loading_since_s
         self.loading_since_s = inf
         self.loads += 1
@@ -247,7 +250,9 @@ class Seat:
 
     def loading_s(self, now_s: float) -> float:
         """Time that it spent loading until now [s]."""
-        return self.loaded_s + max(now_s - self.loading_since_s, 0.0)
+        began_s, ended_s = self.last_load_s  # it may have ended after the last request did, and with that the run
+        later_s = ended_s - max(now_s, began_s) if ended_s > now_s else 0.0
+        return self.loaded_s - later_s + max(now_s - self.loading_since_s, 0.0)
 
     def loading_j(self, now_s: float) -> float:
         """Energy above idle power that this took: a chip that copies is awake [J]."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -18,7 +18,7 @@ from fleetsim.catalog.llm import load_llm
 from fleetsim.placement.static_partition import divided
 from fleetsim.plugins import names
 from fleetsim.scenario.schema import Scenario
-from tests.fleet.test_moves import column, run, same_in_single_steps
+from tests.fleet.test_moves import MANY, column, run, same_in_single_steps
 
 MODELS = ("llama-3.1-8b", "qwen2.5-7b")
 
@@ -69,9 +69,7 @@ def events(result: fleetsim.Result, kind: str) -> list[dict[str, Any]]:
 # --- leaps -----------------------------------------------------------------------------------------------------------
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@MANY
 @given(
     placement=st.sampled_from(
         [
@@ -107,6 +105,15 @@ def test_leaps_equal_steps(
         given["gateway"]["timeout"] = timeout
     result = same_in_single_steps(given, tmp_path)
     assert result.summary["finished"] + result.summary["timed_out"] == 120
+
+
+def test_a_load_that_outlasts_the_run_counts_until_its_end(tmp_path: Path) -> None:
+    """The last request is given up while weights are on their way: found by chance, and then law 4 counted all of the load."""
+    given = scenario({"policy": "on-demand", "spread": 2}, 2, {"kv": "drop"}, seed=5)
+    given["pools"][0]["engine"]["kv"]["capacity_tokens"] = 3200
+    given["pools"][0]["engine"]["prefix_cache"] = False
+    given["gateway"]["timeout"] = "4 s"
+    assert same_in_single_steps(given, tmp_path).summary["timed_out"] > 0
 
 
 # --- what a swap takes --------------------------------------------------------------------------------------------------
