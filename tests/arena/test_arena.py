@@ -274,9 +274,6 @@ def test_kinds_meet_only_where_the_suite_says(small: str) -> None:
     assert {entry.kind for entry, _ in result.figures} == {"routers"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the page is of suite 2: it is written anew by `fleetsim arena --out docs`, which takes long"
-)
 def test_the_committed_page_is_of_this_suite() -> None:
     text = (ROOT / "docs" / "arena.md").read_text()
     assert f"(version {version()}," in text
