@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.errors import Finding, InputError
 from fleetsim.planning.find_rate import search
-from fleetsim.planning.judge import Confidence, Judgement, judge
+from fleetsim.planning.judge import Confidence, Judgement, Notice, judge
 from fleetsim.planning.layout import Group, Layout, Role, Site, described
 from fleetsim.planning.over_scenario import with_pools
 from fleetsim.planning.plan import require_slo
@@ -19,7 +18,6 @@ from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import SyntheticWorkload, TraceWorkload
 from fleetsim.units import show
 
-Notice = Callable[[str], None]
 _IDEAL = 8
 """Replicas of a side that must not be the bottleneck, each with the adapters of its server."""
 _SLOW = 32.0

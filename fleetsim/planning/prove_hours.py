@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from fleetsim.errors import Finding, InputError
 from fleetsim.planning.distserve import Trial, at_rate
-from fleetsim.planning.judge import Confidence, Judgement, judge
+from fleetsim.planning.judge import Confidence, Judgement, Notice, judge
 from fleetsim.planning.over_scenario import with_pools
 from fleetsim.planning.plan import require_slo
 from fleetsim.planning.result import Plan, Proof
@@ -17,7 +17,6 @@ from fleetsim.scenario.load import LoadedScenario, load_mapping
 from fleetsim.scenario.schema import MixWorkload
 from fleetsim.units import show
 
-Notice = Callable[[str], None]
 ROUNDS = 8
 """Plans that are simulated at most."""
 _HOURS = 3

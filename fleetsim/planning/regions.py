@@ -230,7 +230,7 @@ class StatedRegions(Verifiable):
         rent = self.rents().repeat(t)
         draw = (idle_kw[:, None, None] * energy[None]).ravel()
         nothing = np.empty(0, dtype=np.int64)
-        if not any(region.reserved or region.spot for region in self.regions.values()):
+        if not any(region.reserved or region.spot or region.not_on_demand for region in self.regions.values()):
             running = form.variables([f"run {cell}" for cell in cells], cost=rent + draw, integer=self.whole)
             running = running.reshape(g, r, t)
             return Columns(running, nothing, running, None, None)

@@ -176,6 +176,11 @@ def test_terms_by_hand(profile: list[float], terms: dict[str, Any], usd: float) 
     assert row["reserved"] * 4 + row["on-demand hours"] + row["spot hours"] >= row["replica hours"] - 1e-9
 
 
+def test_what_cannot_be_rented_is_not() -> None:
+    with pytest.raises(InputError, match="no plan keeps all requirements"):
+        solved(**regions(regions={"west": {"not_on_demand": ["h100"]}}))
+
+
 def random_problem(seed: int, hours: int = 6, slack: int = 2) -> StatedRegions:
     rng = np.random.default_rng(seed)
     chips = {
