@@ -19,7 +19,10 @@ POOL = {
 }
 FLEETS = {
     "even": [{**POOL, "name": "one"}],
-    "mixed": [{**POOL, "name": "one", "replicas": 3}, {**POOL, "name": "two", "accelerator": "rtx-4090", "replicas": 2}],
+    "mixed": [
+        {**POOL, "name": "one", "replicas": 3},
+        {**POOL, "name": "two", "accelerator": "rtx-4090", "replicas": 2},
+    ],
     "blocks": [
         {**POOL, "name": "one", "replicas": 3},
         {**POOL, "name": "two", "replicas": 2, "engine": {"kv": {"capacity_tokens": 24_000, "block_tokens": 32}}},
