@@ -78,9 +78,17 @@ class Place:
         What it would be with each LLM that it may hold; the first is the pool's `llm`.
     answered : callable
         Tokens that a request which was sent here has got by now.
+    all_answered : callable, optional
+        The same of all that were sent here, where there is a cheaper way than to ask for each.
     """
 
-    def __init__(self, pool: str, engines: dict[str, Engine], answered: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        pool: str,
+        engines: dict[str, Engine],
+        answered: Callable[[int], int],
+        all_answered: Callable[[], list[int]] | None = None,
+    ) -> None:
         self.pool = pool
         self.engines = engines
         self.holds: str | None = next(iter(engines))
@@ -90,6 +98,11 @@ class Place:
         self.sent: dict[int, RequestView] = {}
         """Requests that were sent here and have not ended, by id, in that order; some are perhaps being taken back."""
         self.answered = answered
+        self.all_answered = self._each_answered if all_answered is None else all_answered
+        """The same of all that were sent here, in their order."""
+
+    def _each_answered(self) -> list[int]:
+        return [self.answered(request) for request in self.sent]
 
     @property
     def last(self) -> str:
