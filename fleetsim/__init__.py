@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fleetsim.experiment.run import Result, run
     from fleetsim.planning.api import find_fleet, find_rate, plan
     from fleetsim.planning.result import Plan
+    from fleetsim.results.folder import open_results
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
 
@@ -35,6 +36,7 @@ __all__ = [
     "find_fleet",
     "find_rate",
     "load_scenario",
+    "open_results",
     "plan",
     "run",
 ]
@@ -53,6 +55,7 @@ _HOME = {
     "find_fleet": "fleetsim.planning.api",
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
+    "open_results": "fleetsim.results.folder",
     "plan": "fleetsim.planning.api",
     "run": "fleetsim.experiment.run",
 }
