@@ -87,7 +87,6 @@ class Results:
 
     def summary(self) -> pa.Table:
         """One row per run: ``run``, ``label``, ``replication``, ``axis.<path>`` for every axis, then the figures."""
-        paths = dict.fromkeys(path for run in self.runs for path in run.axes)
         rows = []
         for run in self.runs:
             figures = self.table("summary", run)
@@ -103,9 +102,14 @@ class Results:
             else pa.table({"run": pa.array([], pa.string())})
         )
         whole = whole.replace_schema_metadata(None)
-        for place, path in enumerate(paths):
-            whole = whole.add_column(3 + place, f"{AXIS}{path}", _axis([run.axes.get(path) for run in self.runs]))
+        for place, (path, values) in enumerate(self.axes().items()):
+            whole = whole.add_column(3 + place, f"{AXIS}{path}", values)
         return whole
+
+    def axes(self) -> dict[str, pa.Array]:
+        """What studies varied: by path, the value in each run, null where a run has no such axis."""
+        paths = dict.fromkeys(path for run in self.runs for path in run.axes)
+        return {path: _axis([run.axes.get(path) for run in self.runs]) for path in paths}
 
     def scan(
         self, table: str, columns: Sequence[str] | None = None, run: Run | str | None = None
