@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fleetsim.planning.result import Plan
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
+    from fleetsim.sweep.study import Study, sweep
 
 __version__ = "0.1.0"
 
@@ -31,12 +32,14 @@ __all__ = [
     "Result",
     "Scenario",
     "ScenarioError",
+    "Study",
     "__version__",
     "find_fleet",
     "find_rate",
     "load_scenario",
     "plan",
     "run",
+    "sweep",
 ]
 
 _HOME = {
@@ -50,11 +53,13 @@ _HOME = {
     "Result": "fleetsim.experiment.run",
     "Scenario": "fleetsim.scenario.schema",
     "ScenarioError": "fleetsim.errors",
+    "Study": "fleetsim.sweep.study",
     "find_fleet": "fleetsim.planning.api",
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
     "plan": "fleetsim.planning.api",
     "run": "fleetsim.experiment.run",
+    "sweep": "fleetsim.sweep.study",
 }
 """Module of each public name, imported when the name is first used: ``import fleetsim`` itself stays light."""
 
