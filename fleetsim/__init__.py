@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
+    from fleetsim.sweep.study import Study, sweep
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "Result",
     "Scenario",
     "ScenarioError",
+    "Study",
     "__version__",
     "find_fleet",
     "find_rate",
@@ -41,6 +43,7 @@ __all__ = [
     "plan",
     "query",
     "run",
+    "sweep",
 ]
 
 _HOME = {
@@ -54,6 +57,7 @@ _HOME = {
     "Result": "fleetsim.experiment.run",
     "Scenario": "fleetsim.scenario.schema",
     "ScenarioError": "fleetsim.errors",
+    "Study": "fleetsim.sweep.study",
     "find_fleet": "fleetsim.planning.api",
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
@@ -61,6 +65,7 @@ _HOME = {
     "plan": "fleetsim.planning.api",
     "query": "fleetsim.results.query",
     "run": "fleetsim.experiment.run",
+    "sweep": "fleetsim.sweep.study",
 }
 """Module of each public name, imported when the name is first used: ``import fleetsim`` itself stays light."""
 
