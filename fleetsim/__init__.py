@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fleetsim.experiment.run import Result, run
     from fleetsim.planning.api import find_fleet, find_rate, plan
     from fleetsim.planning.result import Plan
+    from fleetsim.results.folder import open_results
+    from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
 
@@ -35,7 +37,9 @@ __all__ = [
     "find_fleet",
     "find_rate",
     "load_scenario",
+    "open_results",
     "plan",
+    "query",
     "run",
 ]
 
@@ -53,7 +57,9 @@ _HOME = {
     "find_fleet": "fleetsim.planning.api",
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
+    "open_results": "fleetsim.results.folder",
     "plan": "fleetsim.planning.api",
+    "query": "fleetsim.results.query",
     "run": "fleetsim.experiment.run",
 }
 """Module of each public name, imported when the name is first used: ``import fleetsim`` itself stays light."""
