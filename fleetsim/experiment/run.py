@@ -262,6 +262,9 @@ def _simulate(
         warnings.append(
             f"{fleet.unlocked} prompts were computed again: replicas were full of blocks that waited for each other's room"
         )
+    if fleet.lifecycle is not None and fleet.lifecycle.stranding.failed:
+        failed = fleet.lifecycle.stranding.failed
+        warnings.append(f"{failed} requests failed: every replica that could take them was lost, and none comes back")
     if interrupted:
         warnings.append("interrupted: what had not ended is counted as unfinished")
     wall_s = time.perf_counter() - started
