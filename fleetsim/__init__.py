@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fleetsim.experiment.run import Result, run
     from fleetsim.planning.api import find_fleet, find_rate, plan
     from fleetsim.planning.result import Plan
+    from fleetsim.results.compare import compare
     from fleetsim.results.folder import open_results
     from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario
@@ -34,6 +35,7 @@ __all__ = [
     "Scenario",
     "ScenarioError",
     "__version__",
+    "compare",
     "find_fleet",
     "find_rate",
     "load_scenario",
@@ -54,6 +56,7 @@ _HOME = {
     "Result": "fleetsim.experiment.run",
     "Scenario": "fleetsim.scenario.schema",
     "ScenarioError": "fleetsim.errors",
+    "compare": "fleetsim.results.compare",
     "find_fleet": "fleetsim.planning.api",
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
