@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "The cheapest fleet for a workload and its SLO, proved by simulation.",
     "find-rate": "Highest request rate at which a fleet keeps its SLO.",
     "find-fleet": "Cheapest fleet whose simulation keeps the SLO.",
+    "compare": "What differs between systems, how surely, and which settings.",
     "query": "Ask the tables of runs a question in SQL.",
     "validate": "Check scenario files without running them.",
     "init": "Write a commented scenario to start from.",
