@@ -36,7 +36,7 @@ COMMANDS = {
     "reproduce": "Published figures of policies beside ours.",
     "arena": "Policies against each other on a fixed suite of scenarios.",
     "bench": "Speed of the simulator on this machine.",
-    "docs": "Write a page about every policy installed here.",
+    "docs": "Write pages about policies, scenario fields, tables and commands.",
     "schema": "JSON Schema of scenario files, for editors.",
     "version": "Versions of fleetsim and of what it stands on.",
 }
