@@ -25,6 +25,7 @@ COMMANDS = {
     "find-fleet": "Cheapest fleet whose simulation keeps the SLO.",
     "compare": "What differs between systems, how surely, and which settings.",
     "query": "Ask the tables of runs a question in SQL.",
+    "export": "Write runs as other tools write theirs.",
     "validate": "Check scenario files without running them.",
     "init": "Write a commented scenario to start from.",
     "show": "Memory, limits and physical floors of a model, a chip or a pool.",
