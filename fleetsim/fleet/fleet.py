@@ -20,6 +20,7 @@ from fleetsim.engine.orders.order import Outlook
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
+from fleetsim.fleet.answering import Answering
 from fleetsim.fleet.copies import Copies
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Ledger
@@ -104,7 +105,7 @@ class Fleet:
         """Charges at these prices, where they change over time or from site to site."""
         for pool in self.pools:
             self._build(pool)
-        self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
+        self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self.end)
         if not self.tariffs.constant:
             self.ledger = self.gateway.ledger = Ledger(self, self.tariffs)
         self.ways: Ways | None = None
@@ -113,8 +114,8 @@ class Fleet:
             self.ways = self.gateway.ways = Ways(scenario, self.pool_of)
         if self.ways is not None or self.tariffs.reports_carbon or self.tariffs.reports_electricity:
             self.gateway.places = self._places
-        self.take = self.gateway.take
-        """Where requests come in."""
+        self.take = self.front = self.gateway.take
+        """Where requests come in; `front` is where, as long as a gateway is there."""
         self.copies: Copies | None = None
         """Copies of keys and values of running requests, where any are made."""
         if scenario.gateway.on_failure.copies is not None:
@@ -135,6 +136,11 @@ class Fleet:
         self._rebalancings: list[Rebalancing] = []
         for rebalancing in rebalancings(scenario, streams, self):
             self.rebalance(rebalancing)
+        self.answering: Answering | None = None
+        """Lets a model router decide who answers, where there is one."""
+        if scenario.gateway.model_router is not None:
+            self.answering = Answering(self, scenario, streams)
+            self.take = self.front = self.answering.take
         self._workload: Workload | None = None
         self._source: Iterator[Request] = iter(())
         self._next: Request | None = None
@@ -154,7 +160,7 @@ class Fleet:
                 scheduler,
                 batches,
                 pool.gaps,
-                self._end,
+                self.end,
                 engine.step_by_step,
                 self._verify_every,
                 pool.llm.layers,
@@ -342,6 +348,8 @@ class Fleet:
             self.powering.begin()
         if self.ledger is not None:
             self.ledger.begin()
+        if self.answering is not None:
+            self.answering.begin()
 
     @property
     def detect_s(self) -> float:
@@ -402,7 +410,8 @@ class Fleet:
         self.arrived += 1
         self.take(request)
 
-    def _end(self, request: Request) -> None:
+    def end(self, request: Request) -> None:
+        """Record a request that ended, and take what its end releases."""
         self.ended += 1
         self.last_end_s = self.clock.now_s
         if self.ledger is not None:
@@ -434,6 +443,8 @@ class Fleet:
     def at_rest(self) -> bool:
         """Whether nothing will happen any more by itself."""
         if not self.exhausted or self.expected or self.gateway.outside or self.gateway.encoding:
+            return False
+        if self.answering is not None and self.answering.thinking:
             return False
         if self.lifecycle is not None and self.lifecycle.waits_for_repair:
             return False
@@ -482,7 +493,10 @@ class Fleet:
         left = [request for replica in self.replicas for request in replica.stop(now_s)]
         if self.lifecycle is not None:
             left = self.lifecycle.outages.stop(left)
-        for request in gateway.without_copies([*left, *gateway.left()]):
+        left = gateway.without_copies([*left, *gateway.left()])
+        if self.answering is not None:
+            left = self.answering.parents_of(left)
+        for request in left:
             if request.status != FINISHED:
                 request.status = UNFINISHED
             self.ended += 1
@@ -532,10 +546,9 @@ class Fleet:
         for swap in (swap for pool in self.pools for swap in pool.swaps):
             swap.verify()
         self._verify_loans()
-        if self.swapping is not None:
-            self.swapping.verify(end_s)
-        if self.powering is not None:
-            self.powering.verify(end_s)
+        for part in (self.answering, self.swapping, self.powering):
+            if part is not None:
+                part.verify(end_s)
         for replica in self.replicas:
             meter = replica.meter(end_s)
             on_s = self.lives[replica.index].on_s(end_s)
