@@ -265,9 +265,7 @@ def _simulate(
         warnings.append(
             f"{fleet.unlocked} prompts were computed again: replicas were full of blocks that waited for each other's room"
         )
-    if fleet.lifecycle is not None and fleet.lifecycle.stranding.failed:
-        failed = fleet.lifecycle.stranding.failed
-        warnings.append(f"{failed} requests failed: every replica that could take them was lost, and none comes back")
+    warnings += _stranded(fleet)
     if interrupted:
         warnings.append("interrupted: what had not ended is counted as unfinished")
     wall_s = time.perf_counter() - started
@@ -294,6 +292,13 @@ def _simulate(
         extrapolated=extrapolated,
         interrupted=interrupted,
     )
+
+
+def _stranded(fleet: Fleet) -> list[str]:
+    """What to say of requests that nobody was left to take."""
+    failed = 0 if fleet.lifecycle is None else fleet.lifecycle.stranding.failed
+    what = f"{failed} requests failed: every replica that could take them was lost, and none comes back"
+    return [what] if failed else []
 
 
 def _uptime(fleet: Fleet, end_s: float) -> tuple[float, float]:
