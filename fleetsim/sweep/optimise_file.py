@@ -180,15 +180,15 @@ def _search(tree: Located, more: Mapping[str, Any], folder: Path, base: Base | N
         ):
             node = Located({**before.value, **node.value}, node.file)
         laid[key] = node
-    tree = Located(laid, tree.file, tree.line, tree.column)
+    whole = Located(laid, tree.file, tree.line, tree.column)
     try:
-        asked = OptimiseFile.model_validate(tree.plain())
+        asked = OptimiseFile.model_validate(whole.plain())
     except ValidationError as error:
-        raise ScenarioError(findings_of(error, tree, Shape(OptimiseFile))) from None
-    node, axes, overrides = tree.child("scenario"), tree.child("axes"), tree.child("set")
-    assert node is not None
+        raise ScenarioError(findings_of(error, whole, Shape(OptimiseFile))) from None
+    base_node, axes, overrides = whole.child("scenario"), whole.child("axes"), whole.child("set")
+    assert base_node is not None
     assert axes is not None
     assert isinstance(axes.value, dict)
     over = dict(overrides.value) if overrides is not None and isinstance(overrides.value, dict) else {}
-    found = base if base is not None else base_at(node, folder, over, asked.name)
+    found = base if base is not None else base_at(base_node, folder, over, asked.name)
     return Search(asked, found, {path: choices_of(child, path) for path, child in axes.value.items()}, axes.plain())
