@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fleetsim.experiment.run import Result, run
     from fleetsim.planning.api import find_fleet, find_rate, plan
     from fleetsim.planning.result import Plan
+    from fleetsim.results.compare import compare
     from fleetsim.results.folder import open_results
     from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario
@@ -37,6 +38,7 @@ __all__ = [
     "ScenarioError",
     "Study",
     "__version__",
+    "compare",
     "find_fleet",
     "find_rate",
     "load_scenario",
@@ -60,6 +62,7 @@ _HOME = {
     "Scenario": "fleetsim.scenario.schema",
     "ScenarioError": "fleetsim.errors",
     "Study": "fleetsim.sweep.study",
+    "compare": "fleetsim.results.compare",
     "find_fleet": "fleetsim.planning.api",
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",

@@ -26,6 +26,7 @@ from fleetsim.experiment.check import open_workload, require_valid
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
+from fleetsim.metrics.answers import answer_figures
 from fleetsim.metrics.summary import Totals, summarise, too_short
 from fleetsim.output.parquet import MANIFEST, ResultFolder
 from fleetsim.output.recorder import RequestLog, Sampler, table_of, write_events, write_gaps
@@ -250,6 +251,8 @@ def _simulate(
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()
+    if fleet.answering is not None:
+        summary |= answer_figures(folder.read, fleet.answering)
     if live.check:
         _verify_totals(summary)
     slo = scenario.slo
@@ -262,6 +265,9 @@ def _simulate(
         warnings.append(
             f"{fleet.unlocked} prompts were computed again: replicas were full of blocks that waited for each other's room"
         )
+    if fleet.lifecycle is not None and fleet.lifecycle.stranding.failed:
+        failed = fleet.lifecycle.stranding.failed
+        warnings.append(f"{failed} requests failed: every replica that could take them was lost, and none comes back")
     if interrupted:
         warnings.append("interrupted: what had not ended is counted as unfinished")
     wall_s = time.perf_counter() - started
