@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
+    from fleetsim.sweep.study import Study, sweep
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "Result",
     "Scenario",
     "ScenarioError",
+    "Study",
     "__version__",
     "compare",
     "find_fleet",
@@ -43,6 +45,7 @@ __all__ = [
     "plan",
     "query",
     "run",
+    "sweep",
 ]
 
 _HOME = {
@@ -56,6 +59,7 @@ _HOME = {
     "Result": "fleetsim.experiment.run",
     "Scenario": "fleetsim.scenario.schema",
     "ScenarioError": "fleetsim.errors",
+    "Study": "fleetsim.sweep.study",
     "compare": "fleetsim.results.compare",
     "find_fleet": "fleetsim.planning.api",
     "find_rate": "fleetsim.planning.api",
@@ -64,6 +68,7 @@ _HOME = {
     "plan": "fleetsim.planning.api",
     "query": "fleetsim.results.query",
     "run": "fleetsim.experiment.run",
+    "sweep": "fleetsim.sweep.study",
 }
 """Module of each public name, imported when the name is first used: ``import fleetsim`` itself stays light."""
 
