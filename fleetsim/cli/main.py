@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "What differs between systems, how surely, and which settings.",
     "query": "Ask the tables of runs a question in SQL.",
     "export": "Write runs as other tools write theirs.",
+    "import": "Make a result folder of a run that another tool measured.",
     "validate": "Check scenario files without running them.",
     "init": "Write a commented scenario to start from.",
     "show": "Memory, limits and physical floors of a model, a chip or a pool.",
