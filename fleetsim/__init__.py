@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fleetsim.experiment.run import Result, run
     from fleetsim.planning.api import find_fleet, find_rate, plan
     from fleetsim.planning.result import Plan
+    from fleetsim.reporting.build import report
     from fleetsim.results.folder import open_results
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
@@ -38,6 +39,7 @@ __all__ = [
     "load_scenario",
     "open_results",
     "plan",
+    "report",
     "run",
 ]
 
@@ -57,6 +59,7 @@ _HOME = {
     "load_scenario": "fleetsim.scenario.load",
     "open_results": "fleetsim.results.folder",
     "plan": "fleetsim.planning.api",
+    "report": "fleetsim.reporting.build",
     "run": "fleetsim.experiment.run",
 }
 """Module of each public name, imported when the name is first used: ``import fleetsim`` itself stays light."""

@@ -19,6 +19,7 @@ OK, FAILED, BAD_INPUT, SLO_MISSED, TERMINATED, INTERRUPTED = 0, 1, 2, 3, 143, 13
 
 COMMANDS = {
     "run": "Simulate a scenario and say whether the fleet keeps up.",
+    "report": "One HTML page that shows results.",
     "plan": "The cheapest fleet for a workload and its SLO, proved by simulation.",
     "find-rate": "Highest request rate at which a fleet keeps its SLO.",
     "find-fleet": "Cheapest fleet whose simulation keeps the SLO.",
