@@ -21,7 +21,6 @@ MOST_BINS = 300
 """Bins of time."""
 
 COLUMNS = (
-    "request_id",
     "arrival_s",
     "encode_s",
     "queued_s",
@@ -72,21 +71,24 @@ class RequestDigest:
     end_s : float
         End of the run: what bins of time are cut from [s].
     limits_s : mapping, optional
-        Limits by metric (``ttft``, ``tpot``, ``e2el``) whose keeping is counted [s].
+        Limits by class (None: of all requests) and metric (``ttft``, ``tpot``, ``e2el``) whose keeping is counted [s].
     """
 
-    def __init__(self, end_s: float, limits_s: Mapping[str, float] | None = None) -> None:
+    def __init__(self, end_s: float, limits_s: Mapping[str | None, Mapping[str, float]] | None = None) -> None:
         self.end_s = max(end_s, 1e-9)
-        self._limits_s = dict(limits_s or {})
+        self._limits_s = {
+            (klass, metric): limit_s for klass, limits in (limits_s or {}).items() for metric, limit_s in limits.items()
+        }
         self._kept = dict.fromkeys(self._limits_s, 0)
+        self._members = dict.fromkeys(self._limits_s, 0)
         self.latencies = {metric: Histogram() for metric in METRICS}
         self.counts = {by: np.zeros(BUCKETS, dtype=np.int64) for by in ("ttft", "e2el")}
         self.sums = {by: np.zeros((len(PARTS), BUCKETS)) for by in ("ttft", "e2el")}
         self.arrived = np.zeros(MOST_BINS, dtype=np.int64)
         self.met = np.zeros(MOST_BINS, dtype=np.int64)
         self.first_s, self.last_s = float("inf"), float("-inf")
-        self.slowest = (-1.0, 0)
-        """Longest time to a first token, and whose."""
+        self.slowest = (-1.0, 0.0)
+        """Longest time to a first token, and when that request arrived [s]."""
         self.requests = 0
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -103,15 +105,11 @@ class RequestDigest:
         self.arrived += np.bincount(bins, minlength=MOST_BINS)
         met = values["slo_met"]
         self.met += np.bincount(bins[met == 1.0], minlength=MOST_BINS)
-        for metric, limit_s in self._limits_s.items():
-            with np.errstate(invalid="ignore"):
-                # as in the SLO itself: no time per token with one token only, and that is within
-                late = ~(values["e2el_s"] <= limit_s) if metric == "e2el" else values[f"{metric}_s"] > limit_s
-            self._kept[metric] += int((~late & ~np.isnan(values["e2el_s"])).sum())
+        self._count_kept(batch, values)
         ttft = values["ttft_s"]
         if not np.isnan(ttft).all():
             place = int(np.nanargmax(ttft))
-            self.slowest = max(self.slowest, (float(ttft[place]), int(values["request_id"][place])))
+            self.slowest = max(self.slowest, (float(ttft[place]), float(arrival[place])))
         for by, parts in (("ttft", parts_to_first(values)), ("e2el", parts_of(values))):
             total = values[f"{by}_s"]
             known = ~np.isnan(total)
@@ -120,9 +118,23 @@ class RequestDigest:
             for row, part in zip(self.sums[by], parts, strict=True):
                 row += np.bincount(places, weights=part[known], minlength=BUCKETS)
 
-    def share_within(self, metric: str) -> float | None:
-        """Requests that finish within one limit over all requests, exactly; None without that limit."""
-        return self._kept[metric] / self.requests if metric in self._kept and self.requests else None
+    def _count_kept(self, batch: pa.RecordBatch, values: dict[str, Floats]) -> None:
+        """Count who keeps each limit; who has no time per token, with one token only, keeps that one, as in the SLO itself."""
+        finished = ~np.isnan(values["e2el_s"])
+        classes = batch.column("class").to_pylist() if any(klass is not None for klass, _ in self._limits_s) else []
+        for (klass, metric), limit_s in self._limits_s.items():
+            members = (
+                np.ones(len(batch), dtype=bool) if klass is None else np.array([name == klass for name in classes])
+            )
+            with np.errstate(invalid="ignore"):
+                late = values[f"{metric}_s"] > limit_s
+            self._members[klass, metric] += int(members.sum())
+            self._kept[klass, metric] += int((members & finished & ~late).sum())
+
+    def share_within(self, metric: str, klass: str | None = None) -> float | None:
+        """Requests that finish within one limit over all requests, exactly, or those of a class; None without that limit."""
+        members = self._members.get((klass, metric), 0)
+        return self._kept[klass, metric] / members if members else None
 
     @property
     def rate_per_s(self) -> float:
@@ -224,17 +236,15 @@ def floats(batch: pa.RecordBatch, name: str) -> Floats:
     return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
 
 
-def around(batches: Iterable[pa.RecordBatch], request_id: int, most: int = 200) -> pa.Table:
-    """Requests of the ids around one, in order of arrival."""
-    low = max(request_id - most // 2, 0)
-    found = []
+def around(batches: Iterable[pa.RecordBatch], arrival_s: float, most: int = 200) -> pa.Table:
+    """The requests that arrived nearest to an instant, in order of arrival."""
+    nearest: pa.Table | None = None
     for batch in batches:
-        ids = floats(batch, "request_id")
-        kept = np.flatnonzero((ids >= low) & (ids < low + most))
-        if len(kept):
-            found.append(batch.take(pa.array(kept)))
-    table = pa.Table.from_batches(found) if found else pa.table({"arrival_s": pa.array([], pa.float64())})
-    return table.sort_by("arrival_s")
+        found = pa.Table.from_batches([batch])
+        table = found if nearest is None else pa.concat_tables([nearest, found]).unify_dictionaries()
+        away_s = np.abs(np.asarray(table["arrival_s"].to_numpy()) - arrival_s)
+        nearest = table.take(np.sort(np.argsort(away_s, kind="stable")[:most]))
+    return pa.table({"arrival_s": pa.array([], pa.float64())}) if nearest is None else nearest.sort_by("arrival_s")
 
 
 def quantile(low_s: Floats, high_s: Floats, counts: Floats, share: float) -> float:

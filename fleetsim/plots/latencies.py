@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from fleetsim.plots.digest import PARTS, quantile
 from fleetsim.plots.rates import NAMES
-from fleetsim.plots.style import GREY, Mark, axis, figure, marks_of, number, seconds_unit, thinned
+from fleetsim.plots.style import GREY, Mark, axis, duration, figure, marks_of, seconds_unit, thinned
 
 PART_COLOURS = {
     "network": "#8a8f98",
@@ -77,7 +77,7 @@ def cdf(
         x, y = np.concatenate([[max(low[0], x[0] / factor / 1.01) * factor], x]), np.concatenate([[0.0], y])
         shares = [0.5, 0.9, 0.99]
         at = [quantile(low, high, counts, share) * factor for share in shares]
-        told = [f" p{100 * share:g} {number(value)} {unit}" for share, value in zip(shares, at, strict=True)]
+        told = [f" p{100 * share:g} {duration(value / factor)}" for share, value in zip(shares, at, strict=True)]
         fig.add_scatter(
             x=at,
             y=shares,
@@ -94,7 +94,7 @@ def cdf(
         first = float(x[y > 0.001][0])
         seen += [first, quantile(low, high, counts, 0.9995) * factor]
         if len(labels) == 1:  # room for the last text
-            seen.append(max(at[-1] * 1.35, at[-1] * (at[-1] / first) ** 0.3))
+            seen.append(max(at[-1] * 1.35, at[-1] * (at[-1] / first) ** 0.2))
         fig.add_scatter(
             x=x,
             y=y,
@@ -107,7 +107,7 @@ def cdf(
     for what, limit_s in (limits or {}).items():
         seen.append(limit_s * factor)
         fig.add_vline(x=limit_s * factor, line={"color": GREY, "dash": "dot", "width": 1.5})
-        text = f"{what} {number(limit_s)} s" if limit_s >= 1 else f"{what} {number(limit_s * 1e3)} ms"
+        text = f"{what} {duration(limit_s)}"
         fig.add_annotation(
             x=limit_s * factor,
             y=1.0,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 import pyarrow as pa
 from plotly.subplots import make_subplots
 
-from fleetsim.plots.style import GREY, TEMPLATE, Mark, axis, clock_unit, figure, marks_of
+from fleetsim.plots.style import GREY, TEMPLATE, Mark, axis, clock_unit, faded, figure, marks_of
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -64,6 +65,7 @@ def heat_maps(table: pa.Table, row: str = "pool") -> go.Figure:
         z = np.full((len(names), columns), np.nan, dtype=np.float32)
         for name, begin, value in zip(rows["row"], rows["start_s"], rows[key], strict=True):
             z[places[name], round(begin / width_s)] = np.nan if value is None else value
+        most = float(np.nanmax(z, initial=0.0))
         shown = "%{z:.1%}" if of == "%" else f"%{{z:,.4g}} {of}"
         domain = fig.layout[f"yaxis{place if place > 1 else ''}"].domain
         fig.add_heatmap(
@@ -74,7 +76,8 @@ def heat_maps(table: pa.Table, row: str = "pool") -> go.Figure:
             col=1,
             colorscale=HEAT,
             name=title,
-            zmin=0,
+            zmin=0.0,
+            zmax=max(most, 1e-3) if of == "%" else max(most, 1.0),
             ygap=1 if len(names) <= 32 else 0,
             colorbar={
                 "len": domain[1] - domain[0],
@@ -120,12 +123,12 @@ def scaling(fleet: pa.Table, marks: Mapping[str, Mark] | None = None, attained: 
     attained : pa.Table, optional
         ``start_s, end_s, arrived, met`` of the run's requests: adds the attainment over time.
     """
-    titles = [
-        "arrivals [requests/s]",
-        "replicas: ready; dotted: wanted",
-        "requests waiting [count]",
-        "price of replicas paid for [USD/h]",
-    ]
+    pools = list(dict.fromkeys(fleet["pool"].to_pylist()))
+    series = {pool: _series(fleet, pool) for pool in pools}
+    end_s = float(np.asarray(fleet["end_s"].to_numpy()).max()) if len(fleet) else 0.0
+    unit, factor = clock_unit(end_s)
+    panels_of = [panel for panel in _SCALING if panel.always or any(map(panel.changes, series.values()))]
+    titles = [panel.title for panel in panels_of]
     if attained is not None:
         titles.insert(1, "requests within the SLO, by arrival [%]")
     fig = figure(
@@ -144,55 +147,10 @@ def scaling(fleet: pa.Table, marks: Mapping[str, Mark] | None = None, attained: 
         ),
         fig,
     )
-    pools = list(dict.fromkeys(fleet["pool"].to_pylist()))
-    end_s = float(np.asarray(fleet["end_s"].to_numpy()).max()) if len(fleet) else 0.0
-    unit, factor = clock_unit(end_s)
-    offset = 0 if attained is None else 1
     for pool, mark in marks_of(pools, marks).items():
-        series = _series(fleet, pool)
-        x = series["end_s"] * factor
-        length = np.maximum(series["end_s"] - series["start_s"], 1e-9)
-        lines: Sequence[tuple[int, Floats, str, str]] = (
-            (1, series["arrivals"] / length, "solid", "arrivals, requests/s"),
-            (2 + offset, series["replicas_ready"], "solid", "replicas ready"),
-            (2 + offset, series["replicas_wanted"], "dot", "replicas wanted"),
-            (3 + offset, series["waiting"], "solid", "requests waiting"),
-            (4 + offset, series["cost_usd_per_h"], "solid", "USD/h"),
-        )
-        for row, y, dash, what in lines:
-            fig.add_scatter(
-                x=x,
-                y=y,
-                row=row,
-                col=1,
-                mode="lines",
-                name=pool,
-                legendgroup=pool,
-                showlegend=row == 1,
-                line={
-                    "color": mark.colour,
-                    "dash": dash,
-                    "width": 1.75,
-                    "shape": "hv" if row in (2 + offset, 4 + offset) else "linear",
-                },
-                hovertemplate=f"<b>%{{fullData.name}}</b>, %{{x:.4g}} {unit}<br>%{{y:,.4g}} {what}<extra></extra>",
-            )
-        starting = series["replicas_starting"]
-        if np.nanmax(starting, initial=0) > 0:
-            fig.add_scatter(
-                x=x,
-                y=starting,
-                row=2 + offset,
-                col=1,
-                mode="lines",
-                name=pool,
-                legendgroup=pool,
-                showlegend=False,
-                line={"color": mark.colour, "width": 0, "shape": "hv"},
-                fill="tozeroy",
-                opacity=0.35,
-                hovertemplate=f"<b>%{{fullData.name}}</b>, %{{x:.4g}} {unit}<br>%{{y:,.4g}} replicas starting<extra></extra>",
-            )
+        for panel in panels_of:
+            for line in panel.lines:
+                _scaling_line(fig, pool, series[pool], line, mark, 1 + titles.index(panel.title), (unit, factor))
     if attained is not None:
         _attained(fig, attained, factor, unit)
     fig.update_yaxes(rangemode="tozero", nticks=5)
@@ -200,6 +158,83 @@ def scaling(fleet: pa.Table, marks: Mapping[str, Mark] | None = None, attained: 
     fig.update_xaxes(**axis("simulated time", unit), row=len(titles), col=1)
     fig.update_xaxes(range=[0, end_s * factor])
     return fig
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A column over time."""
+
+    column: str
+    what: str
+    dash: str = "solid"
+    stepped: bool = False
+    filled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """Lines over one another; left out where nothing changes, unless it always tells something."""
+
+    title: str
+    lines: tuple[_Line, ...]
+    always: bool = False
+
+    def changes(self, series: Mapping[str, Floats]) -> bool:
+        """Whether there is anything to see."""
+        values = series[self.lines[0].column]
+        return len(values) > 0 and float(np.nanmax(values)) > float(np.nanmin(values))
+
+
+_SCALING = (
+    _Panel("arrivals [requests/s]", (_Line("arrivals", "arrivals, requests/s"),), True),
+    _Panel(
+        "replicas: ready; dotted: wanted; filled: starting [count]",
+        (
+            _Line("replicas_starting", "replicas starting", stepped=True, filled=True),
+            _Line("replicas_ready", "replicas ready", stepped=True),
+            _Line("replicas_wanted", "replicas wanted", "dot", True),
+        ),
+        True,
+    ),
+    _Panel("requests waiting [count]", (_Line("waiting", "requests waiting"),)),
+    _Panel("price of replicas paid for [USD/h]", (_Line("cost_usd_per_h", "USD/h", stepped=True),)),
+)
+
+
+def _scaling_line(
+    fig: go.Figure,
+    pool: str,
+    series: Mapping[str, Floats],
+    line: _Line,
+    mark: Mark,
+    row: int,
+    clock: tuple[str, float],
+) -> None:
+    unit, factor = clock
+    y = series[line.column]
+    if line.filled and not np.nanmax(y, initial=0.0) > 0:
+        return
+    if line.column == "arrivals":
+        y = y / np.maximum(series["end_s"] - series["start_s"], 1e-9)
+    fig.add_scatter(
+        x=series["end_s"] * factor,
+        y=y,
+        row=row,
+        col=1,
+        mode="lines",
+        name=pool,
+        legendgroup=pool,
+        showlegend=row == 1,
+        line={
+            "color": mark.colour,
+            "dash": line.dash,
+            "width": 0 if line.filled else 1.75,
+            "shape": "hv" if line.stepped else "linear",
+        },
+        fill="tozeroy" if line.filled else None,
+        fillcolor=faded(mark.colour, 0.3),
+        hovertemplate=f"<b>%{{fullData.name}}</b>, %{{x:.4g}} {unit}<br>%{{y:,.4g}} {line.what}<extra></extra>",
+    )
 
 
 def _attained(fig: go.Figure, table: pa.Table, factor: float, unit: str) -> None:

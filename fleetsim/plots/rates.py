@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import pyarrow as pa
 
 from fleetsim.metrics.statistics import mean_interval
-from fleetsim.plots.style import GREY, Mark, axis, faded, figure, marks_of, number, seconds_unit
+from fleetsim.plots.style import GREY, Mark, axis, duration, faded, figure, marks_of, number, seconds_unit
 
 RATE = "rate_per_s"
 SERIES = "series"
@@ -157,7 +157,7 @@ def latency(
         fig.add_hline(
             y=limit_s * factor,
             line={"color": GREY, "dash": "dot", "width": 1.5},
-            annotation={"text": f"SLO {number(limit_s * factor)} {unit}", "font": {"size": 12, "color": GREY}},
+            annotation={"text": f"SLO {duration(limit_s)}", "font": {"size": 12, "color": GREY}},
             annotation_position="top left",
         )
     return fig

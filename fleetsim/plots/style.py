@@ -164,9 +164,19 @@ def _plain(value: float, digits: int) -> str:
 
 
 def seconds_unit(values: Iterable[float]) -> tuple[str, float]:
-    """Milliseconds or seconds, whichever reads better, and the factor from seconds."""
+    """Milliseconds, seconds or hours, whichever reads better, and the factor from seconds."""
     finite = [v for v in values if v is not None and math.isfinite(v)]
-    return ("ms", 1e3) if finite and max(finite) < 2.0 else ("s", 1.0)
+    most = max(finite, default=0.0)
+    return ("ms", 1e3) if 0.0 < most < 2.0 else ("h", 1 / 3600.0) if most >= 3 * 3600.0 else ("s", 1.0)
+
+
+def duration(value_s: float) -> str:
+    """A time for people, with its unit."""
+    if value_s >= 3600.0:
+        return f"{number(value_s / 3600.0)} h"
+    if value_s >= 300.0:
+        return f"{number(value_s / 60.0)} min"
+    return f"{number(value_s)} s" if value_s >= 1.0 else f"{number(value_s * 1e3)} ms"
 
 
 def clock_unit(end_s: float) -> tuple[str, float]:

@@ -153,7 +153,7 @@ def page(results: Results, title: str | None = None) -> Page:
         sentence=sentence,
         slo=_slo(limits, summary) if one else _slo_target(limits),
         tiles=_tiles(first, limits) if one else [],
-        tables=[_objectives(details[0], limits)]
+        tables=[_objectives(results, details[0], limits)]
         if one and limits is not None
         else []
         if one
@@ -303,34 +303,32 @@ _TILES = (
 )
 
 
-def _objectives(detail: Detail, limits: Limits) -> HtmlTable:
-    """Each limit, how many keep it, and the percentiles beside it; classes with limits of their own below."""
-    summary = detail.run.manifest.get("summary") or {}
+def _objectives(results: Results, detail: Detail, limits: Limits) -> HtmlTable:
+    """Each limit, how many keep it, and the percentiles beside it; limits of single classes below."""
+    stats = ("mean", "p50", "p90", "p95", "p99")
     heads = [
         Head("metric", "", False),
         Head("limit"),
-        Head("within it", "requests within this limit / all requests"),
-        *(Head(p) for p in ("mean", "p50", "p90", "p95", "p99")),
+        Head("within it", "requests that finish within this limit / all requests, of the class where it is of one"),
+        *(Head(stat) for stat in stats),
+    ]
+    groups = {row["value"]: row for row in results.table("groups", detail.run).to_pylist() if row["by"] == "class"}
+    blocks: list[tuple[str | None, Mapping[str, float], Mapping[str, Any]]] = [
+        (None, limits.limits_s, detail.run.manifest.get("summary") or {}),
+        *((klass, block, groups.get(klass, {})) for klass, block in limits.classes.items()),
     ]
     rows = []
-    for metric in ("ttft", "tpot", "itl", "e2el"):
-        limit = limits.limits_s.get(metric)
-        kept = detail.digest.share_within(metric)
-        values = [summary.get(f"{metric}_{p}_s") for p in ("mean", "p50", "p90", "p95", "p99")]
-        if all(value is None for value in values):
-            continue
-        rows.append(
-            [
-                Cell(NAMES[metric], NAMES[metric]),
-                Cell("–", None, "grey") if limit is None else seconds(limit),
-                Cell("–", None, "grey") if limit is None else ratio(kept, limits.attainment),
-                *map(seconds, values),
-            ]
-        )
-    note = f"The SLO asks that {ratio(limits.attainment).text} of all requests finish within all limits."
-    if limits.classes:
-        told = "; ".join(f"{name}: {_limit_words(block)}" for name, block in limits.classes.items())
-        note += f" Classes with limits of their own: {told}."
+    for klass, block, figures in blocks:
+        for metric in ("ttft", "tpot", "itl", "e2el") if klass is None else block:
+            values = [figures.get(f"{metric}_{stat}_s") for stat in stats]
+            if all(value is None for value in values):
+                continue
+            kept = detail.digest.share_within(metric, klass)
+            text = NAMES[metric] if klass is None else f"{NAMES[metric]}, class {klass}"
+            limit = block.get(metric)
+            cells = [seconds(limit), Cell("–", None, "grey") if limit is None else ratio(kept, limits.attainment)]
+            rows.append([Cell(text, text), *cells, *map(seconds, values)])
+    note = f"The SLO asks that {ratio(limits.attainment).text} of all requests finish within all limits of theirs."
     return HtmlTable("Service-level objective", heads, rows, "summary.parquet, requests.parquet", note, "slo")
 
 

@@ -78,8 +78,8 @@ def read(results: Results, run: Run, label: str) -> Detail:
     """Read a run once through, a second time for the requests of the Gantt chart."""
     known = {column.name for column in REQUESTS}
     limits = limits_of(run)
-    digest = RequestDigest(_end_s(run), {} if limits is None else limits.limits_s)
-    for batch in results.scan("requests", [name for name in COLUMNS if name in known], run):
+    digest = RequestDigest(_end_s(run), {} if limits is None else {None: limits.limits_s, **limits.classes})
+    for batch in results.scan("requests", [*(name for name in COLUMNS if name in known), "class"], run):
         digest.add(batch)
     some = around(results.scan("requests", list(_GANTT), run), digest.slowest[1])
     bins, bins_of = _replicas(results, run, digest.end_s)

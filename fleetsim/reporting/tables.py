@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetsim.metrics.definitions import METRICS
-from fleetsim.plots.style import number
+from fleetsim.plots.style import duration, number
 
 FORMULAS = {metric.name: metric.formula for metric in METRICS}
 PERCENTILES = ("mean", "p50", "p90", "p95", "p99")
@@ -61,7 +61,7 @@ def seconds(value: float | None) -> Cell:
     """A time for people."""
     if value is None or value != value:
         return Cell("–", None, "grey")
-    return Cell(f"{number(value)} s" if value >= 1 else f"{number(value * 1e3)} ms", value)
+    return Cell(duration(value), value)
 
 
 def ratio(value: float | None, target: float | None = None) -> Cell:
@@ -137,7 +137,7 @@ _GROUP_COLUMNS = (
     ("charged USD", "cost_requests_usd", plain),
     ("site energy kWh", "site_energy_j", kwh),
     ("charged kWh", "energy_requests_j", kwh),
-    ("carbon kg", "carbon_g", kilograms),
-    ("charged kg", "carbon_requests_g", kilograms),
+    ("carbon kg CO2e", "carbon_g", kilograms),
+    ("charged kg CO2e", "carbon_requests_g", kilograms),
 )
 _IF_ANY = {"rejected", "timed_out", "failed", "unfinished"}
