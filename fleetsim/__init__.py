@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from fleetsim.experiment.run import Result, run
     from fleetsim.planning.api import find_fleet, find_rate, plan
     from fleetsim.planning.result import Plan
+    from fleetsim.results.compare import compare
+    from fleetsim.results.folder import open_results
+    from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
+    from fleetsim.sweep.study import Study, sweep
 
 __version__ = "0.1.0"
 
@@ -31,12 +35,17 @@ __all__ = [
     "Result",
     "Scenario",
     "ScenarioError",
+    "Study",
     "__version__",
+    "compare",
     "find_fleet",
     "find_rate",
     "load_scenario",
+    "open_results",
     "plan",
+    "query",
     "run",
+    "sweep",
 ]
 
 _HOME = {
@@ -50,11 +59,16 @@ _HOME = {
     "Result": "fleetsim.experiment.run",
     "Scenario": "fleetsim.scenario.schema",
     "ScenarioError": "fleetsim.errors",
+    "Study": "fleetsim.sweep.study",
+    "compare": "fleetsim.results.compare",
     "find_fleet": "fleetsim.planning.api",
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
+    "open_results": "fleetsim.results.folder",
     "plan": "fleetsim.planning.api",
+    "query": "fleetsim.results.query",
     "run": "fleetsim.experiment.run",
+    "sweep": "fleetsim.sweep.study",
 }
 """Module of each public name, imported when the name is first used: ``import fleetsim`` itself stays light."""
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -98,6 +99,7 @@ def run(
     force: bool = False,
     explain: Sequence[int] = (),
     steer: Mapping[int, int] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> Result:
     """Simulate a scenario and write its tables.
 
@@ -123,6 +125,8 @@ def run(
         same run with one decision changed tells what that decision cost.
     force : bool
         Run although an SLO is below the physical floor of every pool.
+    notes : mapping, optional
+        Further entries of the manifest, as JSON has them.
 
     Raises
     ------
@@ -144,7 +148,7 @@ def run(
         live.fleet.gateway.steered = dict(steer or {})
         folder = ResultFolder(target, {"scenario_digest": live.digest, "fleetsim_version": __version__})
         try:
-            return _simulate(live, folder, progress, warnings, started)
+            return _simulate(live, folder, progress, warnings, started, notes or {})
         except BaseException:
             folder.discard()
             raise
@@ -189,7 +193,12 @@ def _future(loaded: LoadedScenario) -> Future | None:
 
 
 def _simulate(
-    live: _Live, folder: ResultFolder, progress: Progress | None, warnings: list[str], started: float
+    live: _Live,
+    folder: ResultFolder,
+    progress: Progress | None,
+    warnings: list[str],
+    started: float,
+    notes: Mapping[str, Any],
 ) -> Result:
     scenario, clock, fleet = live.scenario, live.clock, live.fleet
     total: int | None = getattr(live.workload, "total", None)
@@ -256,6 +265,9 @@ def _simulate(
         warnings.append(
             f"{fleet.unlocked} prompts were computed again: replicas were full of blocks that waited for each other's room"
         )
+    if fleet.lifecycle is not None and fleet.lifecycle.stranding.failed:
+        failed = fleet.lifecycle.stranding.failed
+        warnings.append(f"{failed} requests failed: every replica that could take them was lost, and none comes back")
     if interrupted:
         warnings.append("interrupted: what had not ended is counted as unfinished")
     wall_s = time.perf_counter() - started
@@ -264,7 +276,7 @@ def _simulate(
     folder.add_table("groups", table_of(groups or [{"by": "", "value": ""}]))
     assumptions, extrapolated = _assumptions(fleet), _extrapolated(fleet)
     manifest = _manifest(live, row, wall_s, warnings, interrupted, word.reason)
-    manifest |= {"assumptions": assumptions, "extrapolated": extrapolated}
+    manifest |= {"assumptions": assumptions, "extrapolated": extrapolated, **notes}
     files = folder.publish(manifest)
     return Result(
         name=scenario.name,
@@ -330,7 +342,7 @@ def _manifest(
         "verdict_reason": reason,
         "python": platform.python_version(),
         "platform": sys.platform,
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
         "wall_s": wall_s,
         "events": live.clock.events,
         "checked": live.check,
@@ -338,6 +350,10 @@ def _manifest(
         "summary": dict(row),
         "manifest": MANIFEST,
     }
+
+
+_version = cache(version)
+"""Of an installed package: looked up once, which takes as long as a thousand requests."""
 
 
 def _assumptions(fleet: Fleet) -> list[str]:

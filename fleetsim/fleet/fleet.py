@@ -220,9 +220,25 @@ class Fleet:
         choice = self._scenario.gateway.placement or Choice("placements", "on-demand", OnDemandConfig())
         pools = [self.pool_of[replica.index] for replica in chosen]
         rng = self._streams.get("placement")
-        swapping = Swapping(self.gateway, self.clock, chosen, pools, choice, rng, self.network, self._engine_of)
+        swapping = Swapping(
+            self.gateway,
+            self.clock,
+            chosen,
+            pools,
+            choice,
+            rng,
+            self.network,
+            self._engine_of,
+            self._carbon_of,
+            lambda: self.stranded,
+        )
         self.gateway.swapping = swapping
         return swapping
+
+    def _carbon_of(self, pool: Pool) -> float:
+        """Carbon intensity where a pool stands, now and with cooling; 0 where nobody says [g/kWh]."""
+        prices = self.tariffs.energy[pool.index]
+        return 0.0 if prices.carbon is None else prices.pue * prices.carbon.at(self.clock.now_s)
 
     def _engine_of(self, pool: Pool, replica: int) -> tuple[Scheduler, list[Batch]]:
         """A scheduler and empty batches for a replica."""
@@ -360,6 +376,20 @@ class Fleet:
         """Whether requests are under way or to come."""
         return not self.exhausted or bool(self.in_flight) or bool(self.expected)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether clocks that tick while requests are about should go on ticking."""
+        if not self.active:
+            return False
+        if self.at_rest:
+            return bool(self.gateway.presence.waiting_room)
+        return not self.stranded
+
+    @property
+    def stranded(self) -> bool:
+        """Whether all requests that are under way wait for replicas that are gone for good."""
+        return self.lifecycle is not None and self.lifecycle.stranding.over()
+
     def _pull(self) -> None:
         """Wait for the next arrival."""
         request = next(self._source, None)
@@ -386,6 +416,7 @@ class Fleet:
         self.last_end_s = self.clock.now_s
         if self.ledger is not None:
             self.ledger.charge(request)
+        unnamed = self.swapping is not None and self.swapping.name_answer(request)
         self.on_end(request)
         if self.lifecycle is not None and self.lifecycle.draining:
             self.lifecycle.look()
@@ -394,6 +425,8 @@ class Fleet:
             if released is not None:
                 for follower in each_released(released):
                     self.expected += 1
+                    if unnamed:
+                        follower.model = None  # nor do later turns name one
                     self.clock.at(follower.arrival_s, partial(self._admit_later_turn, follower))
 
     def _answered_s(self, request: Request) -> float:
@@ -419,11 +452,13 @@ class Fleet:
         return not moving and all(replica.timer is None and not replica.held for replica in self.replicas)
 
     def unlock(self) -> bool:
-        """Where nothing happens any more although requests are under way, have one computed again; False if that cannot help.
+        """Where nothing happens any more although requests are under way, do something about it; False if that cannot help.
 
-        Replicas that hand requests over to each other may be full of blocks that wait for room on the other one. The oldest request
-        that waits so gives up what was computed of it.
+        Requests that nobody will ever take fail. Else one is computed again: replicas that hand requests over to each other may be
+        full of blocks that wait for room on the other one. The oldest request that waits so gives up what was computed of it.
         """
+        if self.lifecycle is not None and self.lifecycle.stranding.fail():
+            return True
         waiting = [
             r for replica in self.replicas for batch in replica.batches for r in batch.waiting if r.carrier is not None
         ]
@@ -467,6 +502,8 @@ class Fleet:
             self.ended += 1
             if self.ledger is not None:
                 self.ledger.charge(request)
+            if self.swapping is not None:
+                self.swapping.name_answer(request)
             self.on_end(request)
 
     def _verify_loans(self) -> None:

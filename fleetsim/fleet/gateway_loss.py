@@ -76,6 +76,8 @@ class GatewayLoss:
                 del self._prefilled[request]
                 self._gateway.prefilled(request, parked)
         presence.send_waiting()
+        if self._gateway.swapping is not None:
+            self._gateway.swapping.ask()
 
     def lacks(self, request: Request) -> bool:
         """Whether a request's gateway is gone."""

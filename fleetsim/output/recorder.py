@@ -314,7 +314,7 @@ class Sampler:
             state, held = str(life.state), pool.llm.name
             seat = pool.seats.get(i)
             if seat is not None:
-                state, held = seat.state, seat.place.holds
+                state, held = (seat.state if life.state == "ready" else state), seat.place.holds
                 loading_j = seat.loading_j(now_s)
                 watts += (loading_j - self._loading_j.get(i, 0.0)) / length_s
                 self._loading_j[i] = loading_j

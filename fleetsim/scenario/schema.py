@@ -905,6 +905,7 @@ class Pool(Block):
             (f"engine.kv.{kv.approximate}", bool(kv.approximate)),
             ("autoscaler or max_replicas", self.autoscaler is not None or self.max_replicas is not None),
             ("encoder", self.encoder is not None),
+            ("drain: migrate", self.drain == "migrate"),
         ):
             if there:
                 raise ValueError(f"models: replicas that change their LLM are not modelled with {what}")
@@ -1245,8 +1246,6 @@ class Scenario(Block):
             raise ValueError("gateway.placement chooses among the LLMs of a replica: give a pool `models`")
         if not swapping:
             return self
-        if self.faults:
-            raise ValueError("faults: failures of replicas that change their LLM (`models`) are not modelled")
         if gateway.rebalancer is not None:
             raise ValueError(
                 "gateway.rebalancer moves requests between replicas of one LLM: not where a pool has `models`"
