@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from fleetsim.engine.gaps import BUCKETS, edge_s
 from fleetsim.engine.replica import Meter
+from fleetsim.fleet.answering import Answering
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Bill
@@ -21,6 +22,7 @@ from fleetsim.fleet.ways import Ways
 from fleetsim.kernel.clock import SAMPLE
 from fleetsim.metrics.columns import array_of, column
 from fleetsim.metrics.slo import slo_met
+from fleetsim.output.answers import answer_columns
 from fleetsim.output.tables import arrow_schema
 from fleetsim.scenario.schema import Energy, Slo
 from fleetsim.units import UNITS
@@ -68,6 +70,7 @@ class RequestLog:
         self._host_w: np.ndarray[Any, Any] = np.zeros(0)
         self._tariffs: Tariffs | None = None
         self._ways: Ways | None = None
+        self._answering: Answering | None = None
         self._sites: list[str] = []
         self._placed: np.ndarray[Any, Any] = np.zeros(0, np.int32)
         """Site of each pool, below 0 where there are none."""
@@ -84,6 +87,7 @@ class RequestLog:
         self._host_w = np.array([pool.host_busy_w for pool in fleet.pool_of])
         self._tariffs = None if fleet.ledger is None else fleet.tariffs
         self._ways = fleet.ways
+        self._answering = fleet.answering
         self._sites = list(fleet.tariffs.sites) or [""]
         placed = [pool.config.site for pool in fleet.pools]
         self._placed = np.array([-1 if site is None else self._sites.index(site) for site in placed], dtype=np.int32)
@@ -184,6 +188,7 @@ class RequestLog:
             "electricity_usd": electricity,
             "cost_usd": cost,
             "slo_met": pa.nulls(len(rows), pa.bool_()) if met is None else column(met),
+            **answer_columns(rows, self._answering),
         }
         return as_batch("requests", columns)
 
@@ -309,7 +314,7 @@ class Sampler:
             state, held = str(life.state), pool.llm.name
             seat = pool.seats.get(i)
             if seat is not None:
-                state, held = seat.state, seat.place.holds
+                state, held = (seat.state if life.state == "ready" else state), seat.place.holds
                 loading_j = seat.loading_j(now_s)
                 watts += (loading_j - self._loading_j.get(i, 0.0)) / length_s
                 self._loading_j[i] = loading_j

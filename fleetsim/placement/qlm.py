@@ -113,6 +113,8 @@ class Qlm:
     and latest first, for another LLM all of them (`evict`; what becomes of their keys and values is the pool's `swap.kv`; they have
     their limit anew from then on); and, with nothing to do, takes the last group of the queue that ends last (`balance`).
 
+    Groups in the queue of a replica that is not there any more go to others like new ones.
+
     Charged: swaps and what is taken back, as the pool's `swap` says; `solver` per program, during which nothing else is decided.
     The program is solved by branch and bound, to 5 % of the least sum of ends unless `solver_nodes` stops it. The demo of the
     authors draws the first queue of a group at random.
@@ -175,13 +177,28 @@ class Qlm:
         group.join(request, due_s, tokens)
         self._group_of[request.id] = group
         if fresh:
-            able = [number for number, place in enumerate(self.places) if group.model in place.engines]
-            best = min(able, key=lambda number: self._walk(number, [*self.queues[number], group], now_s).end_s)
-            self.queues[best].append(group)
-            self._check_s = now_s
-            self._changed.add(best)
+            self._append(group, now_s)
         else:
             self._changed.add(next((number for number, queue in enumerate(self.queues) if group in queue), 0))
+
+    def _append(self, group: Group, now_s: float) -> None:
+        """Put a group into the queue in which it would be done first, of replicas that are there if any are."""
+        able = [number for number, place in enumerate(self.places) if group.model in place.engines]
+        able = [number for number in able if self.places[number].here] or able
+        best = min(able, key=lambda number: self._walk(number, [*self.queues[number], group], now_s).end_s)
+        self.queues[best].append(group)
+        self._check_s = now_s
+        self._changed.add(best)
+
+    def _leave_absent(self, now_s: float) -> None:
+        """Take groups out of the queues of replicas that are not there, where another one can hold their LLM."""
+        known = {name for place in self.places if place.here for name in place.engines}
+        for number, place in enumerate(self.places):
+            if not place.here:
+                moved = [group for group in self.queues[number] if group.model in known]
+                self.queues[number] = [group for group in self.queues[number] if group.model not in known]
+                for group in moved:
+                    self._append(group, now_s)
 
     def left(self, request: int) -> None:
         """Forget a request; one that was sent may be back in a moment."""
@@ -199,6 +216,8 @@ class Qlm:
         """Rearrange the queues if anybody would be late, then let every replica pull."""
         for queue in self.queues:
             queue[:] = [group for group in queue if group.members]
+        if not all([place.here for place in self.places]):
+            self._leave_absent(now_s)
         self._out.clear()
         self._runs.clear()
         thought_s = 0.0
@@ -309,7 +328,10 @@ class Qlm:
         # whole milliseconds: programs that differ in the last bit of a time may have other answers that are as good
         runs_s = [round(self._running_s(place), 3) for place in self.places]
         place_s = [
-            [round(self._group_s(place, group), 3) if group.model in place.engines else -1.0 for place in self.places]
+            [
+                round(self._group_s(place, group), 3) if place.here and group.model in place.engines else -1.0
+                for place in self.places
+            ]
             for group in groups
         ]
         models = [group.model for group in groups]

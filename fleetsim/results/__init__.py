@@ -1,0 +1,1 @@
+"""Results that were written: read, asked with SQL, compared, and exchanged with other tools."""
