@@ -72,9 +72,10 @@ def pools_of(split: Split, block: dict[str, Any]) -> list[dict[str, Any]]:
 class StatedEncoderSplit(OverScenario):
     """Roles of a pool's instances with images: which encode, compute prompts and compute answers, by simulation of the scenario.
 
-    Rule: of all splits of the instances (together, EP-D, ED-P, E-P-D in all proportions) the one that keeps the scenario's objective
-    at the highest Poisson rate. Each is tried, with the same random numbers, one rung of the ladder of rates above the best so far;
-    only who holds there climbs on. The best is then judged with several seeds, and goes down the ladder until the objective holds.
+    Rule: of all splits of the instances (together, EP-D, ED-P, E-P-D in all proportions) the one that keeps the scenario's
+    objective at the highest Poisson rate. Each is tried, with the same random numbers, one rung of the ladder of rates above the
+    best so far; only who holds there climbs on. The best is then judged with several seeds, and goes down the ladder until the
+    objective holds.
 
     Charged: nothing; the report's profiler searches by bisection, whose order is not published.
 

@@ -96,7 +96,12 @@ def test_a_kind_may_be_left_out() -> None:
 )
 def test_what_cannot_be_split_is_refused(changes: dict[str, Any], told: str) -> None:
     scenario = {**SCENARIO, **changes}
-    scenario = {key: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else [{k: v for k, v in pool.items() if v is not None} for pool in value] for key, value in scenario.items()}
+    scenario = {
+        key: {k: v for k, v in value.items() if v is not None}
+        if isinstance(value, dict)
+        else [{k: v for k, v in pool.items() if v is not None} for pool in value]
+        for key, value in scenario.items()
+    }
     with pytest.raises(InputError) as refused:
         stated(scenario=scenario).solve()
     assert told in str(refused.value)
