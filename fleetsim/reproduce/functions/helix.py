@@ -95,7 +95,7 @@ def swarm(problem: StatedHelix) -> Layers:
     count = -(-problem.layers // size)
     bounds = [round(problem.layers * k / count) for k in range(count + 1)]
     speed = [0.0] * count
-    layers = {}
+    layers: dict[str, tuple[int, int]] = {}
     names = sorted(problem.nodes, key=lambda name: -problem.nodes[name].tokens_per_s[0])
     for name in names:
         stage = min(range(count), key=lambda k: (speed[k], k))
@@ -110,7 +110,7 @@ def separate(problem: StatedHelix) -> Layers:
     kinds: dict[str, list[str]] = {}
     for name in problem.nodes:
         kinds.setdefault(name.rpartition("/")[0], []).append(name)
-    layers = {}
+    layers: dict[str, tuple[int, int]] = {}
     for names in kinds.values():
         bounds = [round(problem.layers * k / len(names)) for k in range(len(names) + 1)]
         if max(np.diff(bounds)) <= len(problem.nodes[names[0]].tokens_per_s):
