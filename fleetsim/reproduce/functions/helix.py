@@ -123,7 +123,7 @@ def _placed(cluster: str) -> tuple[StatedHelix, dict[str, tuple[int, int]]]:
     """A cluster, and where Helix's program puts the layers."""
     problem = _problem(**json.loads(cluster))
     plan = problem.solve(_GAP)
-    layers = {}
+    layers: dict[str, tuple[int, int]] = {}
     for row in plan.table:
         first, last = str(row["layers"]).split(" to ")
         layers[str(row["node"])] = int(first), int(last) + 1
