@@ -64,7 +64,7 @@ memory_option = click.option(
 )
 @set_option
 @click.option("--out", "-o", help="Folder of the study, or an address such as s3://bucket/study [fleetsim-out/NAME].")
-@click.option("--name", help="Name of the study [the scenario's].")
+@click.option("--name", help="Name of the study [the scenario's, and -sweep].")
 @click.option("-j", "--jobs", type=click.IntRange(0, 1024), default=0, help="Processes [one per core].")
 @click.option("--shard", default="1/1", callback=_shard, metavar="I/N", help="Only every N-th run, from the I-th.")
 @click.option("--resume/--fresh", default=True, show_default=True, help="Skip what is finished, or do all of it again.")

@@ -219,6 +219,6 @@ def base_of(
 
 
 def name_of(base: Base) -> str:
-    """What a study of a base is called."""
+    """What a study of a base is called: not as the base is, whose own result would stand in the same folder."""
     name = base.tree.child("name")
-    return name.value if name is not None and isinstance(name.value, str) and name.value else "sweep"
+    return f"{name.value}-sweep" if name is not None and isinstance(name.value, str) and name.value else "sweep"
