@@ -193,7 +193,7 @@ def _stated(scenario: Where, given: Mapping[str, Any]) -> Search:
         hint = "name what may vary, e.g. --axis 'pools[0].replicas={range: [2, 8]}'; or give a search's file (docs/sweeps.md)"
         raise InputError(Finding("a search needs axes", hint=hint))
     base = base_of(scenario, dict(given.get("set", {})))
-    return search_of({"name": name_of(base), "scenario": {}, **given}, base=base)
+    return search_of({"name": name_of(base, "search"), "scenario": {}, **given}, base=base)
 
 
 def _check_axes(search: Search) -> None:

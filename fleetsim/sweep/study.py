@@ -282,7 +282,7 @@ def _asked(scenario: Where, axes: Mapping[str, Any] | Located | None) -> Stated:
     if axes is None:
         hint = "name what varies, e.g. --axis gateway.router=round-robin,least-outstanding; or give a sweep's file (docs/sweeps.md)"
         raise InputError(Finding("a sweep needs axes", hint=hint))
-    return Stated(name_of(base), base, Located({}), Replications(), 0)
+    return Stated(name_of(base, "sweep"), base, Located({}), Replications(), 0)
 
 
 def _axes_over(written: Located, given: Located) -> Located:

@@ -218,7 +218,7 @@ def base_of(
     return Base(tree, path, path.absolute().parent, overrides)
 
 
-def name_of(base: Base) -> str:
+def name_of(base: Base, kind: str) -> str:
     """What a study of a base is called: not as the base is, whose own result would stand in the same folder."""
     name = base.tree.child("name")
-    return f"{name.value}-sweep" if name is not None and isinstance(name.value, str) and name.value else "sweep"
+    return f"{name.value}-{kind}" if name is not None and isinstance(name.value, str) and name.value else kind
