@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
+    from fleetsim.sweep.optimise import optimise
     from fleetsim.sweep.study import Study, sweep
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "find_rate",
     "load_scenario",
     "open_results",
+    "optimise",
     "plan",
     "query",
     "run",
@@ -65,6 +67,7 @@ _HOME = {
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
     "open_results": "fleetsim.results.folder",
+    "optimise": "fleetsim.sweep.optimise",
     "plan": "fleetsim.planning.api",
     "query": "fleetsim.results.query",
     "run": "fleetsim.experiment.run",

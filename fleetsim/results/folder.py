@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleetsim.errors import Finding, InputError, nearest
-from fleetsim.output.parquet import MANIFEST
+from fleetsim.output.parquet import MANIFEST, STUDY
 from fleetsim.output.tables import TABLES
 from fleetsim.results.labels import labelled
 from fleetsim.results.versions import current_batch, current_manifest, current_schema
 
-STUDY = "study.json"
 PARTITION = "run="
 """Begin of the name of a run's folder within a study."""
 AXIS = "axis."
@@ -256,10 +255,9 @@ def _open_study(folder: Path) -> tuple[list[Run], list[Mapping[str, Any]]]:
         for child in sorted(folder.glob(f"{PARTITION}*"))
         if (child / MANIFEST).is_file()
     }
-    rows = _plan(folder)
     runs: list[Run] = []
     missing: list[Mapping[str, Any]] = []
-    for row in rows:
+    for row in _plan(folder, study):
         child = there.pop(str(row["run"]), None)
         if child is None:
             missing.append(row)
@@ -267,22 +265,24 @@ def _open_study(folder: Path) -> tuple[list[Run], list[Mapping[str, Any]]]:
         axes = {key.removeprefix(AXIS): value for key, value in row.items() if key.startswith(AXIS)}
         run = replace(_open_run(child), axes=axes, replication=int(row.get("replication") or 0), study=name)
         runs.append(run)
-    # of a study that is still going, or was killed: what is there, without a summary of it
-    runs += [replace(_open_run(child), study=name) for child in there.values()]
+    if "runs" not in study:  # what an earlier plan left is no part of the study, unless there is no plan to tell
+        runs += [replace(_open_run(child), study=name) for child in there.values()]
     return runs, missing
 
 
-def _plan(folder: Path) -> list[dict[str, Any]]:
+def _plan(folder: Path, study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the planned runs: what they have on the axes, and how they ended; a killed study may lack the summary that tells."""
+    ended: dict[str, dict[str, Any]] = {}
     path = folder / "summary.parquet"
-    if not path.is_file():
-        return []
-    with _parquet(path) as file:
-        table = file.read()
-    if "run" not in table.column_names:
-        raise InputError(Finding("has no column run", file=str(path), hint="it is not the summary of a study"))
-    names = [name for name in ("run", "status", "error", "seed", "replication") if name in table.column_names]
-    names += [name for name in table.column_names if name.startswith(AXIS)]
-    rows: list[dict[str, Any]] = table.select(names).to_pylist()
+    if path.is_file():
+        with _parquet(path) as file:
+            names = [name for name in ("run", "status", "error") if name in file.schema_arrow.names]
+            ended = {str(row["run"]): row for row in file.read(names).to_pylist()}
+    rows = []
+    for planned in study.get("runs") or ():
+        axes = {f"{AXIS}{path}": value for path, value in (planned.get("axes") or {}).items()}
+        told = ended.get(str(planned["run"]), {"status": "interrupted", "error": None})
+        rows.append({**told, **{key: value for key, value in planned.items() if key != "axes"}, **axes})
     return rows
 
 
