@@ -16,7 +16,7 @@ from fleetsim.errors import Finding, InputError, nearest
 from fleetsim.output.parquet import MANIFEST, STUDY
 from fleetsim.output.tables import TABLES
 from fleetsim.results.labels import labelled
-from fleetsim.results.versions import current_batch, current_manifest, current_schema
+from fleetsim.results.versions import current_batch, current_figures, current_manifest, current_schema
 
 PARTITION = "run="
 """Begin of the name of a run's folder within a study."""
@@ -317,7 +317,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 def _read(run: Run, name: str) -> pa.Table:
     with _parquet(run.path / f"{name}.parquet") as file:
-        return file.read()
+        return current_figures(name, file.read(), str(run.manifest["schema_version"]))
 
 
 def _batches(run: Run, table: str, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -74,7 +74,9 @@ def test_nobody_is_late_and_the_ends_are_the_least_but_for_the_gap(program: Prog
 
 
 @given(programs(), st.integers(1, 12))
-def test_a_search_that_is_stopped_answers_with_queues_that_keep_all_limits_or_none(program: Program, nodes: int) -> None:
+def test_a_search_that_is_stopped_answers_with_queues_that_keep_all_limits_or_none(
+    program: Program, nodes: int
+) -> None:
     queues = assigned(program, nodes)
     if queues is not None:
         assert ends_s(program, queues) is not None
