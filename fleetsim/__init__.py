@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fleetsim.experiment.run import Result, run
     from fleetsim.planning.api import find_fleet, find_rate, plan
     from fleetsim.planning.result import Plan
+    from fleetsim.reporting.build import report
     from fleetsim.results.compare import compare
     from fleetsim.results.folder import open_results
     from fleetsim.results.query import query
@@ -46,6 +47,7 @@ __all__ = [
     "optimise",
     "plan",
     "query",
+    "report",
     "run",
     "sweep",
 ]
@@ -70,6 +72,7 @@ _HOME = {
     "optimise": "fleetsim.sweep.optimise",
     "plan": "fleetsim.planning.api",
     "query": "fleetsim.results.query",
+    "report": "fleetsim.reporting.build",
     "run": "fleetsim.experiment.run",
     "sweep": "fleetsim.sweep.study",
 }

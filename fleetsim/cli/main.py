@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "Simulate a scenario and say whether the fleet keeps up.",
     "sweep": "Run a scenario with every combination of some values, several times each.",
     "optimise": "Search over values of a scenario for the best trade-offs between its figures.",
+    "report": "One HTML page that shows results.",
     "plan": "The cheapest fleet for a workload and its SLO, proved by simulation.",
     "find-rate": "Highest request rate at which a fleet keeps its SLO.",
     "find-fleet": "Cheapest fleet whose simulation keeps the SLO.",

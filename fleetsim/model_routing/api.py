@@ -197,8 +197,12 @@ class ModelsView:
 
     def open(self) -> list[int]:
         """Arms that may be chosen and are served now; those that may be chosen, where none is served."""
-        here = [arm for arm in range(len(self.arms)) if self.present(arm)]
-        return here or [arm for arm in range(len(self.arms)) if self.offered[arm]]
+        views = self._views
+        if len(views) < len(self.arms):
+            for arm in range(len(self.arms)):
+                self.replicas(arm)
+        here = [arm for arm, offered in enumerate(self.offered) if offered and views[arm].members]
+        return here or [arm for arm, offered in enumerate(self.offered) if offered]
 
     def usd(self, query: Query) -> Any:
         """Expected list price of an answer of each arm: an array [USD]."""
@@ -255,8 +259,9 @@ class ModelRouter(Protocol):
 
 def best(scores: Any, among: Sequence[int]) -> int:
     """Of some arms the one with the highest score, the first of equal ones."""
-    top = max([scores[arm] for arm in among])
-    return next(arm for arm in among if scores[arm] >= top - _EQUAL * max(1.0, abs(top)))
+    values = scores[among]
+    top = values.max()
+    return among[int((values >= top - _EQUAL * max(1.0, abs(top))).argmax())]
 
 
 def best_row(scores: Any) -> int:

@@ -38,10 +38,12 @@ class Single:
             "energy": -models.joules_per_token,
         }
         self._scores = scores[config.by]
+        self._known: tuple[list[int], Ask] | None = None
+        """The arm for the arms that were open last."""
 
     def route(self, query: Query) -> Ask:
         """The arm."""
         among = self._models.open()
-        if self._named in among:
-            return Ask(self._named)
-        return Ask(best(self._scores, among))
+        if self._known is None or self._known[0] != among:
+            self._known = among, Ask(self._named if self._named in among else best(self._scores, among))
+        return self._known[1]

@@ -21,10 +21,10 @@ class Samples:
     Config: ClassVar = Plain
 
     def __init__(self, config: Plain, rng: Generator, models: ModelsView) -> None:
-        self._arm = 0
+        self._models = models
 
     def route(self, query: Query) -> Ask:
-        return Ask(self._arm, samples=3)
+        return Ask(self._models.open()[0], samples=3)
 
     def proceed(self, query: Query, answers: Sequence[Answer]) -> Accept:
         labels = [answer.label for answer in answers]
@@ -45,7 +45,7 @@ class Thorough:
         self.told: list[Outcome] = []
 
     def route(self, query: Query) -> Ask:
-        return Ask(self._models.count - 1)
+        return Ask(self._models.open()[-1])
 
     def proceed(self, query: Query, answers: Sequence[Answer]) -> Ask | Accept | list[Ask]:
         first = answers[0]
@@ -54,7 +54,7 @@ class Thorough:
         if all(first.votes):
             return Accept(0)
         if len(answers) == 1:
-            return [Ask(arm, judge=True) for arm in range(self._models.count)]
+            return [Ask(arm, judge=True) for arm in self._models.open()]
         return Accept(max(range(1, len(answers)), key=lambda i: answers[i].score or 0.0))
 
     def feedback(self, outcome: Outcome) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import fleetsim
 from fleetsim.errors import PolicyError, ScenarioError
+from fleetsim.plugins import names
 from tests.fleet.test_moves import MANY, column, pool, run, same_in_single_steps
 
 HERE = "tests.model_routing.routers"
@@ -183,9 +184,7 @@ def test_bad_input_is_refused(path: str, value: Any, words: str, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-ROUTERS = st.sampled_from(
-    ["single", "random", "oracle", "frugal-gpt", f"{HERE}:Samples", f"{HERE}:Thorough"],
-)
+ROUTERS = st.sampled_from([*names("model_routers"), f"{HERE}:Samples", f"{HERE}:Thorough"])
 
 
 @MANY
