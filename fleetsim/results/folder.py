@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from fleetsim.errors import Finding, InputError, nearest
 from fleetsim.output.parquet import MANIFEST, STUDY
-from fleetsim.output.tables import TABLES
+from fleetsim.output.tables import TABLES, with_meanings
 from fleetsim.results.labels import labelled
 from fleetsim.results.versions import current_batch, current_figures, current_manifest, current_schema
 
@@ -52,6 +52,11 @@ class Run:
     """Name of its study; empty outside studies."""
 
     @property
+    def figures(self) -> Mapping[str, Any]:
+        """Its row of the table ``summary``."""
+        return dict(self.manifest.get("summary") or {})
+
+    @property
     def is_measured(self) -> bool:
         """Whether it was imported from another tool."""
         return self.manifest.get("kind") == "measured"
@@ -86,21 +91,11 @@ class Results:
 
     def summary(self) -> pa.Table:
         """One row per run: ``run``, ``label``, ``replication``, ``axis.<path>`` for every axis, then the figures."""
-        rows = []
-        for run in self.runs:
-            figures = self.table("summary", run)
-            told = {"run": run.id, "label": run.label, "replication": run.replication}
-            row = pa.table({name: [value] for name, value in told.items()})
-            for name in figures.column_names:
-                if name not in told:
-                    row = row.append_column(figures.schema.field(name), figures[name])
-            rows.append(row)
-        whole = (
-            pa.concat_tables(rows, promote_options="permissive")
-            if rows
-            else pa.table({"run": pa.array([], pa.string())})
-        )
-        whole = whole.replace_schema_metadata(None)
+        told = ("run", "label", "replication")
+        names = dict.fromkeys((*told, *(name for run in self.runs for name in run.figures)))
+        rows = [{**run.figures, "run": run.id, "label": run.label, "replication": run.replication} for run in self.runs]
+        whole = pa.table({name: _figures([row.get(name) for row in rows]) for name in names})
+        whole = with_meanings("summary", whole).replace_schema_metadata(None)
         for place, (path, values) in enumerate(self.axes().items()):
             whole = whole.add_column(3 + place, f"{AXIS}{path}", values)
         return whole
@@ -336,6 +331,11 @@ def _beside(run: str, batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with a first column that names its run."""
     codes = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(batch)), pa.array([run]))
     return batch.add_column(0, "run", codes)
+
+
+def _figures(values: Sequence[Any]) -> pa.Array:
+    """A column of figures; of floats where there is nothing."""
+    return pa.array(values, pa.float64() if all(value is None for value in values) else None)
 
 
 def _axis(values: Sequence[Any]) -> pa.Array:
