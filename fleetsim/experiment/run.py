@@ -43,6 +43,8 @@ from fleetsim.workload.request import Request
 Progress = Callable[[int, "int | None", float], None]
 """Called now and then with (requests ended, requests in all if known, simulated time [s])."""
 
+NO_GROUPS = pa.table({"by": pa.array([], pa.string()), "value": pa.array([], pa.string())})
+"""Of a run without requests."""
 VERIFY_EVERY = 256
 """With checks on: boundaries of a replica between full recounts of its books."""
 
@@ -263,7 +265,7 @@ def _simulate(
     wall_s = time.perf_counter() - started
     row = {"run": live.digest[:12], "name": scenario.name, "seed": scenario.seed, "verdict": word.word, **summary}
     folder.add_table("summary", table_of([row]))
-    folder.add_table("groups", table_of(groups or [{"by": "", "value": ""}]))
+    folder.add_table("groups", table_of(groups) if groups else NO_GROUPS)
     assumptions, extrapolated = _assumptions(fleet), _extrapolated(fleet)
     manifest = _manifest(live, row, wall_s, warnings, interrupted, word.reason)
     manifest |= {"assumptions": assumptions, "extrapolated": extrapolated, **notes}
