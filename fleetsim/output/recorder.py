@@ -176,6 +176,7 @@ class RequestLog:
             "encode_s": _float_or_null(encode_end - encode_start),
             "queue_wait_s": _float_or_null(scheduled - queued),
             "return_s": back if isinstance(back, np.ndarray) else np.zeros(len(rows)),
+            **_parts(scheduled, first, end, finished, floats),
             "itl_max_s": _float_or_null(np.where(output > 1, floats("itl_max_s"), np.nan)),
             "energy_j": energy,
             "site_energy_j": site,
@@ -518,6 +519,24 @@ def _coded(codes: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryAr
     known = list(dict.fromkeys(names))
     place = np.array([known.index(name) for name in names], dtype=np.int32)
     return pa.DictionaryArray.from_arrays(column(place[codes], codes < 0), array_of(known, pa.string()))
+
+
+def _parts(
+    scheduled: np.ndarray[Any, Any],
+    first: np.ndarray[Any, Any],
+    end: np.ndarray[Any, Any],
+    finished: np.ndarray[Any, Any],
+    floats: Callable[[str], np.ndarray[Any, Any]],
+) -> dict[str, Any]:
+    """What finished requests did from their first step on; the four add up to the time until their last token."""
+    stall, transfer, late = floats("stall_s"), floats("transfer_s"), floats("late_s")
+    parts = {
+        "prefill_s": first - scheduled - (stall + transfer - late),
+        "transfer_s": transfer,
+        "decode_s": end - first - late,
+        "stall_s": stall,
+    }
+    return {name: _float_or_null(np.where(finished, values, np.nan)) for name, values in parts.items()}
 
 
 def _known(values: np.ndarray[Any, Any] | None, rows: Sequence[Request]) -> pa.Array:

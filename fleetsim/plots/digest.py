@@ -216,6 +216,11 @@ def parts_to_first(values: dict[str, Floats]) -> Sequence[Floats]:
     queue = scheduled - values["queued_s"]
     back = values["ttft_s"] - (first - values["arrival_s"])
     zero = np.zeros(len(first))
+    if "prefill_s" in values and not np.isnan(values["prefill_s"]).all():
+        prefill = np.where(np.isnan(values["prefill_s"]), first - scheduled, values["prefill_s"])
+        rest = first - scheduled - prefill
+        transfer = np.minimum(np.nan_to_num(values["transfer_s"]), rest)
+        return there + back, gateway, encoding, queue, prefill, transfer, zero, rest - transfer
     transfer = np.minimum(values["load_s"], first - scheduled)
     return there + back, gateway, encoding, queue, first - scheduled - transfer, transfer, zero, zero
 

@@ -66,6 +66,8 @@ def cdf(
         curves[label] = (low, high, counts)
     tops = [quantile(low, high, counts, 0.999) for low, high, counts in curves.values() if len(counts)]
     unit, factor = seconds_unit([*tops, *(limits or {}).values()])
+    if unit == "h":  # of which most may be milliseconds
+        unit, factor = "s", 1.0
     seen: list[float] = []
     for label, mark in marks_of(labels, marks).items():
         low, high, counts = curves[label]
