@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from fleetsim.experiment.run import Result, run
     from fleetsim.planning.api import find_fleet, find_rate, plan
     from fleetsim.planning.result import Plan
+    from fleetsim.results.compare import compare
     from fleetsim.reporting.build import report
     from fleetsim.results.folder import open_results
+    from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
+    from fleetsim.sweep.optimise import optimise
+    from fleetsim.sweep.study import Study, sweep
 
 __version__ = "0.1.0"
 
@@ -33,14 +37,19 @@ __all__ = [
     "Result",
     "Scenario",
     "ScenarioError",
+    "Study",
     "__version__",
+    "compare",
     "find_fleet",
     "find_rate",
     "load_scenario",
     "open_results",
+    "optimise",
     "plan",
+    "query",
     "report",
     "run",
+    "sweep",
 ]
 
 _HOME = {
@@ -54,13 +63,18 @@ _HOME = {
     "Result": "fleetsim.experiment.run",
     "Scenario": "fleetsim.scenario.schema",
     "ScenarioError": "fleetsim.errors",
+    "Study": "fleetsim.sweep.study",
+    "compare": "fleetsim.results.compare",
     "find_fleet": "fleetsim.planning.api",
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
     "open_results": "fleetsim.results.folder",
+    "optimise": "fleetsim.sweep.optimise",
     "plan": "fleetsim.planning.api",
+    "query": "fleetsim.results.query",
     "report": "fleetsim.reporting.build",
     "run": "fleetsim.experiment.run",
+    "sweep": "fleetsim.sweep.study",
 }
 """Module of each public name, imported when the name is first used: ``import fleetsim`` itself stays light."""
 

@@ -30,6 +30,7 @@ GROUPS = {
     "fleet_autoscalers": "how many replicas of each pool are wanted, and which turn into those of another",
     "forecasters": "what demand an autoscaler expects",
     "power_managers": "clocks, caps, batch sizes and sleep states",
+    "model_routers": "which LLM answers, with which reasoning budget, and whether others are asked too",
     "placements": "which LLM a replica holds, and who runs there next",
     "rebalancers": "who moves to which other replica",
     "reuses": "which keys and values are reused that stand behind another start",

@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from fleetsim.errors import DataError, Finding, nearest
 
-KINDS = ("accelerator", "link", "llm", "encoder", "engine", "calibration", "grid", "price", "failures")
+KINDS = ("accelerator", "link", "llm", "encoder", "engine", "calibration", "grid", "price", "failures", "quality")
 """What the catalogue describes: one folder of YAML files each."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,8 +57,13 @@ def as_json(finding: Finding) -> dict[str, Any]:
     return {key: getattr(finding, key) for key in keys}
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
-    """A plain table on stdout, columns padded, those in `right` aligned to the right; nothing is cut when piped."""
+def print_table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = (), grey: Collection[int] = ()
+) -> None:
+    """A plain table on stdout, columns padded, those in `right` aligned to the right; nothing is cut when piped.
+
+    Rows whose numbers are in `grey` are grey in a terminal.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -69,8 +74,8 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: It
         justify: Literal["left", "right"] = "right" if i in aligned else "left"
         table.add_column(header, justify=justify, overflow="fold", no_wrap=header == "name")
     listed = [list(row) for row in rows]
-    for row in listed:
-        table.add_row(*(Text(cell) for cell in row))
+    for place, row in enumerate(listed):
+        table.add_row(*(Text(cell) for cell in row), style="bright_black" if place in grey else None)
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = 4000

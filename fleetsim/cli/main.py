@@ -19,10 +19,16 @@ OK, FAILED, BAD_INPUT, SLO_MISSED, TERMINATED, INTERRUPTED = 0, 1, 2, 3, 143, 13
 
 COMMANDS = {
     "run": "Simulate a scenario and say whether the fleet keeps up.",
+    "sweep": "Run a scenario with every combination of some values, several times each.",
+    "optimise": "Search over values of a scenario for the best trade-offs between its figures.",
     "report": "One HTML page that shows results.",
     "plan": "The cheapest fleet for a workload and its SLO, proved by simulation.",
     "find-rate": "Highest request rate at which a fleet keeps its SLO.",
     "find-fleet": "Cheapest fleet whose simulation keeps the SLO.",
+    "compare": "What differs between systems, how surely, and which settings.",
+    "query": "Ask the tables of runs a question in SQL.",
+    "export": "Write runs as other tools write theirs.",
+    "import": "Make a result folder of a run that another tool measured.",
     "validate": "Check scenario files without running them.",
     "init": "Write a commented scenario to start from.",
     "show": "Memory, limits and physical floors of a model, a chip or a pool.",
@@ -34,7 +40,7 @@ COMMANDS = {
     "reproduce": "Published figures of policies beside ours.",
     "arena": "Policies against each other on a fixed suite of scenarios.",
     "bench": "Speed of the simulator on this machine.",
-    "docs": "Write a page about every policy installed here.",
+    "docs": "Write pages about policies, scenario fields, tables and commands.",
     "schema": "JSON Schema of scenario files, for editors.",
     "version": "Versions of fleetsim and of what it stands on.",
 }

@@ -19,6 +19,7 @@ from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
 from fleetsim.experiment.check_elastic import conversions_can_be, pools_are_there
 from fleetsim.experiment.check_energy import CHECKS
+from fleetsim.experiment.check_quality import answers_can_be
 from fleetsim.fleet.pool import describe_pool, encoder_bytes_per_accelerator, encoder_parallelism
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.topology import layout_of
@@ -420,6 +421,7 @@ _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _model_is_served,
     _labels_occur,
     pools_are_there,
+    answers_can_be,
     _rows_possible,
 )
 

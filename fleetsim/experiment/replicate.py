@@ -7,15 +7,14 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import fleetsim
 from fleetsim.catalog.data import models_folder
+from fleetsim.experiment.pool import each
 
 Figures = Mapping[str, Any]
 """What a run says, by name, as JSON has it; None where there is nothing to average."""
@@ -102,18 +101,17 @@ def _here(tasks: Iterable[Task], notice: Notice) -> Iterator[tuple[Task, Figures
 
 
 def _elsewhere(tasks: Sequence[Task], jobs: int, notice: Notice) -> Iterator[tuple[Task, Figures]]:
-    with ProcessPoolExecutor(min(jobs, len(tasks)), get_context("spawn")) as pool:
-        try:
-            running = {pool.submit(task): task for task in tasks}
-            for ended in as_completed(running):
-                notice(running[ended].label)
-                yield running[ended], ended.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for done in each(_call, tasks, jobs):
+        figures = done.result()
+        notice(tasks[done.index].label)
+        yield tasks[done.index], figures
 
 
-_SHOWN = {"cli", "page.py"}
+def _call(task: Task) -> Figures:
+    return task()
+
+
+_SHOWN = {"cli", "page.py", "plots", "report", "results"}
 """Folders and files that only show what others found."""
 
 
@@ -124,7 +122,7 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for folder, pattern in ((package, "*.py"), (models_folder(), "*.yaml")):
         for path in sorted(folder.rglob(pattern)):
-            if _SHOWN & set(path.parts):
+            if _SHOWN & set(path.relative_to(folder).parts):
                 continue
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

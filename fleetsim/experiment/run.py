@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -22,9 +23,11 @@ from fleetsim import __version__
 from fleetsim.catalog.own import engine_profile
 from fleetsim.errors import LawError
 from fleetsim.experiment.check import open_workload, require_valid
+from fleetsim.experiment.watch import Watch, Watcher
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
+from fleetsim.metrics.answers import answer_figures
 from fleetsim.metrics.summary import Totals, summarise, too_short
 from fleetsim.output.parquet import MANIFEST, ResultFolder
 from fleetsim.output.recorder import RequestLog, Sampler, table_of, write_events, write_gaps
@@ -94,9 +97,11 @@ def run(
     check: bool = False,
     allow_import: bool = False,
     progress: Progress | None = None,
+    watch: Watch | None = None,
     force: bool = False,
     explain: Sequence[int] = (),
     steer: Mapping[int, int] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> Result:
     """Simulate a scenario and write its tables.
 
@@ -115,6 +120,8 @@ def run(
         Let the scenario name policies as ``module:Class``.
     progress : callable, optional
         Told how far the run is.
+    watch : callable, optional
+        Shown what each pool is doing (`fleetsim.experiment.watch.Now`), at most five times a second.
     explain : sequence of int
         Requests whose routing is explained, by id: a table ``decisions`` tells what the gateway saw of each candidate.
     steer : mapping of int to int, optional
@@ -122,6 +129,8 @@ def run(
         same run with one decision changed tells what that decision cost.
     force : bool
         Run although an SLO is below the physical floor of every pool.
+    notes : mapping, optional
+        Further entries of the manifest, as JSON has them.
 
     Raises
     ------
@@ -143,7 +152,7 @@ def run(
         live.fleet.gateway.steered = dict(steer or {})
         folder = ResultFolder(target, {"scenario_digest": live.digest, "fleetsim_version": __version__})
         try:
-            return _simulate(live, folder, progress, warnings, started)
+            return _simulate(live, folder, progress, watch, warnings, started, notes or {})
         except BaseException:
             folder.discard()
             raise
@@ -188,7 +197,13 @@ def _future(loaded: LoadedScenario) -> Future | None:
 
 
 def _simulate(
-    live: _Live, folder: ResultFolder, progress: Progress | None, warnings: list[str], started: float
+    live: _Live,
+    folder: ResultFolder,
+    progress: Progress | None,
+    watch: Watch | None,
+    warnings: list[str],
+    started: float,
+    notes: Mapping[str, Any],
 ) -> Result:
     scenario, clock, fleet = live.scenario, live.clock, live.fleet
     total: int | None = getattr(live.workload, "total", None)
@@ -196,6 +211,9 @@ def _simulate(
     log = live.log
     log.bind(fleet, folder, notice)
     sampler = Sampler(folder, fleet, scenario.run.interval, scenario.energy)
+    if watch is not None:
+        watcher = Watcher(fleet, log, sampler, total, watch)
+        log.bind(fleet, folder, _both(notice, watcher.pass_by))
     fleet.feed(live.workload)
     until_s = float("inf") if scenario.run.horizon is None else scenario.run.horizon
     interrupted = _run_clock(clock, until_s)
@@ -241,27 +259,22 @@ def _simulate(
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()
+    if fleet.answering is not None:
+        summary |= answer_figures(folder.read, fleet.answering)
     if live.check:
         _verify_totals(summary)
     slo = scenario.slo
     met = None if slo is None else (summary["slo_attainment_ratio"] or 0.0) >= slo.attainment
     if slo is not None and (short := too_short(summary, slo.attainment)):
         warnings.append(short)
-    if unserved := getattr(live.workload, "unserved", 0):
-        warnings.append(f"{unserved} requests name a model that no pool serves; they were sent to any pool")
-    if fleet.unlocked:
-        warnings.append(
-            f"{fleet.unlocked} prompts were computed again: replicas were full of blocks that waited for each other's room"
-        )
-    if interrupted:
-        warnings.append("interrupted: what had not ended is counted as unfinished")
+    warnings += _remarks(live, interrupted)
     wall_s = time.perf_counter() - started
     row = {"run": live.digest[:12], "name": scenario.name, "seed": scenario.seed, "verdict": word.word, **summary}
     folder.add_table("summary", table_of([row]))
     folder.add_table("groups", table_of(groups or [{"by": "", "value": ""}]))
     assumptions, extrapolated = _assumptions(fleet), _extrapolated(fleet)
     manifest = _manifest(live, row, wall_s, warnings, interrupted, word.reason)
-    manifest |= {"assumptions": assumptions, "extrapolated": extrapolated}
+    manifest |= {"assumptions": assumptions, "extrapolated": extrapolated, **notes}
     files = folder.publish(manifest)
     return Result(
         name=scenario.name,
@@ -279,6 +292,32 @@ def _simulate(
         extrapolated=extrapolated,
         interrupted=interrupted,
     )
+
+
+def _remarks(live: _Live, interrupted: bool) -> list[str]:
+    """What a reader of the figures should know of how they came about."""
+    fleet, said = live.fleet, []
+    if unserved := getattr(live.workload, "unserved", 0):
+        said.append(f"{unserved} requests name a model that no pool serves; they were sent to any pool")
+    if fleet.unlocked:
+        said.append(
+            f"{fleet.unlocked} prompts were computed again: replicas were full of blocks that waited for each other's room"
+        )
+    if fleet.lifecycle is not None and fleet.lifecycle.stranding.failed:
+        failed = fleet.lifecycle.stranding.failed
+        said.append(f"{failed} requests failed: every replica that could take them was lost, and none comes back")
+    if interrupted:
+        said.append("interrupted: what had not ended is counted as unfinished")
+    return said
+
+
+def _both(notice: Callable[[int], None] | None, look: Callable[[], None]) -> Callable[[int], None]:
+    def told(ended: int) -> None:
+        if notice is not None:
+            notice(ended)
+        look()
+
+    return told
 
 
 def _uptime(fleet: Fleet, end_s: float) -> tuple[float, float]:
@@ -327,7 +366,7 @@ def _manifest(
         "verdict_reason": reason,
         "python": platform.python_version(),
         "platform": sys.platform,
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
         "wall_s": wall_s,
         "events": live.clock.events,
         "checked": live.check,
@@ -335,6 +374,10 @@ def _manifest(
         "summary": dict(row),
         "manifest": MANIFEST,
     }
+
+
+_version = cache(version)
+"""Of an installed package: looked up once, which takes as long as a thousand requests."""
 
 
 def _assumptions(fleet: Fleet) -> list[str]:

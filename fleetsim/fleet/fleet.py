@@ -20,6 +20,7 @@ from fleetsim.engine.orders.order import Outlook
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
+from fleetsim.fleet.answering import Answering
 from fleetsim.fleet.copies import Copies
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Ledger
@@ -104,7 +105,7 @@ class Fleet:
         """Charges at these prices, where they change over time or from site to site."""
         for pool in self.pools:
             self._build(pool)
-        self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self._end)
+        self.gateway = Gateway(scenario, clock, streams, self.replicas, self.pool_of, self.network, self.end)
         if not self.tariffs.constant:
             self.ledger = self.gateway.ledger = Ledger(self, self.tariffs)
         self.ways: Ways | None = None
@@ -113,8 +114,8 @@ class Fleet:
             self.ways = self.gateway.ways = Ways(scenario, self.pool_of)
         if self.ways is not None or self.tariffs.reports_carbon or self.tariffs.reports_electricity:
             self.gateway.places = self._places
-        self.take = self.gateway.take
-        """Where requests come in."""
+        self.take = self.front = self.gateway.take
+        """Where requests come in; `front` is where, as long as a gateway is there."""
         self.copies: Copies | None = None
         """Copies of keys and values of running requests, where any are made."""
         if scenario.gateway.on_failure.copies is not None:
@@ -135,6 +136,11 @@ class Fleet:
         self._rebalancings: list[Rebalancing] = []
         for rebalancing in rebalancings(scenario, streams, self):
             self.rebalance(rebalancing)
+        self.answering: Answering | None = None
+        """Lets a model router decide who answers, where there is one."""
+        if scenario.gateway.model_router is not None:
+            self.answering = Answering(self, scenario, streams)
+            self.take = self.front = self.answering.take
         self._workload: Workload | None = None
         self._source: Iterator[Request] = iter(())
         self._next: Request | None = None
@@ -154,7 +160,7 @@ class Fleet:
                 scheduler,
                 batches,
                 pool.gaps,
-                self._end,
+                self.end,
                 engine.step_by_step,
                 self._verify_every,
                 pool.llm.layers,
@@ -214,9 +220,25 @@ class Fleet:
         choice = self._scenario.gateway.placement or Choice("placements", "on-demand", OnDemandConfig())
         pools = [self.pool_of[replica.index] for replica in chosen]
         rng = self._streams.get("placement")
-        swapping = Swapping(self.gateway, self.clock, chosen, pools, choice, rng, self.network, self._engine_of)
+        swapping = Swapping(
+            self.gateway,
+            self.clock,
+            chosen,
+            pools,
+            choice,
+            rng,
+            self.network,
+            self._engine_of,
+            self._carbon_of,
+            lambda: self.stranded,
+        )
         self.gateway.swapping = swapping
         return swapping
+
+    def _carbon_of(self, pool: Pool) -> float:
+        """Carbon intensity where a pool stands, now and with cooling; 0 where nobody says [g/kWh]."""
+        prices = self.tariffs.energy[pool.index]
+        return 0.0 if prices.carbon is None else prices.pue * prices.carbon.at(self.clock.now_s)
 
     def _engine_of(self, pool: Pool, replica: int) -> tuple[Scheduler, list[Batch]]:
         """A scheduler and empty batches for a replica."""
@@ -326,6 +348,8 @@ class Fleet:
             self.powering.begin()
         if self.ledger is not None:
             self.ledger.begin()
+        if self.answering is not None:
+            self.answering.begin()
 
     @property
     def detect_s(self) -> float:
@@ -352,6 +376,20 @@ class Fleet:
         """Whether requests are under way or to come."""
         return not self.exhausted or bool(self.in_flight) or bool(self.expected)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether clocks that tick while requests are about should go on ticking."""
+        if not self.active:
+            return False
+        if self.at_rest:
+            return bool(self.gateway.presence.waiting_room)
+        return not self.stranded
+
+    @property
+    def stranded(self) -> bool:
+        """Whether all requests that are under way wait for replicas that are gone for good."""
+        return self.lifecycle is not None and self.lifecycle.stranding.over()
+
     def _pull(self) -> None:
         """Wait for the next arrival."""
         request = next(self._source, None)
@@ -372,11 +410,13 @@ class Fleet:
         self.arrived += 1
         self.take(request)
 
-    def _end(self, request: Request) -> None:
+    def end(self, request: Request) -> None:
+        """Record a request that ended, and take what its end releases."""
         self.ended += 1
         self.last_end_s = self.clock.now_s
         if self.ledger is not None:
             self.ledger.charge(request)
+        unnamed = self.swapping is not None and self.swapping.name_answer(request)
         self.on_end(request)
         if self.lifecycle is not None and self.lifecycle.draining:
             self.lifecycle.look()
@@ -385,6 +425,8 @@ class Fleet:
             if released is not None:
                 for follower in each_released(released):
                     self.expected += 1
+                    if unnamed:
+                        follower.model = None  # nor do later turns name one
                     self.clock.at(follower.arrival_s, partial(self._admit_later_turn, follower))
 
     def _answered_s(self, request: Request) -> float:
@@ -402,17 +444,21 @@ class Fleet:
         """Whether nothing will happen any more by itself."""
         if not self.exhausted or self.expected or self.gateway.outside or self.gateway.encoding:
             return False
+        if self.answering is not None and self.answering.thinking:
+            return False
         if self.lifecycle is not None and self.lifecycle.waits_for_repair:
             return False
         moving = self._network is not None and self._network.busy
         return not moving and all(replica.timer is None and not replica.held for replica in self.replicas)
 
     def unlock(self) -> bool:
-        """Where nothing happens any more although requests are under way, have one computed again; False if that cannot help.
+        """Where nothing happens any more although requests are under way, do something about it; False if that cannot help.
 
-        Replicas that hand requests over to each other may be full of blocks that wait for room on the other one. The oldest request
-        that waits so gives up what was computed of it.
+        Requests that nobody will ever take fail. Else one is computed again: replicas that hand requests over to each other may be
+        full of blocks that wait for room on the other one. The oldest request that waits so gives up what was computed of it.
         """
+        if self.lifecycle is not None and self.lifecycle.stranding.fail():
+            return True
         waiting = [
             r for replica in self.replicas for batch in replica.batches for r in batch.waiting if r.carrier is not None
         ]
@@ -447,12 +493,17 @@ class Fleet:
         left = [request for replica in self.replicas for request in replica.stop(now_s)]
         if self.lifecycle is not None:
             left = self.lifecycle.outages.stop(left)
-        for request in gateway.without_copies([*left, *gateway.left()]):
+        left = gateway.without_copies([*left, *gateway.left()])
+        if self.answering is not None:
+            left = self.answering.parents_of(left)
+        for request in left:
             if request.status != FINISHED:
                 request.status = UNFINISHED
             self.ended += 1
             if self.ledger is not None:
                 self.ledger.charge(request)
+            if self.swapping is not None:
+                self.swapping.name_answer(request)
             self.on_end(request)
 
     def _verify_loans(self) -> None:
@@ -495,10 +546,9 @@ class Fleet:
         for swap in (swap for pool in self.pools for swap in pool.swaps):
             swap.verify()
         self._verify_loans()
-        if self.swapping is not None:
-            self.swapping.verify(end_s)
-        if self.powering is not None:
-            self.powering.verify(end_s)
+        for part in (self.answering, self.swapping, self.powering):
+            if part is not None:
+                part.verify(end_s)
         for replica in self.replicas:
             meter = replica.meter(end_s)
             on_s = self.lives[replica.index].on_s(end_s)

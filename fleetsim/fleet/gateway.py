@@ -154,6 +154,8 @@ class Gateway:
         """Replica, over the whole fleet, to which a request is sent whatever the router says, by its id."""
         self.by_id: dict[int, Request] | None = None
         """Requests under way, where somebody may want to move them."""
+        self.answering: Any = None
+        """Where a model router decides who answers (`fleet/answering.py`), if one does."""
         self.swapping: Any = None
         """Where requests wait for replicas that change their LLM (`fleet/swapping.py`), if there are any."""
         self.outside: dict[Request, None] = {}
@@ -237,6 +239,10 @@ class Gateway:
         """How requests ended while their twins are still being taken back."""
 
     # --- construction ------------------------------------------------------------------------------------------------
+
+    def group_of(self, model: str | None) -> Group:
+        """Where requests for an LLM go."""
+        return self.groups.get(model) or self._group(model)
 
     def _group(self, model: str | None) -> Group:
         """Replicas for requests that ask for `model` (a catalogue name); all replicas where they ask for none."""
@@ -334,7 +340,7 @@ class Gateway:
     def take(self, request: Request) -> None:
         """Take a request that is sent now; it arrives here when it has come all the way."""
         if self.ways is None:
-            self._receive(request)
+            self.receive(request)
             return
         self.ways.set_origin(request)
         way_s = self.ways.to_gateway_s(request.origin)
@@ -342,24 +348,24 @@ class Gateway:
             self.outside[request] = None
             self.clock.at(self.clock.now_s + way_s, partial(self._receive_later, request))
         else:
-            self._receive(request)
+            self.receive(request)
 
     def _receive_later(self, request: Request) -> None:
         if self.outside.pop(request, _GONE) is not _GONE:
-            self._receive(request)
+            self.receive(request)
 
-    def _receive(self, request: Request) -> None:
+    def receive(self, request: Request) -> None:
         """Take a request that arrives now."""
         if self.swapping is not None and request.model is None:
             request.model = self.swapping.default_model
-        group = self.groups.get(request.model) or self._group(request.model)
-        request.deadline_s = request.arrival_s + self._limit_s(request)
+        group = self.group_of(request.model)
+        request.deadline_s = request.arrival_s + self.limit_s(request)
         if self.by_id is not None:
             self.by_id[request.id] = request
         if self._priority:
             request.priority = self._priority.get(request.klass or "", 0)
         if self._weight:
-            request.weight = self._weight.get(request.tenant or "", 1.0)
+            request.weight = self.weight_of(request)
         if self._predictor is not None:
             self._predict(request)
         if not self._careful:
@@ -373,11 +379,19 @@ class Gateway:
             self.clock.at(expiry_s, partial(self._expire, request, True))
         self._decide(group, request)
 
-    def _limit_s(self, request: Request) -> float:
+    def limit_s(self, request: Request) -> float:
         """Longest time to its first token that keeps the limit of its class [s]."""
         if request.klass is None:
             return self._ttft_limit_s
         return self._class_ttft_limit_s.get(request.klass, self._ttft_limit_s)
+
+    def weight_of(self, request: Request) -> float:
+        """Its tenant's share where tenants compete."""
+        return self._weight.get(request.tenant or "", 1.0)
+
+    def seats_of(self, pool: Pool) -> int:
+        """Requests that a replica of a pool runs at a time."""
+        return _seats(pool)
 
     def _predict(self, request: Request) -> None:
         """Note what output length is expected."""
@@ -572,7 +586,7 @@ class Gateway:
         if self.ways is not None:
             ready_s += self.ways.to_replica_s(request, replica.index)
             back_s = self.ways.back_s(request.origin, replica.index)
-            request.deadline_s = request.arrival_s + self._limit_s(request) - back_s
+            request.deadline_s = request.arrival_s + self.limit_s(request) - back_s
         if route.borrow and request not in self.twins:
             self.lending.borrow_ahead(group, request, replica, route, ready_s)
             return
@@ -799,9 +813,10 @@ class Gateway:
         if self._predictor is not None:
             self.view._request = request
             self._predictor.observe(self.view, request.output_tokens)
-        self._over(request)
+        self.over(request)
 
-    def _over(self, request: Request) -> None:
+    def over(self, request: Request) -> None:
+        """Tell everybody that a request has ended."""
         if self.on_done is not None:
             self.on_done(request)
         if self.by_id is not None:
@@ -890,7 +905,7 @@ class Gateway:
         request.status = status
         request.end_s = self.clock.now_s
         self.calm(request)
-        self._over(request)
+        self.over(request)
 
     def withdraw(self, request: Request, then: Callable[[Request], None]) -> None:
         """Take a request back from its replica, or from who waits to be sent; `then` is not called if it ends before."""

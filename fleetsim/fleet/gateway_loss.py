@@ -70,12 +70,14 @@ class GatewayLoss:
         elif not self.share:
             presence.gone -= 1
         presence.gateways = self if self.share else None
-        self._fleet.take = self.take if self.share else self._gateway.take
+        self._fleet.take = self.take if self.share else self._fleet.front
         for request, (_, parked) in list(self._prefilled.items()):
             if not self.lacks(request):
                 del self._prefilled[request]
                 self._gateway.prefilled(request, parked)
         presence.send_waiting()
+        if self._gateway.swapping is not None:
+            self._gateway.swapping.ask()
 
     def lacks(self, request: Request) -> bool:
         """Whether a request's gateway is gone."""
@@ -86,7 +88,7 @@ class GatewayLoss:
     def take(self, request: Request) -> None:
         """Take a request that arrives now, unless its gateway is gone."""
         if not self.lacks(request):
-            self._gateway.take(request)
+            self._fleet.front(request)
             return
         self._gateway.outside[request] = None
         self._try_later(request, 0)
@@ -115,7 +117,7 @@ class GatewayLoss:
             self._try_later(request, tries)
             return
         del self._gateway.outside[request]
-        self._gateway.take(request)
+        self._fleet.front(request)
 
     def _end(self, request: Request, status: int, reason: str) -> None:
         self._trying.pop(request, None)

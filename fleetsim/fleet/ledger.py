@@ -112,7 +112,7 @@ class Ledger:
 
     def _change(self) -> None:
         fleet, now_s = self._fleet, self._fleet.clock.now_s
-        if not fleet.active:
+        if not fleet.active or fleet.stranded:
             return
         self.tariffs.require(now_s)
         fresh = [self.tariffs.rates(pool.index, now_s) for pool in fleet.pools]

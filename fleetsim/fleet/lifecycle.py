@@ -17,6 +17,7 @@ from fleetsim.fleet.handover import gpu
 from fleetsim.fleet.outages import Outages
 from fleetsim.fleet.profile import profiles
 from fleetsim.fleet.steering import Steering
+from fleetsim.fleet.stranding import Stranding
 from fleetsim.fleet.uptime import Uptime
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.topology import links_at, links_between
@@ -73,6 +74,10 @@ class Lifecycle:
         self._starts: dict[Replica, int] = {}
         """Number of the start under way, so that steps of one that was called off do nothing."""
         self._start_count = 0
+        self.faults_to_come = 0
+        """Fault models that have something more to say."""
+        self.stranding = Stranding(fleet)
+        """Requests that nobody will ever take."""
         for replica, life in zip(fleet.replicas, fleet.lives, strict=True):
             if life.state == "off":
                 self._gateway.presence.set_present(replica, False)
@@ -144,9 +149,11 @@ class Lifecycle:
             return
         if not max(after_s, 0.0) <= fault.time_s < inf:
             raise PolicyError(f"a fault model names {fault.time_s} s after {after_s} s")
+        self.faults_to_come += 1
         self._fleet.clock.at(fault.time_s, partial(self._strike, faults, fault))
 
     def _strike(self, faults: Iterator[Fault], fault: Fault) -> None:
+        self.faults_to_come -= 1
         if not self._fleet.active:
             return
         if fault.kind == "end":
@@ -187,6 +194,7 @@ class Lifecycle:
                 replica.at_boundary(partial(replica.slow_down, fault.factor))
             elif self._fleet.lives[index].state == "ready":
                 self._note("interruption_notice", replica)
+                self.conversions.failed(replica)
                 self._doomed[replica] = None
                 self.leave(replica)
                 self._replace(replica)
@@ -252,7 +260,10 @@ class Lifecycle:
         if life.state in ("asleep", "waking"):
             self._enter(replica, "off", "replica_off")
             return
-        drain = self._fleet.pool_of[replica.index].config.drain
+        pool = self._fleet.pool_of[replica.index]
+        drain = pool.config.drain
+        if replica.index in pool.seats:
+            pool.seats[replica.index].leave()
         self._enter(replica, "draining", "replica_draining")
         self.draining[replica] = None
         if drain == "kill":
@@ -270,12 +281,16 @@ class Lifecycle:
         life = self._fleet.lives[replica.index]
         if life.state == "down":
             return
+        self.conversions.failed(replica)
         self.draining.pop(replica, None)
         self._doomed.pop(replica, None)
         self._starts.pop(replica, None)
         serving = life.state in ("ready", "draining")
         self._settle(replica)
         life.enter("down", self._fleet.clock.now_s)
+        seat = self._fleet.pool_of[replica.index].seats.get(replica.index)
+        if seat is not None:
+            seat.fail()
         self.count_up(self._fleet.pool_of[replica.index])
         self._note(kind, replica)
         if self._gateway.presence.copies is not None:
@@ -342,11 +357,18 @@ class Lifecycle:
 
     @property
     def waits_for_repair(self) -> bool:
-        """Whether requests go on once the network or a gateway is mended."""
-        return bool(self.outages.behind) or bool(self.gateway_loss.share)
+        """Whether requests go on once the network or a gateway is mended, and it may be."""
+        return bool(self.faults_to_come) and (bool(self.outages.behind) or bool(self.gateway_loss.share))
 
     def _notice(self, replica: Replica) -> None:
+        seat = self._fleet.pool_of[replica.index].seats.get(replica.index)
+        if seat is not None:
+            seat.noticed()
         self._gateway.presence.notice(replica)
+        if self._fleet.lives[replica.index].state == "ready":  # it is back already
+            if seat is not None:
+                seat.back()
+            self._gateway.presence.set_present(replica, True)
         self._replace(replica)
 
     def _replace(self, replica: Replica) -> None:
@@ -383,7 +405,9 @@ class Lifecycle:
         if source is None:
             self._init(replica, number)
             return
-        size_bytes = pool.llm.weight_bytes(pool.config.engine.weights)
+        seat = pool.seats.get(replica.index)
+        llm = pool.llm if seat is None else seat.start().llm
+        size_bytes = llm.weight_bytes(pool.config.engine.weights)
         self._fleet.network().transfer(source, gpu(replica), size_bytes, partial(self._init, replica, number))
 
     def _weights_at(self, replica: Replica, kind: str = "") -> str | None:
@@ -415,13 +439,16 @@ class Lifecycle:
         del self._starts[replica]
         for batch in replica.batches:
             batch.cache.forget_all()
+        seat = self._fleet.pool_of[replica.index].seats.get(replica.index)
+        if seat is not None:
+            seat.back()
         self._enter(replica, "ready", "replica_ready")
 
     # --- leaving -----------------------------------------------------------------------------------------------------
 
     def _send_away(self, replica: Replica) -> None:
         """Have waiting requests wait elsewhere, and running ones migrate, as far as others have room; again later for the rest."""
-        if replica not in self.draining or not self._fleet.active:
+        if replica not in self.draining or not self._fleet.goes_on:
             return
         self._gateway.presence.send_elsewhere(replica)
         if not replica.empty:
@@ -525,7 +552,7 @@ class Scaling:
 
     def _tick(self) -> None:
         fleet = self._fleet
-        if not fleet.active or (fleet.at_rest and not fleet.gateway.presence.waiting_room):
+        if not fleet.goes_on:
             return
         self.observe()
         answer = self._policy.tick()

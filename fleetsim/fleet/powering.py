@@ -103,7 +103,7 @@ class Powering:
         self._fleet.clock.at(self._fleet.clock.now_s + period_s, partial(self._heat, pool, period_s))
 
     def _heat(self, pool: Pool, period_s: float) -> None:
-        if not self._fleet.active or self._fleet.at_rest:
+        if self._fleet.at_rest or not self._fleet.goes_on:
             return
         for supply in pool.supplies.values():
             supply.warm(self._fleet.clock.now_s, period_s)
@@ -216,7 +216,7 @@ class RowAtWork:
 
     def _tick(self) -> None:
         fleet = self._fleet
-        if not fleet.active or (fleet.at_rest and not fleet.gateway.presence.waiting_room):
+        if not fleet.goes_on:
             return
         snapshot = self._look(fleet.clock.now_s)
         if self._config.telemetry:

@@ -225,7 +225,10 @@ class Presence:
         self.recover(request)
 
     def wait(self, group: Group, request: Request) -> None:
-        """Let a request wait until a replica is there that can take it."""
+        """Let a request wait until a replica is there that can take it; another model may answer where there is a choice."""
+        answering = self._gateway.answering
+        if answering is not None and answering.takes_back(group, request):
+            return
         self._gateway.outside[request] = None
         self.waiting_room[request] = group
 

@@ -59,7 +59,7 @@ class Rebalancing:
 
     def _tick(self) -> None:
         fleet, gateway = self._fleet, self._gateway
-        if not fleet.active or fleet.at_rest:
+        if fleet.at_rest or not fleet.goes_on:
             return
         self.now_s = fleet.clock.now_s
         for move in self.policy.tick():

@@ -69,7 +69,7 @@ class Steering:
 
     def _tick(self) -> None:
         fleet = self._fleet
-        if not fleet.active or (fleet.at_rest and not fleet.gateway.presence.waiting_room):
+        if not fleet.goes_on:
             return
         self._observe()
         answer = self._policy.tick()

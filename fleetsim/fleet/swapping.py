@@ -27,10 +27,12 @@ _TOO_LONG = "longer than the KV cache"
 class KeptKv:
     """Keys and values of a request that was taken back, in host memory: the `Carrier` that brings them to where it runs next."""
 
-    __slots__ = ("_copied", "_flow", "_lacking", "_request", "_seat", "size_bytes", "tokens")
+    __slots__ = ("_copied", "_flow", "_lacking", "_out", "_request", "_seat", "size_bytes", "tokens")
 
     def __init__(self, seat: Seat, request: Request, tokens: int, size_bytes: float) -> None:
         self._seat: Seat = seat
+        self._out: Flow | None = None
+        """The copy to the host, while it is under way."""
         self._request = request
         self.tokens = tokens
         self.size_bytes = size_bytes
@@ -39,6 +41,17 @@ class KeptKv:
         self._lacking = 0
         """Tokens to bring once it is."""
         self._flow: Flow | None = None
+
+    def begin(self) -> None:
+        """Copy it to the host."""
+        seat = self._seat
+        self._out = seat.cell.network().transfer(seat.gpu, seat.host, self.size_bytes, partial(seat.copied, self))
+
+    def lose(self) -> Request:
+        """The replica has failed: a copy that is not whole is none. Returns its request."""
+        assert self._out is not None
+        self._seat.cell.network().cancel(self._out)
+        return self._request
 
     def arrived(self) -> None:
         """The copy to the host is over."""
@@ -93,17 +106,21 @@ class Seat:
         """What its pool is with the LLM that it holds, or loads."""
         self.host = ""
         self.place = Place(
-            pool.name, {name: self._engine(other) for name, other in pool.variants.items()}, self._answered
+            pool.name,
+            {name: self._engine(other) for name, other in pool.variants.items()},
+            self._answered,
+            partial(cell.carbon_of, pool),
+            self._all_answered,
         )
         self.kept: dict[KeptKv, None] = {}
         """Keys and values on its host."""
-        self.copies = 0
-        """Of these, on their way there."""
+        self.copying: dict[KeptKv, None] = {}
+        """What is on its way there, whether somebody still wants it or not."""
         self.loading_since_s = inf
-        self.last_load_s = (0.0, 0.0)
-        """When the last load that is over began and ended [s]."""
-        self.loaded_s = 0.0
-        """Time that loads took, those under way not counted [s]."""
+        self._late_loads: list[tuple[float, float]] = []
+        """When loads that ended after the last request did so far began and ended: the run may be over before they are [s]."""
+        self._loaded_s = 0.0
+        """Time that the others took, those under way not counted [s]."""
         self.loads = 0
         self.load_bytes = 0.0
         self.warm: dict[str, float] = {}
@@ -111,6 +128,14 @@ class Seat:
         self._done: dict[str, Meter] = {}
         """What it did with each LLM until it gave it up."""
         self._mark = _NOTHING
+        self.down = False
+        """Whether it has failed, or is leaving, and has not come back."""
+        self._lost: list[Request] = []
+        """Requests that it kept keys and values for which are lost, while nobody has noticed."""
+        self._flow: Flow | None = None
+        """Weights on their way."""
+        self._setup: Timer | None = None
+        """What comes after them."""
 
     # --- what a policy sees ------------------------------------------------------------------------------------------
 
@@ -124,18 +149,31 @@ class Seat:
         return Engine(
             seats=int(getattr(scheduler, "max_seqs", 1 << 30)) * variant.config.parallelism.dp,
             capacity_tokens=variant.capacity_tokens * variant.config.parallelism.dp,
-            load_s=partial(self._load_s, variant),
+            load_s=partial(self._load_s, variant, variant.weight_bytes),
             decode_s=decode_s,
             prefill_s=lambda tokens: variant.prefill_time().seconds(tokens, 0.0),
         )
 
-    def _load_s(self, variant: Pool) -> float:
-        network, size_bytes = self.cell.network(), variant.weight_bytes
+    def _load_s(self, variant: Pool, size_bytes: float) -> float:
+        network = self.cell.network()
         return network.estimate_s(self._source(variant), self.gpu, size_bytes) + self.pool.config.swap.setup
 
     def _answered(self, request_id: int) -> int:
         request = self.cell.requests[request_id]
         return self.replica.context_tokens(request) - request.prompt_tokens
+
+    def _all_answered(self) -> list[int]:
+        requests, replica = self.cell.requests, self.replica
+        done = 0 if replica.has_chunks else replica.steps_done(self.cell.clock.now_s)
+        steps = [batch.step + done for batch in replica.batches]
+        found: list[int] = []
+        for request_id in self.place.sent:
+            request = requests[request_id]
+            if request.finish_step < 0:
+                found.append(request.generated)
+            else:
+                found.append(request.output_tokens - request.finish_step + steps[request.rank])
+        return found
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
@@ -156,12 +194,14 @@ class Seat:
     def begin_if_empty(self) -> None:
         """Begin the load that was decided, if nobody runs here any more and nothing is being copied out."""
         place = self.place
-        if place.loads is not None and place.holds is not None and not place.sent and not self.copies:
+        if place.loads is not None and place.holds is not None and not place.sent and not self.copying:
             place.holds = None
             self.replica.at_boundary(self._begin)
 
     def _begin(self) -> None:
         """Give up the old LLM, and have the weights of the new one brought."""
+        if self.down:
+            return
         clock, model = self.cell.clock, self.place.loads
         assert model is not None
         self._note(clock.now_s)
@@ -172,21 +212,87 @@ class Seat:
         self.load_bytes += variant.weight_bytes
         self.cell.note(self, "model_load_begun", model)
         self.hold(variant)
-        self.cell.network().transfer(source, self.gpu, variant.weight_bytes, self._brought)
+        self._flow = self.cell.network().transfer(source, self.gpu, variant.weight_bytes, self._brought)
 
     def _brought(self) -> None:
         clock = self.cell.clock
-        clock.at(clock.now_s + self.pool.config.swap.setup, self._loaded)
+        self._flow = None
+        self._setup = clock.at(clock.now_s + self.pool.config.swap.setup, self._loaded)
 
     def _loaded(self) -> None:
         place = self.place
-        self.last_load_s = (self.loading_since_s, self.cell.clock.now_s)
-        self.loaded_s += self.cell.clock.now_s - self.loading_since_s
-        self.loading_since_s = inf
+        self._setup = None
+        self._end_load()
         self.loads += 1
         place.holds, place.loads = place.loads, None
         assert place.holds is not None
         self.cell.note(self, "model_loaded", place.holds)
+        self.cell.ask()
+
+    def _end_load(self) -> None:
+        """Count the time of a load that is over."""
+        loads, self._late_loads = [*self._late_loads, (self.loading_since_s, self.cell.clock.now_s)], []
+        self.loading_since_s = inf
+        for began_s, ended_s in loads:
+            if ended_s <= self.cell.last_end_s:
+                self._loaded_s += ended_s - began_s
+            else:
+                self._late_loads.append((began_s, ended_s))
+
+    # --- failing, leaving and coming back ------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """The replica takes no more requests: what it was about to load it does not."""
+        self.down = True
+        if self._flow is not None:
+            self.cell.network().cancel(self._flow)
+            self._flow = None
+        if self._setup is not None:
+            self._setup.cancel()
+            self._setup = None
+        if self.loading_since_s < inf:
+            self._end_load()
+        self.away()
+
+    def away(self) -> None:
+        """Let the policy know that it is not there."""
+        place = self.place
+        if place.here:
+            place.loads, place.holds, place.here = place.last, None, False
+            self.cell.ask()
+
+    def fail(self) -> None:
+        """The replica loses its memory; nobody knows yet."""
+        here, holds, loads = self.place.here, self.place.holds, self.place.loads
+        self.leave()
+        self.place.here, self.place.holds, self.place.loads = here, holds, loads
+        for copy in self.copying:
+            request = copy.lose()
+            if self.kept.pop(copy, self) is not self:
+                self._lost.append(request)
+        self.copying.clear()
+
+    def noticed(self) -> None:
+        """The gateway notices that the replica has failed."""
+        self.away()
+        lost, self._lost = self._lost, []
+        for request in lost:
+            self.cell.begin_again(request)
+
+    def start(self) -> Pool:
+        """What it will be when it is there again."""
+        return self.pool.variants[self.place.last]
+
+    def back(self) -> None:
+        """The replica is there again, with the LLM that it was to hold."""
+        place = self.place
+        model = place.last
+        if model != self.variant.llm.name:
+            self._note(self.cell.clock.now_s)
+            self.hold(self.pool.variants[model])
+        self._keep_warm(self.variant)
+        self.down = False
+        place.holds, place.loads, place.here = model, None, True
         self.cell.ask()
 
     def hold(self, variant: Pool) -> None:
@@ -213,6 +319,8 @@ class Seat:
 
     def keep(self, request: Request) -> None:
         """Copy the keys and values of a request that was just taken back to the host, if it has room."""
+        if self.down:
+            return  # what was computed is gone
         swap, chips = self.pool.config.swap, self.pool.config.parallelism.accelerators
         size_bytes = request.computed * self.variant.kv_bytes_per_token
         room = swap.kv_capacity * chips - sum(copy.size_bytes for copy in self.kept)
@@ -223,11 +331,12 @@ class Seat:
         self.kept[copy] = None
         request.carrier = copy
         request.carried_tokens = request.computed
-        self.copies += 1
-        self.cell.network().transfer(self.gpu, self.host, size_bytes, partial(self._copied, copy))
+        self.copying[copy] = None
+        copy.begin()
 
-    def _copied(self, copy: KeptKv) -> None:
-        self.copies -= 1
+    def copied(self, copy: KeptKv) -> None:
+        """A copy to the host is over."""
+        del self.copying[copy]
         copy.arrived()
         self.begin_if_empty()
 
@@ -250,9 +359,8 @@ class Seat:
 
     def loading_s(self, now_s: float) -> float:
         """Time that it spent loading until now [s]."""
-        began_s, ended_s = self.last_load_s  # it may have ended after the last request did, and with that the run
-        later_s = ended_s - max(now_s, began_s) if ended_s > now_s else 0.0
-        return self.loaded_s - later_s + max(now_s - self.loading_since_s, 0.0)
+        late_s = sum([max(min(ended_s, now_s) - began_s, 0.0) for began_s, ended_s in self._late_loads])
+        return self._loaded_s + late_s + max(now_s - self.loading_since_s, 0.0)
 
     def loading_j(self, now_s: float) -> float:
         """Energy above idle power that this took: a chip that copies is awake [J]."""
@@ -261,7 +369,7 @@ class Seat:
 
     @property
     def state(self) -> str:
-        """As the tables call it."""
+        """As the tables call it, while it is on."""
         return "ready" if self.place.loads is None else "draining" if self.place.holds is not None else "loading"
 
 
@@ -282,6 +390,10 @@ class Swapping:
         What weights, keys and values travel over.
     engine_of : callable
         A scheduler and empty batches for a replica that holds what a pool is with one LLM.
+    carbon_of : callable
+        Carbon intensity where a pool stands, now and with cooling [g/kWh].
+    stranded : callable
+        Whether all that is under way waits for replicas that are gone for good.
     """
 
     def __init__(
@@ -294,10 +406,14 @@ class Swapping:
         rng: Any,
         network: Callable[[], Network],
         engine_of: Callable[[Pool, int], tuple[Any, Any]],
+        carbon_of: Callable[[Pool], float],
+        stranded: Callable[[], bool],
     ) -> None:
         self.clock = clock
         self.network = network
         self.engine_of = engine_of
+        self.carbon_of = carbon_of
+        self._stranded = stranded
         self._gateway = gateway
         self.requests: dict[int, Request] = {}
         """Those that wait or were sent, by id."""
@@ -313,14 +429,18 @@ class Swapping:
         """Whether something happened meanwhile."""
         self._tick: Timer | None = None
         self.seats = [Seat(self, number, r, p) for number, (r, p) in enumerate(zip(replicas, pools, strict=True))]
-        self.default_model = pools[0].llm.name
-        """LLM of requests that name none."""
+        self.last_end_s = 0.0
+        """When the last request so far ended [s]."""
+        self._default_model = pools[0].llm.name
+        self._answers: dict[int, str] = {}
+        """LLM to whose replica each request that names none was sent last, where the policy chooses, by id."""
         self._by_index = {seat.replica.index: seat for seat in self.seats}
         for seat in self.seats:
             seat.pool.seats[seat.replica.index] = seat
         self.policy: Any = choice.create(rng, [seat.place for seat in self.seats])
         """Not trusted to keep its Protocol."""
         self._name = choice.name
+        self._chooses = bool(getattr(self.policy, "chooses_model", False))
         self._period_s = float(getattr(self.policy, "period_s", inf))
         if not self._period_s > 0.0:
             raise PolicyError(f"placement {choice.name} wants to be asked every {self._period_s} s")
@@ -350,18 +470,37 @@ class Swapping:
 
     # --- requests ------------------------------------------------------------------------------------------------------
 
+    @property
+    def default_model(self) -> str | None:
+        """LLM of requests that name none; None if the policy chooses one."""
+        return None if self._chooses else self._default_model
+
+    def name_answer(self, request: Request) -> bool:
+        """Let a request that is over and named no LLM be of the one that answered it; whether it named none."""
+        self.last_end_s = self.clock.now_s
+        if request.model is not None:
+            return False
+        request.model = self._answers.pop(request.id, None)
+        return True
+
     def take(self, request: Request) -> str | None:
         """Let a new request wait; why not, if no replica can serve it."""
         needed = request.prompt_tokens + request.output_tokens
-        rooms = [seat.pool.variants[request.model or ""].capacity_tokens for seat in self._able(request)]
+        rooms = [
+            variant.capacity_tokens
+            for seat in self.seats
+            for name, variant in seat.pool.variants.items()
+            if request.model in (None, name)
+        ]
         if needed > min(rooms):
             return _TOO_LONG  # wherever it were sent
         self.requests[request.id] = request
         self._wait(request)
         return None
 
-    def _able(self, request: Request) -> list[Seat]:
-        return [seat for seat in self.seats if request.model in seat.pool.variants]
+    def waiting(self) -> list[Request]:
+        """Requests that wait in front of the replicas."""
+        return [self.requests[number] for number in self._waiting]
 
     def _wait(self, request: Request) -> None:
         if request.queued_s != request.queued_s:
@@ -420,7 +559,7 @@ class Swapping:
 
     def _ticked(self) -> None:
         self._tick = None
-        if self.requests:
+        if self.requests and not self._stranded():
             self.ask()
 
     def _act(self, decision: Decision) -> None:
@@ -443,15 +582,37 @@ class Swapping:
         seat, request = self._seat(action.replica), self.requests.get(action.request)
         if request is None or request.id not in self._waiting:
             return
-        if request.model not in seat.pool.variants:
+        if request.model is not None and request.model not in seat.pool.variants:
             raise PolicyError(f'placement {self._name} sends a request for "{request.model}" to {seat.pool.name}')
-        if seat.place.open != request.model:
+        holds = seat.place.open
+        gateways = self._gateway.presence.gateways
+        if holds is None or request.model not in (None, holds) or (gateways is not None and gateways.lacks(request)):
             self.policy.arrived(self._views[request.id], self.clock.now_s)
             return
+        if request.model is None:
+            self._answer_by(request, holds)
         del self._waiting[request.id]
         del self._gateway.outside[request]
         seat.place.sent[request.id] = self._views[request.id]
         self._gateway.send(request, seat.replica)
+
+    def _answer_by(self, request: Request, model: str) -> None:
+        """Note which LLM answers a request; keys and values of another one are of no use to it."""
+        if self._answers.get(request.id, model) != model and request.carrier is not None:
+            request.carrier.release()
+            request.carrier = None
+            request.carried_tokens = 0
+        self._answers[request.id] = model
+
+    def begin_again(self, request: Request) -> None:
+        """Keys and values of a request that was taken back are lost: it is computed anew, wherever it is by now."""
+        if request.id not in self.requests or request.carrier is None:
+            return
+        if request.id in self._waiting:
+            request.carrier = None
+            request.carried_tokens = 0
+        else:
+            self._gateway.presence.send_again(request)
 
     def _take_back(self, request_id: int) -> None:
         request = self.requests.get(request_id)
@@ -495,7 +656,7 @@ class Swapping:
             If copies are left over, a replica did more than there was time for, or what it did with each LLM does not add up.
         """
         for seat in self.seats:
-            if seat.copies < 0 or any(copy.size_bytes <= 0 for copy in seat.kept):
+            if any(copy.size_bytes <= 0 for copy in seat.kept):
                 raise LawError(f"law 3 (keys and values on the host of replica {seat.replica.index})")
             meter, shares = seat.replica.meter(end_s), [share for _, share in seat.shares(end_s)]
             if abs(sum(share.busy_s for share in shares) - meter.busy_s) > 1e-9 * max(meter.busy_s, 1.0):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +19,13 @@ from fleetsim.errors import Finding, InputError
 from fleetsim.output.tables import TABLES, arrow_schema
 
 MANIFEST = "manifest.json"
+STUDY = "study.json"
+"""In the folder of a study, whose results stand in folders of their own: what was asked."""
 GROUP_ROWS = 1 << 16
 """Rows of a Parquet row group."""
+PARTIAL = ".partial"
+"""How the name of a folder ends that is being written: ``.NAME.HOST-PROCESS.XXXX.partial``."""
+_OWNER = re.compile(r"\.([^.]+)-(\d+)\.[^.]+$")
 
 
 class ResultFolder:
@@ -41,7 +48,8 @@ class ResultFolder:
         _refuse_unusable(out)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+            name = f".{out.name}.{_host()}-{os.getpid()}."
+            self._folder = Path(tempfile.mkdtemp(prefix=name, suffix=PARTIAL, dir=out.parent))
         except OSError as error:
             raise InputError(Finding(f"cannot write there: {error.strerror}", file=str(out))) from error
 
@@ -108,11 +116,48 @@ class ResultFolder:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path, prefix: str = ".") -> int:
+    """Remove what processes of this machine began to write into a folder and were killed at; how many there were.
+
+    Parameters
+    ----------
+    folder : Path
+        Where results stand.
+    prefix : str
+        Only those whose name begins like this.
+    """
+    left = [path for path in folder.glob(f"{prefix}*{PARTIAL}") if _ownerless(path)]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(left)
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", socket.gethostname())[:60] or "host"
+
+
+def _ownerless(partial: Path) -> bool:
+    """Whether the process that was writing this folder is known to be gone."""
+    owner = _OWNER.search(partial.name.removesuffix(PARTIAL))
+    if owner is None or owner[1] != _host() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(owner[2]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
 def _refuse_unusable(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
         raise InputError(Finding("exists and is not a folder", file=str(out), hint="choose another --out"))
+    if (out / STUDY).is_file():
+        message = "holds a study: the result of one run would replace all of it"
+        raise InputError(Finding(message, file=str(out), hint="choose another --out"))
     if any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise InputError(
             Finding("folder is not empty and holds no fleetsim result", file=str(out), hint="choose another --out")

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from fleetsim.engine.gaps import BUCKETS, edge_s
 from fleetsim.engine.replica import Meter
+from fleetsim.fleet.answering import Answering
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Bill
@@ -21,6 +22,7 @@ from fleetsim.fleet.ways import Ways
 from fleetsim.kernel.clock import SAMPLE
 from fleetsim.metrics.columns import array_of, column
 from fleetsim.metrics.slo import slo_met
+from fleetsim.output.answers import answer_columns
 from fleetsim.output.tables import arrow_schema
 from fleetsim.scenario.schema import Energy, Slo
 from fleetsim.units import UNITS
@@ -68,9 +70,20 @@ class RequestLog:
         self._host_w: np.ndarray[Any, Any] = np.zeros(0)
         self._tariffs: Tariffs | None = None
         self._ways: Ways | None = None
+        self._answering: Answering | None = None
         self._sites: list[str] = []
         self._placed: np.ndarray[Any, Any] = np.zeros(0, np.int32)
         """Site of each pool, below 0 where there are none."""
+        self._good: np.ndarray[Any, Any] | None = None
+        """Requests of each pool that kept their objectives, where somebody watches."""
+
+    def count_good(self) -> None:
+        """Count from now on the requests of each pool that keep their objectives (that finish, where there are none)."""
+        self._good = np.zeros(len(self._pool_names), dtype=np.int64)
+
+    def good_by_pool(self) -> list[int]:
+        """That count; what has ended and is not written yet is missing."""
+        return [] if self._good is None else [int(count) for count in self._good]
 
     def bind(self, fleet: Fleet, sink: Sink, on_notice: Callable[[int], None] | None = None) -> None:
         """Learn which replica belongs to which pool, where batches go, and whom to tell now and then how many ended."""
@@ -84,6 +97,7 @@ class RequestLog:
         self._host_w = np.array([pool.host_busy_w for pool in fleet.pool_of])
         self._tariffs = None if fleet.ledger is None else fleet.tariffs
         self._ways = fleet.ways
+        self._answering = fleet.answering
         self._sites = list(fleet.tariffs.sites) or [""]
         placed = [pool.config.site for pool in fleet.pools]
         self._placed = np.array([-1 if site is None else self._sites.index(site) for site in placed], dtype=np.int32)
@@ -132,6 +146,9 @@ class RequestLog:
             ntpot = e2el / output
         classes = list(map(attrgetter("klass"), rows))
         met = slo_met(self._slo, classes, finished, ttft, tpot, e2el) if self._slo is not None else None
+        if self._good is not None:
+            good = served & (finished if met is None else met)
+            self._good += np.bincount(pool[good], minlength=len(self._good))
         busy, energy = floats("cost_share_s"), floats("energy_j")
         cost = floats("paid_usd") + busy * np.where(served, self._usd_per_s[replica], 0.0)
         hosts = floats("host_energy_j") + busy * np.where(served, self._host_w[replica], 0.0)
@@ -185,6 +202,7 @@ class RequestLog:
             "electricity_usd": electricity,
             "cost_usd": cost,
             "slo_met": pa.nulls(len(rows), pa.bool_()) if met is None else column(met),
+            **answer_columns(rows, self._answering),
         }
         return as_batch("requests", columns)
 
@@ -258,6 +276,10 @@ class Sampler:
         self._ended = [0] * len(fleet.pools)
         self._uptimes = [(0.0, 0.0)] * len(fleet.pools)
         self.peak_power_w = 0.0
+        self.power_w = [0.0] * len(fleet.pools)
+        """Mean power of each pool's accelerators in the last interval [W]."""
+        self.on_tick: Callable[[], None] | None = None
+        """Told of each sample, where somebody watches."""
         self._billed = [(Bill(), Bill())] * len(fleet.pools)
         """What each pool had cost at the last sample, where prices change."""
         self._schedule()
@@ -271,6 +293,8 @@ class Sampler:
         if fleet.exhausted and not fleet.in_flight and not fleet.expected:
             return
         self.sample(fleet.clock.now_s)
+        if self.on_tick is not None:
+            self.on_tick()
         if fleet.clock.queue or not fleet.exhausted:  # otherwise a request was lost, and sampling would go on for ever
             self._schedule()
 
@@ -310,7 +334,7 @@ class Sampler:
             state, held = str(life.state), pool.llm.name
             seat = pool.seats.get(i)
             if seat is not None:
-                state, held = seat.state, seat.place.holds
+                state, held = (seat.state if life.state == "ready" else state), seat.place.holds
                 loading_j = seat.loading_j(now_s)
                 watts += (loading_j - self._loading_j.get(i, 0.0)) / length_s
                 self._loading_j[i] = loading_j
@@ -326,6 +350,7 @@ class Sampler:
             for k, value in enumerate((prompt, output, running, waiting)):
                 totals[pool.index][k] += value
         self._pool_rows(start_s, now_s, power_w, host_w, totals)
+        self.power_w = power_w
         self.peak_power_w = max(self.peak_power_w, sum(power_w))
         self._start_s = now_s
         if len(rows) >= FLUSH_ROWS:

@@ -165,6 +165,20 @@ REQUESTS = (
         "Its share of the busy time's price, divided like the energy; idle time is charged to nobody",
     ),
     Column("slo_met", "bool", "", "Finished within all limits of its class; null without an SLO"),
+    Column(
+        "quality",
+        _F,
+        "",
+        "How good its answer was, 0 to 1; null without an answer, or where nobody chooses among models",
+    ),
+    Column("expected_quality", _F, "", "What the router's predictor expected of the model that gave it"),
+    Column("best_quality", _F, "", "How good the best model's answer would have been, as nobody knew"),
+    Column("list_usd", _F, "USD", "List price of its calls, decisions and judgements"),
+    Column("calls", _I, "count", "Calls for it: answers, samples and verifications"),
+    Column("call_prompt_tokens", _I, "tokens", "Prompt tokens of all its calls"),
+    Column("call_output_tokens", _I, "tokens", "Tokens produced by all its calls"),
+    Column("budget_tokens", _I, "tokens", "Reasoning budget of the call that gave its answer"),
+    Column("domain", _N, "", "What it is about, as nobody knew"),
 )
 
 REPLICAS = (

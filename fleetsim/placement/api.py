@@ -78,18 +78,39 @@ class Place:
         What it would be with each LLM that it may hold; the first is the pool's `llm`.
     answered : callable
         Tokens that a request which was sent here has got by now.
+    carbon : callable, optional
+        Carbon intensity where it stands, now and with cooling [g/kWh].
+    all_answered : callable, optional
+        What `answered` says of all that were sent here, where there is a cheaper way than to ask for each.
     """
 
-    def __init__(self, pool: str, engines: dict[str, Engine], answered: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        pool: str,
+        engines: dict[str, Engine],
+        answered: Callable[[int], int],
+        carbon: Callable[[], float] = lambda: 0.0,
+        all_answered: Callable[[], list[int]] | None = None,
+    ) -> None:
         self.pool = pool
         self.engines = engines
         self.holds: str | None = next(iter(engines))
         """LLM that it serves; None while it loads one."""
         self.loads: str | None = None
         """LLM that it changes to, or will when it is empty; None if it stays as it is."""
+        self.here = True
+        """Whether it is there: one that has failed, as far as anybody has noticed, or is leaving, is not. It then holds nothing and
+        comes back with the LLM that it `loads`; nothing that is decided about it has any effect until then."""
         self.sent: dict[int, RequestView] = {}
         """Requests that were sent here and have not ended, by id, in that order; some are perhaps being taken back."""
         self.answered = answered
+        self.carbon = carbon
+        """Greenhouse gases of a kilowatt-hour of its machines now, cooling included; 0 where nobody says [g/kWh]."""
+        self.all_answered = self._each_answered if all_answered is None else all_answered
+        """What `answered` says of all that were sent here, in their order."""
+
+    def _each_answered(self) -> list[int]:
+        return [self.answered(request) for request in self.sent]
 
     @property
     def last(self) -> str:
@@ -110,7 +131,9 @@ class Placement(Protocol):
     Built as ``Policy(config, rng, places)``: its parameters, its own random stream, and the replicas. Requests for their LLMs wait
     in front of them, in an order that is the policy's own; it is told of each that comes or goes, then asked, once per instant.
     With an attribute `period_s` it is asked that often too while requests are about. A method ``initial() -> sequence of str``
-    may say which LLM each replica holds at the start, for nothing; otherwise it is the pool's `llm`.
+    may say which LLM each replica holds at the start, for nothing; otherwise it is the pool's `llm`. With a true attribute
+    `chooses_model` a request that names no LLM (its view's `model` is None) may be sent to a replica whatever that holds; under
+    other policies it asks for the first pool's `llm`.
     """
 
     def arrived(self, request: RequestView, now_s: float) -> None:

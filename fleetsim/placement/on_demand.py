@@ -27,6 +27,8 @@ class OnDemand:
     when their queue is done; of the replica with the fewest of all, if none will or these have more than `spread` more. Each queue
     is first come, first served: when the next request needs another LLM, those that run end first, then it is loaded.
 
+    The queue of a replica that is not there any more is divided among the others.
+
     Charged: swaps, as the pool's `swap` says; deciding costs nothing.
     """
 
@@ -42,6 +44,7 @@ class OnDemand:
         """Let a request join a queue."""
         loads = [len(queue) + len(place.sent) for queue, place in zip(self._queues, self.places, strict=True)]
         able = [number for number, place in enumerate(self.places) if request.model in place.engines]
+        able = [number for number in able if self.places[number].here] or able
         best = min(able, key=loads.__getitem__)
         holders = [number for number in able if self._last(number) == request.model]
         if holders:
@@ -62,9 +65,22 @@ class OnDemand:
         if number >= 0:
             self._queues[number] = deque(waiting for waiting in self._queues[number] if waiting.id != request)
 
-    def decide(self, now_s: float) -> Decision:  # noqa: ARG002
+    def _divide(self, number: int, now_s: float) -> None:
+        """Let those who wait for a replica that is gone wait for others, where any can hold their LLM."""
+        queue, self._queues[number] = self._queues[number], deque()
+        known = {name for place in self.places if place.here for name in place.engines}
+        for request in queue:
+            if request.model in known:
+                self.arrived(request, now_s)
+            else:
+                self._queues[number].append(request)
+
+    def decide(self, now_s: float) -> Decision:
         """Send who is next, as long as the LLM is right; load the next one's otherwise."""
         actions: list[Action] = []
+        for number, place in enumerate(self.places):
+            if not place.here and self._queues[number]:
+                self._divide(number, now_s)
         for number, (queue, place) in enumerate(zip(self._queues, self.places, strict=True)):
             while queue and queue[0].model == place.open:
                 request = queue.popleft()

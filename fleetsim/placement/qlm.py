@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 from math import inf, sqrt
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 from numpy.random import Generator
 from pydantic import Field
 
-from fleetsim.kernel.solver import solve
 from fleetsim.placement.api import Action, Decision, Engine, Load, Place, RequestView, Send, TakeBack
+from fleetsim.placement.queue_search import Program, assigned
 from fleetsim.plugins import PolicyConfig
 from fleetsim.units import Seconds, SecondsOrZero
 
@@ -35,8 +35,9 @@ class QlmConfig(PolicyConfig):
     """Time charged for solving the integer program; what this machine takes for it never enters a result."""
     solver_groups: Annotated[int, Field(ge=2, le=32, strict=True)] = 10
     """Groups that the program assigns: those with the earliest deadlines that can be kept; the others stay behind them."""
-    solver_nodes: Count = 200
-    """Nodes of the search after which the program is taken for infeasible: a count, so that equal scenarios give equal results."""
+    solver_nodes: Count = 1000
+    """Groups that the search for the program's answer places, over all branches, until the best so far counts, or none: a count,
+    so that equal scenarios give equal results."""
     evict: bool = True
     """Whether running requests of looser groups give way to a group that would be late."""
     balance: bool = True
@@ -112,8 +113,11 @@ class Qlm:
     and latest first, for another LLM all of them (`evict`; what becomes of their keys and values is the pool's `swap.kv`; they have
     their limit anew from then on); and, with nothing to do, takes the last group of the queue that ends last (`balance`).
 
+    Groups in the queue of a replica that is not there any more go to others like new ones.
+
     Charged: swaps and what is taken back, as the pool's `swap` says; `solver` per program, during which nothing else is decided.
-    The program is solved by HiGHS on one thread. The demo of the authors draws the first queue of a group at random.
+    The program is solved by branch and bound, to 5 % of the least sum of ends unless `solver_nodes` stops it. The demo of the
+    authors draws the first queue of a group at random.
 
     References
     ----------
@@ -173,13 +177,28 @@ class Qlm:
         group.join(request, due_s, tokens)
         self._group_of[request.id] = group
         if fresh:
-            able = [number for number, place in enumerate(self.places) if group.model in place.engines]
-            best = min(able, key=lambda number: self._walk(number, [*self.queues[number], group], now_s).end_s)
-            self.queues[best].append(group)
-            self._check_s = now_s
-            self._changed.add(best)
+            self._append(group, now_s)
         else:
             self._changed.add(next((number for number, queue in enumerate(self.queues) if group in queue), 0))
+
+    def _append(self, group: Group, now_s: float) -> None:
+        """Put a group into the queue in which it would be done first, of replicas that are there if any are."""
+        able = [number for number, place in enumerate(self.places) if group.model in place.engines]
+        able = [number for number in able if self.places[number].here] or able
+        best = min(able, key=lambda number: self._walk(number, [*self.queues[number], group], now_s).end_s)
+        self.queues[best].append(group)
+        self._check_s = now_s
+        self._changed.add(best)
+
+    def _leave_absent(self, now_s: float) -> None:
+        """Take groups out of the queues of replicas that are not there, where another one can hold their LLM."""
+        known = {name for place in self.places if place.here for name in place.engines}
+        for number, place in enumerate(self.places):
+            if not place.here:
+                moved = [group for group in self.queues[number] if group.model in known]
+                self.queues[number] = [group for group in self.queues[number] if group.model not in known]
+                for group in moved:
+                    self._append(group, now_s)
 
     def left(self, request: int) -> None:
         """Forget a request; one that was sent may be back in a moment."""
@@ -197,6 +216,8 @@ class Qlm:
         """Rearrange the queues if anybody would be late, then let every replica pull."""
         for queue in self.queues:
             queue[:] = [group for group in queue if group.members]
+        if not all([place.here for place in self.places]):
+            self._leave_absent(now_s)
         self._out.clear()
         self._runs.clear()
         thought_s = 0.0
@@ -241,8 +262,8 @@ class Qlm:
         if not place.sent or place.holds is None:
             return place.engines[place.last].load_s() if place.holds is None else 0.0
         tokens = 0.0
-        for request in place.sent:
-            tokens += max(self._expected_of(request) - place.answered(request), 1.0)
+        for request, answered in zip(place.sent, place.all_answered(), strict=True):
+            tokens += max(self._expected[request] - answered, 1.0)
         running_s = self._time_s(place, place.holds, len(place.sent), tokens, 0)
         return running_s + (place.engines[place.last].load_s() if place.loads is not None else 0.0)
 
@@ -307,7 +328,10 @@ class Qlm:
         # whole milliseconds: programs that differ in the last bit of a time may have other answers that are as good
         runs_s = [round(self._running_s(place), 3) for place in self.places]
         place_s = [
-            [round(self._group_s(place, group), 3) if group.model in place.engines else -1.0 for place in self.places]
+            [
+                round(self._group_s(place, group), 3) if place.here and group.model in place.engines else -1.0
+                for place in self.places
+            ]
             for group in groups
         ]
         models = [group.model for group in groups]
@@ -317,7 +341,7 @@ class Qlm:
         ]
         lasts = [place.last for place in self.places]
         slack_s = [round(group.due_s - now_s, 3) for group in groups]
-        found = assigned(models, place_s, slack_s, runs_s, lasts, swaps_s, self.config.solver_nodes)
+        found = assigned(Program(models, place_s, slack_s, runs_s, lasts, swaps_s), self.config.solver_nodes)
         return None if found is None else [[groups[number] for number in queue] for queue in found]
 
     # --- what a replica does -------------------------------------------------------------------------------------------------
@@ -408,89 +432,3 @@ class Qlm:
 def _limit_s(request: RequestView) -> float:
     """Time to first token that its class allows [s], rounded so that it is the same for all of a class."""
     return round(request.deadline_s - request.arrival_s, 6)
-
-
-def assigned(
-    models: Sequence[str],
-    place_s: Sequence[Sequence[float]],
-    slack_s: Sequence[float],
-    runs_s: Sequence[float],
-    lasts: Sequence[str],
-    swaps_s: Sequence[dict[str, float]],
-    nodes: int,
-) -> list[list[int]] | None:
-    """Queues of groups in which none ends after its slack, so that the queues end as early as they can.
-
-    Parameters
-    ----------
-    models : sequence of str
-        LLM of each group.
-    place_s : sequence of sequence of float
-        Time of each group on each replica [s]; below 0 where it cannot run.
-    slack_s : sequence of float
-        Time within which each group must be done [s].
-    runs_s : sequence of float
-        Time until each replica is free [s].
-    lasts : sequence of str
-        LLM that each will hold then.
-    swaps_s : sequence of mapping
-        Time in which each changes to an LLM [s].
-    nodes : int
-        Nodes of the search at most.
-
-    Returns
-    -------
-    list of list of int, or None
-        Groups of each replica in their order; None if no such queues were found.
-    """
-    import pulp
-
-    replicas, groups = range(len(runs_s)), range(len(models))
-    depth = min(len(models), -(-len(models) // len(runs_s)) + 2)
-    far = (
-        max(runs_s)
-        + sum([max(times) for times in place_s])
-        + sum([max(swap.values(), default=0.0) for swap in swaps_s])
-    )
-    far += max([slack for slack in slack_s if slack < inf], default=0.0)
-    problem = pulp.LpProblem("qlm", pulp.LpMinimize)
-    x = {
-        (g, i, s): problem.add_variable(f"x{g}_{i}_{s}", cat=pulp.LpBinary)
-        for g in groups
-        for i in replicas
-        if place_s[g][i] >= 0.0
-        for s in range(depth)
-    }
-    ends = {(i, s): problem.add_variable(f"c{i}_{s}", lowBound=0.0) for i in replicas for s in range(depth)}
-    problem += pulp.lpSum([ends[i, depth - 1] for i in replicas])
-    for g in groups:
-        problem += pulp.LpAffineExpression([(x[key], 1.0) for key in x if key[0] == g]) == 1
-    for i in replicas:
-        before: dict[str, Any] = {name: 1.0 if name == lasts[i] else 0.0 for name in swaps_s[i]}
-        earlier: Any = None
-        for s in range(depth):
-            here = [g for g in groups if (g, i, s) in x]
-            filled = pulp.LpAffineExpression([(x[g, i, s], 1.0) for g in here])
-            problem += filled <= (1 if earlier is None else earlier)
-            earlier = filled
-            start = runs_s[i] if s == 0 else ends[i, s - 1]
-            work = pulp.LpAffineExpression([(x[g, i, s], place_s[g][i]) for g in here])
-            problem += ends[i, s] >= start + work
-            held: dict[str, Any] = {}
-            for name, swap_s in swaps_s[i].items():
-                held[name] = pulp.LpAffineExpression([(x[g, i, s], 1.0) for g in here if models[g] == name])
-                problem += ends[i, s] >= start + work + swap_s * (held[name] - before[name])
-            before = held
-            for g in here:
-                if slack_s[g] < inf:
-                    late = pulp.LpAffineExpression([(ends[i, s], 1.0), (x[g, i, s], far)])
-                    problem += late <= slack_s[g] + far
-    if not solve(problem, nodes, gap=0.05):
-        return None
-    queues: list[list[int]] = [[] for _ in replicas]
-    for s in range(depth):
-        for g in groups:
-            for i in replicas:
-                if (g, i, s) in x and (x[g, i, s].value() or 0.0) > 0.5:
-                    queues[i].append(g)
-    return queues

@@ -149,7 +149,7 @@ def override(tree: Located, overrides: Overrides) -> tuple[Located, list[Finding
             path, value = _split(given) if isinstance(given, str) else given
             shown = " ".join(f"--set {path}={value}".split())[:120]
             node = value if isinstance(value, Located) else _read_value(value, shown)
-            tree = _assign(tree, _steps(path, node.file or shown), node, ROOT, ())
+            tree = _assign(tree, path_steps(path, node.file or shown), node, ROOT, ())
         except ScenarioError as error:
             findings.extend(_placed(finding, given) for finding in error.findings)
     return tree, findings
@@ -174,7 +174,8 @@ def _split(text: str) -> tuple[str, object]:
     return path.strip(), value
 
 
-def _steps(path: str, shown: str) -> list[str | int]:
+def path_steps(path: str, shown: str) -> list[str | int]:
+    """Keys and indices of a path such as ``pools[0].replicas``; `shown` is where findings say that it stands."""
     steps: list[str | int] = []
     at = 0
     while at < len(path):

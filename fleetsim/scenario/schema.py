@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fleetsim.plugins import Choice, PolicyField, ScenarioFile
+from fleetsim.scenario.quality import Quality
 from fleetsim.scenario.timed import Price, Series, Timed
 from fleetsim.units import (
     Bytes,
@@ -904,6 +905,7 @@ class Pool(Block):
             (f"engine.kv.{kv.approximate}", bool(kv.approximate)),
             ("autoscaler or max_replicas", self.autoscaler is not None or self.max_replicas is not None),
             ("encoder", self.encoder is not None),
+            ("drain: migrate", self.drain == "migrate"),
         ):
             if there:
                 raise ValueError(f"models: replicas that change their LLM are not modelled with {what}")
@@ -1099,6 +1101,8 @@ class Gateway(Block):
     """Chooses the replica (the one for the prompt, where prompts and answers are computed apart)."""
     decode_router: Annotated[Choice, PolicyField("routers")] | None = None
     """Chooses the replica for the answer, of pools that are not for prompts only; default: as `router`."""
+    model_router: Annotated[Choice, PolicyField("model_routers")] | None = None
+    """Chooses, for requests that name no LLM, which of `quality.models` answers, and whether others are asked too."""
     admission: Annotated[Choice, PolicyField("admissions")] | None = None
     """Who is let in, put off or turned away; by default everybody is let in."""
     predictor: Annotated[Choice, PolicyField("predictors")] | None = None
@@ -1182,6 +1186,8 @@ class Scenario(Block):
     """Where requests enter."""
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """The fleet."""
+    quality: Quality | None = None
+    """How good the answers of each LLM are, for `gateway.model_router`; by default nobody asks."""
     autoscaler: Annotated[Choice, PolicyField("fleet_autoscalers")] | None = None
     """How many replicas of each pool are wanted, and which change their pool: of all pools together; by default each has its own
     autoscaler, or none."""
@@ -1209,8 +1215,6 @@ class Scenario(Block):
         for pool in self.pools if self.autoscaler is None else ():
             if not pool.replicas and pool.autoscaler is None:
                 raise ValueError(f'pool "{pool.name}" has no replica, and nobody asks for one: give it an autoscaler')
-        if self.conversions and self.faults:
-            raise ValueError("faults: failures of replicas that change their pool (`conversions`) are not modelled")
         for pool in self.pools if self.autoscaler is not None else ():
             if pool.autoscaler is not None:
                 raise ValueError(f'pool "{pool.name}" has an autoscaler, and the fleet has one: one or the other')
@@ -1225,6 +1229,14 @@ class Scenario(Block):
         return self
 
     @model_validator(mode="after")
+    def _models_are_chosen(self) -> Self:
+        if self.quality is None and self.gateway.model_router is not None:
+            raise ValueError("gateway.model_router chooses among LLMs whose answers differ: say how in `quality`")
+        if self.quality is not None and self.gateway.model_router is None:
+            raise ValueError("quality: nobody chooses among the models: give `gateway.model_router`, such as `single`")
+        return self
+
+    @model_validator(mode="after")
     def _placements_place(self) -> Self:
         swapping = [pool for pool in self.pools if pool.models]
         gateway = self.gateway
@@ -1232,8 +1244,6 @@ class Scenario(Block):
             raise ValueError("gateway.placement chooses among the LLMs of a replica: give a pool `models`")
         if not swapping:
             return self
-        if self.faults:
-            raise ValueError("faults: failures of replicas that change their LLM (`models`) are not modelled")
         if gateway.rebalancer is not None:
             raise ValueError(
                 "gateway.rebalancer moves requests between replicas of one LLM: not where a pool has `models`"

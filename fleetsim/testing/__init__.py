@@ -14,6 +14,7 @@ from fleetsim.testing.admission import check_admission
 from fleetsim.testing.autoscaler import check_autoscaler
 from fleetsim.testing.eviction import check_cache
 from fleetsim.testing.fleet_autoscaler import check_fleet_autoscaler
+from fleetsim.testing.model_router import check_model_router
 from fleetsim.testing.order import check_order
 from fleetsim.testing.placement import check_placement
 from fleetsim.testing.power_manager import check_power_manager
@@ -31,6 +32,7 @@ __all__ = [
     "check_autoscaler",
     "check_cache",
     "check_fleet_autoscaler",
+    "check_model_router",
     "check_order",
     "check_placement",
     "check_power_manager",

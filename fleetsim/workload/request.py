@@ -47,6 +47,7 @@ class Request:
         "bill",
         "blocks",
         "cached_tokens",
+        "call",
         "carried_tokens",
         "carrier",
         "computed",
@@ -228,6 +229,8 @@ class Request:
         """What the servers around earlier replicas drew for it."""
         self.bill: Any = None
         """What it has cost so far where prices change (`fleet/ledger.py`)."""
+        self.call: Any = None
+        """Where a model router decides who answers: the story that it is, or the call for one (`fleet/answering.py`)."""
 
     def copy(self) -> Request:
         """The same request with nothing done for it yet."""
@@ -251,6 +254,7 @@ class Request:
         twin.predicted_tokens = self.predicted_tokens
         twin.dropped_tokens = self.dropped_tokens
         twin.origin = self.origin
+        twin.call = self.call
         return twin
 
 

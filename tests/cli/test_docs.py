@@ -14,6 +14,12 @@ from fleetsim.plugins import GROUPS
 COMMITTED = Path(__file__).parents[2] / "docs" / "policies"
 
 
+@pytest.fixture(scope="module")
+def all_pages() -> dict[str, str]:
+    """Pages of all policies, written once."""
+    return docs.policy_pages()
+
+
 def test_committed_pages_are_what_the_command_writes() -> None:
     pages = docs.policy_pages("fleetsim")
     committed = {
@@ -27,11 +33,11 @@ def test_committed_pages_are_what_the_command_writes() -> None:
 
 
 @pytest.mark.parametrize("row", plugins.listing(), ids=lambda row: f"{row.kind}/{row.name}")
-def test_every_policy_says_what_it_does_in_a_line(row: plugins.Listing) -> None:
+def test_every_policy_says_what_it_does_in_a_line(row: plugins.Listing, all_pages: dict[str, str]) -> None:
     assert row.loaded
     assert row.summary.endswith(".")
     assert 15 < len(row.summary) <= 132
-    page = docs.policy_pages()[docs._file(row)]
+    page = all_pages[docs._file(row)]
     assert page.startswith(f"# {row.name}\n")
     config = plugins.load(row.kind, row.name).Config
     for name, field in config.model_fields.items():

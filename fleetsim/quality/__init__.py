@@ -1,0 +1,1 @@
+"""How good answers are: the hidden truth about requests, and what can be seen of it."""

@@ -1,0 +1,1 @@
+"""Runs that other tools measured, as result folders, one module for each."""
