@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from fleetsim.experiment.run import Result, run
     from fleetsim.planning.api import find_fleet, find_rate, plan
     from fleetsim.planning.result import Plan
-    from fleetsim.results.compare import compare
     from fleetsim.reporting.build import report
+    from fleetsim.results.compare import compare
     from fleetsim.results.folder import open_results
     from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario

@@ -62,6 +62,7 @@ def _line(done: int, total: int | None, now_s: float, rate: float) -> Table:
 
 
 def clock_text(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

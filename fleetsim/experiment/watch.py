@@ -111,7 +111,7 @@ class Watcher:
         running = waiting = used = capacity = there = 0
         for replica in pool.replicas:
             there += replica.present
-            waiting += len(replica.inbox) + len(replica.held)
+            waiting += sum(request.queued_s <= now_s for request in (*replica.inbox, *replica.held))
             for batch in replica.batches:
                 running += len(batch.running)
                 waiting += len(batch.waiting)

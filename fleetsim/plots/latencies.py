@@ -81,6 +81,15 @@ def cdf(
         at = [quantile(low, high, counts, share) * factor for share in shares]
         told = [f" p{100 * share:g} {duration(value / factor)}" for share, value in zip(shares, at, strict=True)]
         fig.add_scatter(
+            x=x,
+            y=y,
+            mode="lines",
+            name=label,
+            legendgroup=label,
+            line={"color": mark.colour, "dash": mark.dash, "width": 2.25},
+            hovertemplate=f"<b>%{{fullData.name}}</b><br>%{{y:.2%}} within %{{x:.4g}} {unit}<extra></extra>",
+        )
+        fig.add_scatter(
             x=at,
             y=shares,
             mode="markers+text" if len(labels) == 1 else "markers",
@@ -97,15 +106,6 @@ def cdf(
         seen += [first, quantile(low, high, counts, 0.9995) * factor]
         if len(labels) == 1:  # room for the last text
             seen.append(max(at[-1] * 1.35, at[-1] * (at[-1] / first) ** 0.2))
-        fig.add_scatter(
-            x=x,
-            y=y,
-            mode="lines",
-            name=label,
-            legendgroup=label,
-            line={"color": mark.colour, "dash": mark.dash, "width": 2.25},
-            hovertemplate=f"<b>%{{fullData.name}}</b><br>%{{y:.2%}} within %{{x:.4g}} {unit}<extra></extra>",
-        )
     for what, limit_s in (limits or {}).items():
         seen.append(limit_s * factor)
         fig.add_vline(x=limit_s * factor, line={"color": GREY, "dash": "dot", "width": 1.5})

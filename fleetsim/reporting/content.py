@@ -417,16 +417,30 @@ def _across(
 
 
 def _quality(summary: pa.Table, marks: Mapping[str, Mark], draw: _Figures) -> Section:
-    """Only where somebody knows the quality of answers."""
+    """Only where somebody knows the quality of answers; at list prices, beside what single models and an oracle would do."""
     section = Section("quality", "Quality against cost")
-    known = _known(summary)
-    quality = next((key for key in ("quality_mean_ratio", "quality_ratio", "quality") if key in known), None)
-    if quality is not None and "cost_per_request_mean_usd" in known:
-        costs = [None if v is None else v * 1e3 for v in summary["cost_per_request_mean_usd"].to_pylist()]
-        plane = summary.append_column("cost_per_thousand_usd", pa.array(costs, pa.float64()))
-        fig = pareto.cost_quality(plane, "cost_per_thousand_usd", quality, marks=marks)
-        section.figures.append(draw(fig, wide=True))
+    rows: list[tuple[str, float, float]] = []
+    for row in summary.to_pylist():
+        count = row.get("requests") or 0
+        if row.get("quality_per_request") is None or row.get("list_usd") is None or not count:
+            continue
+        rows.append((row["series"], 1e3 * row["list_usd"] / count, row["quality_per_request"]))
+        for title, usd, quality in _REFERENCES:
+            known = row.get(usd) is not None and row.get(quality) is not None
+            if known and title not in [name for name, *_ in rows]:
+                rows.append((title, 1e3 * row[usd] / count, row[quality]))
+    if rows:
+        names = ("series", "cost_usd", "quality")
+        table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+        unit = "USD at list prices per 1,000 requests"
+        section.figures.append(draw(pareto.cost_quality(table, unit=unit, marks=marks), wide=True))
     return section
+
+
+_REFERENCES = (
+    ("best single model", "list_usd_single", "quality_single_mean"),
+    ("best answer to each, as nobody knows it", "list_usd_best", "quality_best_mean"),
+)
 
 
 def _known(table: pa.Table) -> set[str]:
