@@ -22,6 +22,16 @@ PART_COLOURS = {
     "decode": "#2b7bd6",
     "stalls": "#4c5a6b",
 }
+PART_HINTS = {
+    "network": "between where the request comes from, the gateway and the replica, both ways",
+    "gateway": "decisions, admission, and all that holds or sends a request again before it joins a queue",
+    "encoding": "the pass that encodes its images",
+    "queue": "in the replica's queue until its first step",
+    "prefill": "from its first step to its first token, without transfers and stalls",
+    "transfer": "admitted, but its keys and values are on their way from another replica, the host, drives or the store",
+    "decode": "from its first token to its last, without transfers and stalls",
+    "stalls": "after its first step, running nowhere: preempted, between replicas, in the queue of the one that decodes",
+}
 PART_TITLES = {"transfer": "KV transfer"}
 
 

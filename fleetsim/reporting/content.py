@@ -15,6 +15,8 @@ from ruamel.yaml import YAML
 from fleetsim import __version__
 from fleetsim.metrics.definitions import METRICS
 from fleetsim.plots import gantt, grid, latencies, over_time, pareto, rates
+from fleetsim.plots.digest import PARTS
+from fleetsim.plots.latencies import PART_HINTS, PART_TITLES
 from fleetsim.plots.rates import NAMES
 from fleetsim.plots.style import Mark, marks_of, number
 from fleetsim.reporting.detail import Detail, Limits, limits_of, read
@@ -475,7 +477,23 @@ def _times(details: Sequence[Detail], draw: _Figures) -> Section:
     figures = [
         draw(latencies.where_time_goes(table, by), wide=len(details) > 1) for by in ("ttft", "e2el") if by in known
     ]
-    return Section("time", "Where the time goes", figures)
+    return Section("time", "Where the time goes", figures, [_parts(details)])
+
+
+def _parts(details: Sequence[Detail]) -> HtmlTable:
+    """The same in numbers: some parts are too short to be seen beside decoding."""
+    table = pa.concat_tables([detail.digest.parts_table(detail.label) for detail in details])
+    rows = [row for row in table.to_pylist() if row["by"] == "e2el"]
+    shown = [part for part in PARTS if any(row["seconds"] > 0 for row in rows if row["part"] == part)]
+    heads = [Head("run", "", False)] * (len(details) > 1) + [Head("around", "", False)]
+    heads += [Head(PART_TITLES.get(part, part), PART_HINTS[part]) for part in shown] + [Head("E2E latency")]
+    found = {(row["label"], row["band"], row["part"]): row["seconds"] for row in rows}
+    cells = []
+    for label, band in dict.fromkeys((row["label"], row["band"]) for row in rows):
+        first = [name(label)] * (len(details) > 1) + [Cell(band, band)]
+        total = sum(found[label, band, part] for part in PARTS)
+        cells.append([*first, *(seconds(found[label, band, part]) for part in shown), seconds(total)])
+    return HtmlTable("To the last token, in numbers", heads, cells, "requests.parquet")
 
 
 def _each(details: Sequence[Detail], marks: Mapping[str, Mark], draw: _Figures) -> list[Section]:

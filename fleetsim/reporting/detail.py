@@ -78,7 +78,10 @@ def read(results: Results, run: Run, label: str) -> Detail:
     """Read a run once through, a second time for the requests of the Gantt chart."""
     known = {column.name for column in REQUESTS}
     limits = limits_of(run)
-    digest = RequestDigest(_end_s(run), {} if limits is None else {None: limits.limits_s, **limits.classes})
+    by_class: dict[str | None, Mapping[str, float]] = (
+        {} if limits is None else {None: limits.limits_s} | dict(limits.classes)
+    )
+    digest = RequestDigest(_end_s(run), by_class)
     for batch in results.scan("requests", [*(name for name in COLUMNS if name in known), "class"], run):
         digest.add(batch)
     some = around(results.scan("requests", list(_GANTT), run), digest.slowest[1])

@@ -95,7 +95,7 @@ def swarm(problem: StatedHelix) -> Layers:
     count = -(-problem.layers // size)
     bounds = [round(problem.layers * k / count) for k in range(count + 1)]
     speed = [0.0] * count
-    layers = {}
+    layers: dict[str, tuple[int, int]] = {}
     names = sorted(problem.nodes, key=lambda name: -problem.nodes[name].tokens_per_s[0])
     for name in names:
         stage = min(range(count), key=lambda k: (speed[k], k))
@@ -110,7 +110,7 @@ def separate(problem: StatedHelix) -> Layers:
     kinds: dict[str, list[str]] = {}
     for name in problem.nodes:
         kinds.setdefault(name.rpartition("/")[0], []).append(name)
-    layers = {}
+    layers: dict[str, tuple[int, int]] = {}
     for names in kinds.values():
         bounds = [round(problem.layers * k / len(names)) for k in range(len(names) + 1)]
         if max(np.diff(bounds)) <= len(problem.nodes[names[0]].tokens_per_s):
@@ -123,7 +123,7 @@ def _placed(cluster: str) -> tuple[StatedHelix, dict[str, tuple[int, int]]]:
     """A cluster, and where Helix's program puts the layers."""
     problem = _problem(**json.loads(cluster))
     plan = problem.solve(_GAP)
-    layers = {}
+    layers: dict[str, tuple[int, int]] = {}
     for row in plan.table:
         first, last = str(row["layers"]).split(" to ")
         layers[str(row["node"])] = int(first), int(last) + 1
