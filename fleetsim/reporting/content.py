@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
@@ -96,11 +97,16 @@ class Page:
 class _Figures:
     """Numbers figures and turns them into JSON."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: dict[str, go.Figure] | None) -> None:
         self.count = 0
+        self._kept = kept
+        """Figures as they were made, by name, if anybody wants them."""
 
     def __call__(self, fig: go.Figure, wide: bool = False, run: str = "") -> Drawn:
         self.count += 1
+        if self._kept is not None:
+            title = re.sub(r"[^a-z0-9]+", "-", f"{fig.layout.meta['title']} {run}".lower()).strip("-")
+            self._kept[f"{self.count:02}-{title[:60]}"] = go.Figure(fig)
         meta = dict(fig.layout.meta)
         fig.update_layout(title=None, meta=None)
         named = (
@@ -119,8 +125,8 @@ def _subplots(fig: go.Figure) -> bool:
     return "xaxis2" in fig.to_dict()["layout"]
 
 
-def page(results: Results, title: str | None = None) -> Page:
-    """Read results and lay out the page."""
+def page(results: Results, title: str | None = None, figures: dict[str, go.Figure] | None = None) -> Page:
+    """Read results and lay out the page; `figures` takes those that it shows."""
     places = placed(results)
     summary = summary_of(results, places)
     limits = limits_of(results.runs[0])
@@ -133,7 +139,7 @@ def page(results: Results, title: str | None = None) -> Page:
     marks |= {label: marks[place.series] for place, label in zip(chosen, labels, strict=True) if label not in marks}
     if len(results.runs) == 1:
         marks = {}
-    draw = _Figures()
+    draw = _Figures(figures)
     first = results.runs[0]
     each = _each(details, marks, draw)
     sections = [
