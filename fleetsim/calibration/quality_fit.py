@@ -27,9 +27,7 @@ from fleetsim.errors import DataError, Finding
 from fleetsim.quality.irt import area_under_curve
 
 FOLDER = Path("models", "quality")
-HEADER = (
-    "# Written by `python -m fleetsim.calibration.quality_fit`. log_loss [nats] and auc are of a fifth of the answers, held out."
-)
+HEADER = "# Written by `python -m fleetsim.calibration.quality_fit`. log_loss [nats] and auc are of a fifth of the answers, held out."
 DISCRIMINATION_SD = 0.3
 """Standard deviation of the logarithm of discriminations: not fitted (RADAR's generative model as the card has it)."""
 RIDGE = 0.01
