@@ -194,6 +194,7 @@ class Lifecycle:
                 replica.at_boundary(partial(replica.slow_down, fault.factor))
             elif self._fleet.lives[index].state == "ready":
                 self._note("interruption_notice", replica)
+                self.conversions.failed(replica)
                 self._doomed[replica] = None
                 self.leave(replica)
                 self._replace(replica)
@@ -280,6 +281,7 @@ class Lifecycle:
         life = self._fleet.lives[replica.index]
         if life.state == "down":
             return
+        self.conversions.failed(replica)
         self.draining.pop(replica, None)
         self._doomed.pop(replica, None)
         self._starts.pop(replica, None)
