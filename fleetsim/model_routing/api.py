@@ -220,19 +220,29 @@ class ModelsView:
             return float("inf")
         return sum([view.outstanding[i] for i in members]) / (len(members) * self.seats[arm])
 
+    def alone_s(self, arm: int, query: Query) -> float:
+        """Expected time to the last token if nothing else ran [s]; of the first replica that is there."""
+        view = self.replicas(arm)
+        if not view.members:
+            return float("inf")
+        place = view.members[0]
+        return view.prefill_s(place, query.prompt_tokens, 0) + float(query.output_tokens[arm]) * view.tpot_s(place, 1)
+
     def latency_s(self, arm: int, query: Query) -> float:
         """Expected time to the last token if an arm is asked now [s].
 
         At the replica with the fewest requests: its prompt alone, its answer at the step time of the batch, and where all seats are
-        taken, the time until one is free: one over the number of seats of an answer, for each request before it.
+        taken, the time until one is free: one over the number of seats of an answer, for each request before it. There are as
+        many seats as requests like this one fit the KV cache, and no more than run at a time.
         """
         view = self.replicas(arm)
         members = view.members
         if not members:
             return float("inf")
         place = min(members, key=view.outstanding.__getitem__)
-        seats, there = self.seats[arm], view.outstanding[place]
-        tokens = float(query.output_tokens[arm])
+        tokens, there = float(query.output_tokens[arm]), view.outstanding[place]
+        fit = int(view.capacity_tokens[place] / (query.prompt_tokens + tokens))
+        seats = max(min(self.seats[arm], fit), 1)
         answer_s = tokens * view.tpot_s(place, min(there + 1, seats))
         waiting = max(there + 1 - seats, 0)
         return view.prefill_s(place, query.prompt_tokens, 0) + answer_s * (1.0 + waiting / seats)
