@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
@@ -38,7 +37,7 @@ class Orch:
     def __init__(self, config: OrchConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._smoothing = models, config.smoothing
         self._reward = Reward(config, models)
-        self._scores = np.array(models.mean_quality)
+        self._scores: list[float] = models.mean_quality.tolist()
         self._asks = [Ask(arm) for arm in range(models.count)]
 
     def route(self, query: Query) -> Ask:

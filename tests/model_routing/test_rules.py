@@ -70,12 +70,15 @@ def test_rank_one_steps_are_the_inverse() -> None:
         matrix, moment = 0.05 * np.eye(12), np.zeros(12)
         for _ in range(400):
             x, reward = (rng.random(12) < 0.3).astype(float), rng.random()
-            ridges.update(1, x, reward)
+            ridges.update(1, tuple(np.flatnonzero(x).tolist()), reward)
             matrix, moment = discount * matrix + np.outer(x, x) / noise, discount * moment + reward * x / noise
         np.testing.assert_allclose(ridges.theta[1], np.linalg.solve(matrix, moment), rtol=close, atol=close)
-        x = rng.random(12)
-        assert ridges.variances(x)[1] == pytest.approx(x @ np.linalg.solve(matrix, x), rel=close)
-        assert ridges.theta[0].sum() == 0.0
+        x = np.zeros(12)
+        x[[0, 4, 7]] = 1.0
+        means, deviations = ridges.look((0, 4, 7))
+        assert means[1] == pytest.approx(x @ np.linalg.solve(matrix, moment), rel=close)
+        assert deviations[1] ** 2 == pytest.approx(x @ np.linalg.solve(matrix, x), rel=close)
+        assert means[0] == 0.0
 
 
 def test_chebyshev_finds_the_model_in_a_hollow_of_the_front() -> None:
