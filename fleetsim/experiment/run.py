@@ -261,8 +261,7 @@ def _simulate(
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()
-    if fleet.answering is not None:
-        summary |= answer_figures(folder.read, fleet.answering)
+    summary |= answer_figures(folder.read, fleet.answering)
     if live.check:
         _verify_totals(summary)
     slo = scenario.slo
