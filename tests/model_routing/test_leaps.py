@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from fleetsim.plugins import names
 from tests.fleet.test_moves import MANY, same_in_single_steps
-from tests.model_routing.test_answering import BIG, HERE, scenario
+from tests.model_routing.test_answering import BIG, HERE, SMALL, scenario
 
 LOUD = {"calm": 0.2, "busy": 0.8}
 
@@ -54,3 +55,15 @@ def test_policies_in_leaps_and_steps(
         config["quality"]["models"][BIG]["leaves"] = "0.7 s"
     result = same_in_single_steps(config, tmp_path_factory.mktemp("leaps"))
     assert result.summary["requests"] == 40
+
+
+@pytest.mark.parametrize("name", names("model_routers"))
+def test_every_router_in_leaps_and_steps(name: str, tmp_path: Path) -> None:
+    """Each of them once, with sessions, late feedback, errors of the predictor, and a model that leaves and one that joins."""
+    config = scenario(name, 45, 30.0, quality={"features": {"auc": 0.65}, "feedback": {"delay": "0.2 s", "share": 0.8}})
+    config["quality"]["models"][BIG] |= {"budgets": (0, 128), "leaves": "1.2 s"}
+    config["quality"]["models"][SMALL]["joins"] = "0.1 s"
+    turns = {"distribution": "fixed", "value": 3}
+    config["workload"]["sessions"] = {"turns": turns, "think_time": "0.3 s", "max_context_tokens": 1500}
+    result = same_in_single_steps(config, tmp_path)
+    assert result.summary["finished"] + result.summary["rejected"] == 45
