@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from fleetsim.experiment.run import Result, run
     from fleetsim.planning.api import find_fleet, find_rate, plan
     from fleetsim.planning.result import Plan
+    from fleetsim.reporting.build import report
     from fleetsim.results.compare import compare
     from fleetsim.results.folder import open_results
     from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
+    from fleetsim.sweep.optimise import optimise
     from fleetsim.sweep.study import Study, sweep
 
 __version__ = "0.1.0"
@@ -42,8 +44,10 @@ __all__ = [
     "find_rate",
     "load_scenario",
     "open_results",
+    "optimise",
     "plan",
     "query",
+    "report",
     "run",
     "sweep",
 ]
@@ -65,8 +69,10 @@ _HOME = {
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
     "open_results": "fleetsim.results.folder",
+    "optimise": "fleetsim.sweep.optimise",
     "plan": "fleetsim.planning.api",
     "query": "fleetsim.results.query",
+    "report": "fleetsim.reporting.build",
     "run": "fleetsim.experiment.run",
     "sweep": "fleetsim.sweep.study",
 }

@@ -78,7 +78,7 @@ def _tell(block: Block, against: Against, level: float) -> None:
 
 
 def _row(difference: Difference) -> list[str]:
-    word = "" if difference.significant else ("not significant" if difference.p is not None else "no interval: too few")
+    word = "" if difference.significant else ("not significant" if difference.p is not None else "no interval")
     if difference.significant and difference.better is not None:
         word = "better" if difference.better else "worse"
     values = [_value(difference, value) for value in (difference.base, difference.other)]

@@ -38,6 +38,11 @@ def _memory(context: click.Context, parameter: click.Parameter, text: str | None
         raise click.BadParameter(str(error)) from None
 
 
+memory_option = click.option(
+    "--memory", callback=_memory, metavar="BYTES", help="What all processes may use, e.g. 16GB [what is free]."
+)
+
+
 @click.command(
     epilog="Example: fleetsim sweep embedded:quickstart --set workload.requests=1000 "
     "--axis gateway.router=round-robin,least-outstanding --axis workload.arrivals.rate=40,60,80req/s --replications 3"
@@ -58,14 +63,12 @@ def _memory(context: click.Context, parameter: click.Parameter, text: str | None
 )
 @set_option
 @click.option("--out", "-o", help="Folder of the study, or an address such as s3://bucket/study [fleetsim-out/NAME].")
-@click.option("--name", help="Name of the study [the scenario's].")
+@click.option("--name", help="Name of the study [the scenario's, and -sweep].")
 @click.option("-j", "--jobs", type=click.IntRange(0, 1024), default=0, help="Processes [one per core].")
 @click.option("--shard", default="1/1", callback=_shard, metavar="I/N", help="Only every N-th run, from the I-th.")
 @click.option("--resume/--fresh", default=True, show_default=True, help="Skip what is finished, or do all of it again.")
 @click.option("--keep-old", is_flag=True, help="Keep finished runs that other code or other trace files made.")
-@click.option(
-    "--memory", callback=_memory, metavar="BYTES", help="What all processes may use, e.g. 16GB [what is free]."
-)
+@memory_option
 @click.option(
     "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where runs go."
 )
@@ -86,8 +89,9 @@ def command(scenario: str | None, axes: tuple[str, ...], overrides: tuple[str, .
     Exit codes: 0 done, 1 some runs failed (each is a row with its error), 2 bad input, 130 interrupted.
     """
     from fleetsim.sweep.axes import axis_of
+    from fleetsim.sweep.crew import Options
     from fleetsim.sweep.store import store_of
-    from fleetsim.sweep.study import Options, Study, carry_out, default_out, prepare, stated
+    from fleetsim.sweep.study import Study, carry_out, default_out, prepare, stated
 
     quiet, as_json = given["quiet"], given["as_json"]
     if given["collect"]:
@@ -106,7 +110,7 @@ def command(scenario: str | None, axes: tuple[str, ...], overrides: tuple[str, .
     asked = stated(
         scenario if scenario is not None else "embedded:quickstart",
         _axes(axis_of(text) for text in axes),
-        overrides=dict(_override(text) for text in overrides),
+        overrides=dict(override_of(text) for text in overrides),
         replications=given["replications"],
         seeds=given["seeds"],
         name=given["name"],
@@ -136,7 +140,8 @@ def _axes(axes: Iterator[tuple[str, Any]]) -> Any:
     return Located(listed, "--axis") if listed else None
 
 
-def _override(text: str) -> tuple[str, str]:
+def override_of(text: str) -> tuple[str, str]:
+    """Path and value of ``--set PATH=VALUE``."""
     from fleetsim.errors import Finding, InputError
 
     path, equals, value = text.partition("=")

@@ -49,30 +49,89 @@ class Done(Generic[B]):
 
 
 def each(work: Callable[[A], B], items: Sequence[A], jobs: int) -> Iterator[Done[B]]:
-    """Do something with every item, each in some process; what is done comes as it ends, errors included.
+    """Do something with every item, each in some process: `Workers.each` with workers of its own."""
+    with Workers(jobs) as workers:
+        yield from workers.each(work, items)
 
-    A process that dies takes only its own item with it: items that were under way then are done again, one at a time, and the
-    one at which a process dies again has a `ProcessDiedError`. If the caller stops asking, is interrupted or killed, the
-    processes end at once.
+
+class Workers:
+    """Processes that are there as long as this block: warm, so that what they have loaded serves all of their work.
+
+    A process that dies takes only its own item with it: items that were under way then are done again, one at a time, and the one
+    at which a process dies again has a `ProcessDiedError`. If the block is left, interrupted or killed, the processes end at once.
 
     Parameters
     ----------
-    work : callable
-        A function of a module.
-    items : sequence
-        Its arguments; they are pickled.
     jobs : int
         Processes; with one, the work is done in this process.
     """
-    if jobs <= 1 or len(items) <= 1:
-        yield from _here(work, items)
-        return
-    waiting = deque(range(len(items)))
-    while waiting:
-        suspects: list[int] = []
-        yield from _together(work, items, waiting, min(jobs, len(waiting)), suspects)
-        for index in suspects:
-            yield from _alone(work, items, index)
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self._processes: _Processes | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._end(orderly=kind is None)
+
+    def _end(self, orderly: bool) -> None:
+        if self._processes is not None:
+            self._processes.end(orderly)
+            self._processes = None
+
+    def each(self, work: Callable[[A], B], items: Sequence[A], most: int | None = None) -> Iterator[Done[B]]:
+        """Do something with every item; what is done comes as it ends, errors included.
+
+        Parameters
+        ----------
+        work : callable
+            A function of a module.
+        items : sequence
+            Its arguments; they are pickled.
+        most : int, optional
+            Items under way at a time, if not as many as there are processes.
+        """
+        if self.jobs <= 1:
+            yield from _here(work, items)
+            return
+        waiting = deque(range(len(items)))
+        window = self.jobs + AHEAD if most is None or most >= self.jobs else most
+        while waiting:
+            suspects: list[int] = []
+            try:
+                yield from self._together(work, items, waiting, window, suspects)
+            except GeneratorExit:
+                self._end(orderly=False)
+                raise
+            for index in suspects:
+                yield from _alone(work, items, index)
+
+    def _together(
+        self, work: Callable[[A], B], items: Sequence[A], waiting: deque[int], window: int, suspects: list[int]
+    ) -> Iterator[Done[B]]:
+        """Do what waits until nothing does or a process dies; then what was under way is in `suspects`."""
+        running: dict[Future[B], int] = {}
+        if self._processes is None:
+            self._processes = _Processes(self.jobs)
+        while waiting or running:
+            while waiting and len(running) < window:
+                try:
+                    running[self._processes.pool.submit(work, items[waiting[0]])] = waiting[0]
+                except BrokenProcessPool:
+                    break
+                waiting.popleft()
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                done = _done(running.pop(future), future)
+                if isinstance(done.error, BrokenProcessPool):
+                    suspects += sorted([done.index, *running.values()])
+                    self._end(orderly=False)
+                    return
+                yield done
+            if not ended:  # broken before anything was handed over
+                raise ProcessDiedError("the processes of the pool end as soon as they begin")
 
 
 def _here(work: Callable[[A], B], items: Sequence[A]) -> Iterator[Done[B]]:
@@ -84,34 +143,12 @@ def _here(work: Callable[[A], B], items: Sequence[A]) -> Iterator[Done[B]]:
         yield done
 
 
-def _together(
-    work: Callable[[A], B], items: Sequence[A], waiting: deque[int], jobs: int, suspects: list[int]
-) -> Iterator[Done[B]]:
-    """Do what waits until nothing does or a process dies; then what was under way is in `suspects`."""
-    running: dict[Future[B], int] = {}
-    with _Processes(jobs) as pool:
-        while waiting or running:
-            while waiting and len(running) < jobs + AHEAD:
-                try:
-                    running[pool.submit(work, items[waiting[0]])] = waiting[0]
-                except BrokenProcessPool:
-                    break
-                waiting.popleft()
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                done = _done(running.pop(future), future)
-                if isinstance(done.error, BrokenProcessPool):
-                    suspects += [done.index, *running.values()]
-                    suspects.sort()
-                    return
-                yield done
-            if not ended:  # broken before anything was handed over
-                raise ProcessDiedError("the processes of the pool end as soon as they begin")
-
-
 def _alone(work: Callable[[A], B], items: Sequence[A], index: int) -> Iterator[Done[B]]:
-    with _Processes(1) as pool:
-        done = _done(index, pool.submit(work, items[index]))
+    processes = _Processes(1)
+    try:
+        done = _done(index, processes.pool.submit(work, items[index]))
+    finally:
+        processes.end(orderly=False)
     if isinstance(done.error, BrokenProcessPool):
         message = "its process died, alone as well: killed from outside, out of memory, or a crash in compiled code"
         done = Done(index, error=ProcessDiedError(message))
@@ -126,21 +163,19 @@ def _done(index: int, future: Future[B]) -> Done[B]:
 
 
 class _Processes:
-    """Spawned processes that live as long as the other end of a pipe is open: in this block, in this process."""
+    """Spawned processes that live as long as this one holds the other end of a pipe."""
 
     def __init__(self, jobs: int) -> None:
         context = get_context("spawn")
         self._lifeline, self._held = context.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(jobs, context, _begin, (self._lifeline,))
+        self.pool = ProcessPoolExecutor(jobs, context, _begin, (self._lifeline,))
 
-    def __enter__(self) -> ProcessPoolExecutor:
-        return self._pool
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if kind is None:
-            self._pool.shutdown()
+    def end(self, orderly: bool) -> None:
+        """Let them end what they do, or not."""
+        if orderly:
+            self.pool.shutdown()
         self._held.close()
-        self._pool.shutdown(cancel_futures=True)
+        self.pool.shutdown(cancel_futures=True)
         self._lifeline.close()
 
 

@@ -111,7 +111,7 @@ def _call(task: Task) -> Figures:
     return task()
 
 
-_SHOWN = {"cli", "page.py"}
+_SHOWN = {"cli", "page.py", "plots", "report", "results"}
 """Folders and files that only show what others found."""
 
 
@@ -122,7 +122,7 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for folder, pattern in ((package, "*.py"), (models_folder(), "*.yaml")):
         for path in sorted(folder.rglob(pattern)):
-            if _SHOWN & set(path.parts):
+            if _SHOWN & set(path.relative_to(folder).parts):
                 continue
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

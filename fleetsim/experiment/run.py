@@ -259,17 +259,7 @@ def _simulate(
     met = None if slo is None else (summary["slo_attainment_ratio"] or 0.0) >= slo.attainment
     if slo is not None and (short := too_short(summary, slo.attainment)):
         warnings.append(short)
-    if unserved := getattr(live.workload, "unserved", 0):
-        warnings.append(f"{unserved} requests name a model that no pool serves; they were sent to any pool")
-    if fleet.unlocked:
-        warnings.append(
-            f"{fleet.unlocked} prompts were computed again: replicas were full of blocks that waited for each other's room"
-        )
-    if fleet.lifecycle is not None and fleet.lifecycle.stranding.failed:
-        failed = fleet.lifecycle.stranding.failed
-        warnings.append(f"{failed} requests failed: every replica that could take them was lost, and none comes back")
-    if interrupted:
-        warnings.append("interrupted: what had not ended is counted as unfinished")
+    warnings += _remarks(live, interrupted)
     wall_s = time.perf_counter() - started
     row = {"run": live.digest[:12], "name": scenario.name, "seed": scenario.seed, "verdict": word.word, **summary}
     folder.add_table("summary", table_of([row]))
@@ -294,6 +284,23 @@ def _simulate(
         extrapolated=extrapolated,
         interrupted=interrupted,
     )
+
+
+def _remarks(live: _Live, interrupted: bool) -> list[str]:
+    """What a reader of the figures should know of how they came about."""
+    fleet, said = live.fleet, []
+    if unserved := getattr(live.workload, "unserved", 0):
+        said.append(f"{unserved} requests name a model that no pool serves; they were sent to any pool")
+    if fleet.unlocked:
+        said.append(
+            f"{fleet.unlocked} prompts were computed again: replicas were full of blocks that waited for each other's room"
+        )
+    if fleet.lifecycle is not None and fleet.lifecycle.stranding.failed:
+        failed = fleet.lifecycle.stranding.failed
+        said.append(f"{failed} requests failed: every replica that could take them was lost, and none comes back")
+    if interrupted:
+        said.append("interrupted: what had not ended is counted as unfinished")
+    return said
 
 
 def _uptime(fleet: Fleet, end_s: float) -> tuple[float, float]:

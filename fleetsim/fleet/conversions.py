@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fleetsim.catalog.memory import weight_bytes_per_accelerator
 from fleetsim.engine.replica import Replica
 from fleetsim.fleet.handover import Handover, gpu
+from fleetsim.network.flows import Flow
 from fleetsim.scenario import schema
 from fleetsim.workload.request import REJECTED, TIMED_OUT, Request
 
@@ -73,6 +75,12 @@ class Conversions:
         if change is not None and replica is change.source:
             change.emptied()
 
+    def failed(self, replica: Replica) -> None:
+        """A replica fails, or is warned that it will: what it was turning into, or from, does not come of it."""
+        change = self.busy.get(replica)
+        if change is not None:
+            change.call_off(replica)
+
     def _stand_in(self, pool: Pool) -> Replica | None:
         pairs = zip(pool.replicas, pool.lives, strict=True)
         return next((r for r, life in pairs if life.state == "off" and r not in self.busy), None)
@@ -94,6 +102,10 @@ class Conversion:
         self._fleet = conversions.fleet
         self._old = self._fleet.pool_of[source.index]
         self._switched = False
+        self._off = False
+        """Whether it was called off."""
+        self._flow: Flow | None = None
+        """Weights on their way."""
 
     def begin(self) -> None:
         """Make what it becomes, at once or when the last request has ended."""
@@ -111,9 +123,42 @@ class Conversion:
 
     def emptied(self) -> None:
         """The old replica is off."""
-        del self._conversions.busy[self.source]
+        if self._conversions.busy.get(self.source) is self:
+            del self._conversions.busy[self.source]
         if not self._switched and self._fleet.active:
             self._make()
+
+    def call_off(self, failed: Replica) -> None:
+        """Come to nothing: one of both fails.
+
+        Where the old one fails, its accelerators are gone, and another replica of the new pool is started once that is noticed, if
+        there is any. Where those that join fail, the old one goes on as before, if it still serves.
+        """
+        lifecycle, fleet = self._lifecycle, self._fleet
+        self._off = True
+        busy = self._conversions.busy
+        serves = busy.get(self.source) is self  # it may have stopped since, and be another change's by now
+        for replica in (self.source, self.target):
+            if busy.get(replica) is self:
+                del busy[replica]
+        if self._flow is not None:
+            fleet.network().cancel(self._flow)
+            self._flow = None
+        if self._switched:
+            return
+        lifecycle._note("conversion_called_off", self.source)
+        if failed is self.source:
+            if fleet.lives[self.target.index].state == "starting":
+                lifecycle._enter(self.target, "off", "start_cancelled")
+            fleet.clock.at(fleet.clock.now_s + fleet.detect_s, partial(lifecycle._replace, self.target))
+            return
+        if serves and fleet.lives[self.source.index].state == "draining":
+            lifecycle.start(self.source)
+        if serves and fleet.lives[self.source.index].state == "ready":
+            lifecycle.wanted[self._old.index] += 1
+            lifecycle.wanted[self.pool.index] -= 1
+            for pool in (self._old, self.pool):
+                lifecycle.count_up(pool)
 
     # --- phases --------------------------------------------------------------------------------------------------------
 
@@ -135,24 +180,29 @@ class Conversion:
             if way.bandwidth is not None:
                 self._after(each / way.bandwidth, self._brought)
             elif total:
-                network().transfer(gpu(self.source), gpu(self.target), total, self._brought)
+                self._flow = network().transfer(gpu(self.source), gpu(self.target), total, self._brought)
             else:
                 self._brought()
         else:
             where = self._lifecycle._weights_at(self.target, way.weights)
             assert where is not None
             size_bytes = self.pool.llm.weight_bytes(self.pool.config.engine.weights)
-            network().transfer(where, gpu(self.target), size_bytes, self._brought)
+            self._flow = network().transfer(where, gpu(self.target), size_bytes, self._brought)
 
     def _brought(self) -> None:
+        self._flow = None
         self._after(self.way.init, self._made)
 
     def _after(self, seconds: float, then: Callable[[], None]) -> None:
         if not self._fleet.active:
             return  # all is over: nobody will need it
         if seconds:
-            self._fleet.clock.at(self._fleet.clock.now_s + seconds, then)
+            self._fleet.clock.at(self._fleet.clock.now_s + seconds, partial(self._unless_off, then))
         else:
+            then()
+
+    def _unless_off(self, then: Callable[[], None]) -> None:
+        if not self._off:
             then()
 
     def _made(self) -> None:
@@ -180,6 +230,8 @@ class Conversion:
 
         What cannot leave (one of two copies, who has blocks elsewhere, who is migrating) ends at the old one.
         """
+        if self._off:
+            return
         lifecycle, gateway, source = self._lifecycle, self._fleet.gateway, self.source
         self._switched = True
         lifecycle._enter(source, "draining", "replica_draining")

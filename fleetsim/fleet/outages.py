@@ -112,6 +112,10 @@ class Outages:
             message = "a link is cut in a fleet with replicas that change their LLM (`models`): that is not modelled"
             hint = "a load cannot be asked for behind a cut: let the link be throttled, or replicas fail"
             raise DataError(Finding(message, hint=hint))
+        lifecycle = self._fleet.lifecycle
+        if lifecycle is not None and lifecycle.conversions.ways:
+            message = "a link is cut in a fleet whose replicas change their pool (`conversions`): that is not modelled"
+            raise DataError(Finding(message, hint="let it be throttled, or replicas fail"))
         if any(batch.hosted or batch.borrowed for replica in self._fleet.replicas for batch in replica.batches):
             message = "a link is cut while replicas compute with blocks of each other: that is not modelled"
             raise DataError(Finding(message, hint="take a router and a rebalancer that lend no memory, or `throttle`"))

@@ -110,6 +110,7 @@ class Seat:
             {name: self._engine(other) for name, other in pool.variants.items()},
             self._answered,
             partial(cell.carbon_of, pool),
+            self._all_answered,
         )
         self.kept: dict[KeptKv, None] = {}
         """Keys and values on its host."""
@@ -148,18 +149,31 @@ class Seat:
         return Engine(
             seats=int(getattr(scheduler, "max_seqs", 1 << 30)) * variant.config.parallelism.dp,
             capacity_tokens=variant.capacity_tokens * variant.config.parallelism.dp,
-            load_s=partial(self._load_s, variant),
+            load_s=partial(self._load_s, variant, variant.weight_bytes),
             decode_s=decode_s,
             prefill_s=lambda tokens: variant.prefill_time().seconds(tokens, 0.0),
         )
 
-    def _load_s(self, variant: Pool) -> float:
-        network, size_bytes = self.cell.network(), variant.weight_bytes
+    def _load_s(self, variant: Pool, size_bytes: float) -> float:
+        network = self.cell.network()
         return network.estimate_s(self._source(variant), self.gpu, size_bytes) + self.pool.config.swap.setup
 
     def _answered(self, request_id: int) -> int:
         request = self.cell.requests[request_id]
         return self.replica.context_tokens(request) - request.prompt_tokens
+
+    def _all_answered(self) -> list[int]:
+        requests, replica = self.cell.requests, self.replica
+        done = 0 if replica.has_chunks else replica.steps_done(self.cell.clock.now_s)
+        steps = [batch.step + done for batch in replica.batches]
+        found: list[int] = []
+        for request_id in self.place.sent:
+            request = requests[request_id]
+            if request.finish_step < 0:
+                found.append(request.generated)
+            else:
+                found.append(request.output_tokens - request.finish_step + steps[request.rank])
+        return found
 
     # --- loading -----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ FELT_RATIO = 0.1
 """A wait below this share of the mean time in service is not felt."""
 PATIENCE = 10.0
 """Times in service after which requests that pile up are no longer a fleet that fills."""
+CHANCE = 3.0
+"""Standard deviations by which two counts of the requests in a system that is sound may differ."""
 MATERIAL_RATIO = 0.02
 """A queue below this share of all arrivals is never called a problem of capacity."""
 
@@ -53,7 +55,9 @@ def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) ->
       all arrivals, and the last quarter of the requests waits longer than 10 % of the mean time in service (below that it is the
       wait for a step to end, and a run of a moment would look like growth); or more than 2 % of all arrivals were turned away;
       or, where arrivals go on for ten times the mean time in service, the requests in the system rise over the second half
-      (p < 0.01) while fewer than 95 % as many end as arrive (a batch with ample seats has no queue, it slows down).
+      (p < 0.01, and by more than three standard deviations of the difference between two Poisson numbers of their mean, as
+      instants closer than a time in service are alike) while fewer than 95 % as many end as arrive (a batch with ample seats
+      has no queue, it slows down).
     - BACKLOGGED: not overloaded, but waits are that long and Q is above 2 % of all arrivals at the end, or the median request waits
       longer than 1 % of the whole time of arrivals; or requests wait longer than they are served, in the mean.
     - STABLE: everything else.
@@ -104,6 +108,7 @@ def _piling_up(instants: Floats, arrived: np.ndarray[Any, Any], end_s: Floats, s
     half = POINTS // 2
     inside = (arrived - ended).astype(np.float64)[half:]
     came, went = arrived[-1] - arrived[half], ended[-1] - ended[half]
-    if went >= 0.95 * came or rising(inside) >= SIGNIFICANCE:
+    by_chance = CHANCE * (2.0 * inside.mean()) ** 0.5
+    if went >= 0.95 * came or came - went <= by_chance or rising(inside) >= SIGNIFICANCE:
         return ""
     return f"requests pile up in the batches: {came} came and {went} ended in the second half of the arrivals"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 from math import inf, sqrt
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 from numpy.random import Generator
 from pydantic import Field
 
-from fleetsim.kernel.solver import solve
 from fleetsim.placement.api import Action, Decision, Engine, Load, Place, RequestView, Send, TakeBack
+from fleetsim.placement.queue_search import Program, assigned
 from fleetsim.plugins import PolicyConfig
 from fleetsim.units import Seconds, SecondsOrZero
 
@@ -35,8 +35,9 @@ class QlmConfig(PolicyConfig):
     """Time charged for solving the integer program; what this machine takes for it never enters a result."""
     solver_groups: Annotated[int, Field(ge=2, le=32, strict=True)] = 10
     """Groups that the program assigns: those with the earliest deadlines that can be kept; the others stay behind them."""
-    solver_nodes: Count = 200
-    """Nodes of the search after which the program is taken for infeasible: a count, so that equal scenarios give equal results."""
+    solver_nodes: Count = 1000
+    """Groups that the search for the program's answer places, over all branches, until the best so far counts, or none: a count,
+    so that equal scenarios give equal results."""
     evict: bool = True
     """Whether running requests of looser groups give way to a group that would be late."""
     balance: bool = True
@@ -115,7 +116,8 @@ class Qlm:
     Groups in the queue of a replica that is not there any more go to others like new ones.
 
     Charged: swaps and what is taken back, as the pool's `swap` says; `solver` per program, during which nothing else is decided.
-    The program is solved by HiGHS on one thread. The demo of the authors draws the first queue of a group at random.
+    The program is solved by branch and bound, to 5 % of the least sum of ends unless `solver_nodes` stops it. The demo of the
+    authors draws the first queue of a group at random.
 
     References
     ----------
@@ -260,8 +262,8 @@ class Qlm:
         if not place.sent or place.holds is None:
             return place.engines[place.last].load_s() if place.holds is None else 0.0
         tokens = 0.0
-        for request in place.sent:
-            tokens += max(self._expected_of(request) - place.answered(request), 1.0)
+        for request, answered in zip(place.sent, place.all_answered(), strict=True):
+            tokens += max(self._expected[request] - answered, 1.0)
         running_s = self._time_s(place, place.holds, len(place.sent), tokens, 0)
         return running_s + (place.engines[place.last].load_s() if place.loads is not None else 0.0)
 
@@ -339,7 +341,7 @@ class Qlm:
         ]
         lasts = [place.last for place in self.places]
         slack_s = [round(group.due_s - now_s, 3) for group in groups]
-        found = assigned(models, place_s, slack_s, runs_s, lasts, swaps_s, self.config.solver_nodes)
+        found = assigned(Program(models, place_s, slack_s, runs_s, lasts, swaps_s), self.config.solver_nodes)
         return None if found is None else [[groups[number] for number in queue] for queue in found]
 
     # --- what a replica does -------------------------------------------------------------------------------------------------
@@ -430,89 +432,3 @@ class Qlm:
 def _limit_s(request: RequestView) -> float:
     """Time to first token that its class allows [s], rounded so that it is the same for all of a class."""
     return round(request.deadline_s - request.arrival_s, 6)
-
-
-def assigned(
-    models: Sequence[str],
-    place_s: Sequence[Sequence[float]],
-    slack_s: Sequence[float],
-    runs_s: Sequence[float],
-    lasts: Sequence[str],
-    swaps_s: Sequence[dict[str, float]],
-    nodes: int,
-) -> list[list[int]] | None:
-    """Queues of groups in which none ends after its slack, so that the queues end as early as they can.
-
-    Parameters
-    ----------
-    models : sequence of str
-        LLM of each group.
-    place_s : sequence of sequence of float
-        Time of each group on each replica [s]; below 0 where it cannot run.
-    slack_s : sequence of float
-        Time within which each group must be done [s].
-    runs_s : sequence of float
-        Time until each replica is free [s].
-    lasts : sequence of str
-        LLM that each will hold then.
-    swaps_s : sequence of mapping
-        Time in which each changes to an LLM [s].
-    nodes : int
-        Nodes of the search at most.
-
-    Returns
-    -------
-    list of list of int, or None
-        Groups of each replica in their order; None if no such queues were found.
-    """
-    import pulp
-
-    replicas, groups = range(len(runs_s)), range(len(models))
-    depth = min(len(models), -(-len(models) // len(runs_s)) + 2)
-    far = (
-        max(runs_s)
-        + sum([max(times) for times in place_s])
-        + sum([max(swap.values(), default=0.0) for swap in swaps_s])
-    )
-    far += max([slack for slack in slack_s if slack < inf], default=0.0)
-    problem = pulp.LpProblem("qlm", pulp.LpMinimize)
-    x = {
-        (g, i, s): problem.add_variable(f"x{g}_{i}_{s}", cat=pulp.LpBinary)
-        for g in groups
-        for i in replicas
-        if place_s[g][i] >= 0.0
-        for s in range(depth)
-    }
-    ends = {(i, s): problem.add_variable(f"c{i}_{s}", lowBound=0.0) for i in replicas for s in range(depth)}
-    problem += pulp.lpSum([ends[i, depth - 1] for i in replicas])
-    for g in groups:
-        problem += pulp.LpAffineExpression([(x[key], 1.0) for key in x if key[0] == g]) == 1
-    for i in replicas:
-        before: dict[str, Any] = {name: 1.0 if name == lasts[i] else 0.0 for name in swaps_s[i]}
-        earlier: Any = None
-        for s in range(depth):
-            here = [g for g in groups if (g, i, s) in x]
-            filled = pulp.LpAffineExpression([(x[g, i, s], 1.0) for g in here])
-            problem += filled <= (1 if earlier is None else earlier)
-            earlier = filled
-            start = runs_s[i] if s == 0 else ends[i, s - 1]
-            work = pulp.LpAffineExpression([(x[g, i, s], place_s[g][i]) for g in here])
-            problem += ends[i, s] >= start + work
-            held: dict[str, Any] = {}
-            for name, swap_s in swaps_s[i].items():
-                held[name] = pulp.LpAffineExpression([(x[g, i, s], 1.0) for g in here if models[g] == name])
-                problem += ends[i, s] >= start + work + swap_s * (held[name] - before[name])
-            before = held
-            for g in here:
-                if slack_s[g] < inf:
-                    late = pulp.LpAffineExpression([(ends[i, s], 1.0), (x[g, i, s], far)])
-                    problem += late <= slack_s[g] + far
-    if not solve(problem, nodes, gap=0.05):
-        return None
-    queues: list[list[int]] = [[] for _ in replicas]
-    for s in range(depth):
-        for g in groups:
-            for i in replicas:
-                if (g, i, s) in x and (x[g, i, s].value() or 0.0) > 0.5:
-                    queues[i].append(g)
-    return queues

@@ -253,8 +253,7 @@ def _against(results: Results, base: Arm, other: Arm, figures: Sequence[Figure],
         complete = all(len(side) == len(all_) for side, all_ in zip(told, values, strict=True))
         found = spread(figure) if complete else None
         differences.append(_difference(figure, means[0], means[1], found))
-    old, new = (runs[0].manifest.get("scenario") or {} for runs in (of_base, of_other))
-    return Against(other.label, "", method, differences, [*changes(old, new), *_versions(of_base[0], of_other[0])])
+    return Against(other.label, "", method, differences, _changes(of_base[0], of_other[0]))
 
 
 def _method(results: Results, base: Arm, other: Arm, level: float) -> Pairs:
@@ -350,6 +349,15 @@ def _at(at: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _changes(old: Run, new: Run) -> list[Change]:
+    """What differs between two runs besides their seeds."""
+    if old.is_measured or new.is_measured:  # a measurement has no scenario
+        tools = [str(run.manifest.get("tool") or "fleetsim") for run in (old, new)]
+        return [Change("tool", *tools)] if tools[0] != tools[1] else []
+    scenarios = [run.manifest.get("scenario") or {} for run in (old, new)]
+    return [*changes(*scenarios), *_versions(old, new)]
 
 
 def _versions(old: Run, new: Run) -> Iterator[Change]:

@@ -114,7 +114,7 @@ class Results:
     def scan(
         self, table: str, columns: Sequence[str] | None = None, run: Run | str | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Rows of a table in batches, so that a table of any length takes little memory.
+        """Rows of a table in batches, so that a table of any length takes little memory; an empty table is one empty batch.
 
         Parameters
         ----------
@@ -145,12 +145,7 @@ class Results:
         Without a run, those of all runs, told apart by their first column ``run``.
         """
         if name not in SMALL:
-            schema = current_schema(name) if name in TABLES else None
-            batches = list(self.scan(name, None, run))
-            if batches:
-                return pa.Table.from_batches(batches).unify_dictionaries()
-            assert schema is not None  # scan refuses other tables
-            return schema.empty_table()
+            return pa.Table.from_batches(self.scan(name, None, run)).unify_dictionaries()
         if run is not None:
             return _read(self.run(run), name)
         parts = []
@@ -328,6 +323,11 @@ def _read(run: Run, name: str) -> pa.Table:
 def _batches(run: Run, table: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     with _parquet(run.path / f"{table}.parquet") as file:
         there = [name for name in columns if name in file.schema_arrow.names]
+        if not file.metadata.num_rows:
+            kinds = current_schema(table)
+            yield pa.RecordBatch.from_pydict(
+                {name: [] for name in columns}, pa.schema([kinds.field(n) for n in columns])
+            )
         for batch in file.iter_batches(BATCH_ROWS, columns=there):
             yield current_batch(table, batch, columns)
 

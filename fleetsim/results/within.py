@@ -154,10 +154,7 @@ def _counted(run: Run, arrival_s: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def _columns(results: Results, run: Run, table: str, names: Sequence[str]) -> dict[str, Floats]:
-    batches = list(results.scan(table, names, run))
-    whole = (
-        pa.Table.from_batches(batches) if batches else pa.table({name: pa.array([], pa.float64()) for name in names})
-    )
+    whole = pa.Table.from_batches(results.scan(table, names, run))
     return {name: values_of(whole[name]) for name in names}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fleetsim.errors import PolicyError
 from fleetsim.routing.min_index import MinIndex
+from fleetsim.routing.prefix_index import PrefixNode
 from fleetsim.routing.router import Prompt, Router, WindowRouter
 from fleetsim.routing.telemetry import Board, Caches, Freshness, Probe
 from fleetsim.workload.prefixes import Path, Segment, private_path
@@ -656,6 +657,21 @@ class FleetView:
         found = np.zeros(len(self.pools))
         self.caches.mark(self._paths_for(request), limit, found)
         return found
+
+    @property
+    def one_block_size(self) -> bool:
+        """Whether all caches have blocks of the same size (after ``watch_caches()``)."""
+        return self.caches is not None and len(self.caches.sizes) == 1
+
+    def levels(self, request: Prompt, limit: int = 64) -> list[tuple[PrefixNode, int]]:
+        """Sets of replicas by what their caches hold of the prompt (after ``watch_caches()``), longest first of each block size.
+
+        Each is a run of blocks and the tokens up to its end, which those that hold it have (`first_holders`); a replica's hit is
+        the most that a set with it says, and 0 where none has it. Holders count as in `hits`; this is cheaper where only the best
+        replica of each set matters.
+        """
+        assert self.caches is not None, "a router asks for watch_caches at construction"
+        return self.caches.levels(self._paths_for(request), limit)
 
     def prefill_s(self, position: int, tokens: float, cached: float) -> float:
         """Seconds that computing `tokens` prompt tokens after `cached` ones takes a replica, alone, by its own step times [s]."""

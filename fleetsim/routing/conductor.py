@@ -13,6 +13,7 @@ from pydantic import Field
 
 from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import FleetView, Reject, RequestView, Route
+from fleetsim.routing.prefix_index import PrefixNode, first_holders
 from fleetsim.routing.ttft_scan import TtftScan
 
 
@@ -61,7 +62,7 @@ class Conductor:
             self._answers.watch_load()
             self._answers.index_work(0)
 
-    def route(self, request: RequestView) -> Route | Reject:
+    def route(self, request: RequestView) -> int | Route | Reject:
         """Choose a replica, and what it fetches from which other one."""
         place, ttft_s, source, tokens = self._best(request)
         if ttft_s > self._config.ttft_slo_s:
@@ -73,18 +74,28 @@ class Conductor:
             decode = min(range(answers.count), key=steps_s.__getitem__)
             if steps_s[decode] > self._config.tbt_slo_s:
                 return Reject("no replica is predicted to decode fast enough")
+        if decode < 0 and not tokens:
+            return place
         return Route(place, decode, fetch_from=source, fetch_tokens=tokens)
 
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
         """Predicted time of each replica, and what it would fetch."""
         lower_s, hits, source = self._scanned(request)
         plans = enumerate(
-            [self._plan(request, place, float(lower_s[place]), hits, source) for place in range(len(lower_s))]
+            [
+                self._plan(request, place, float(lower_s[place]), int(hits[place]), int(hits[source]), source)
+                for place in range(len(lower_s))
+            ]
         )
         return {place: {"ttft_s": ttft_s, "fetched_tokens": float(tokens)} for place, (ttft_s, tokens) in plans}
 
     def _best(self, request: RequestView) -> tuple[int, float, int, int]:
         """The replica with the least time to the first token, that time, and from where it fetches how many leading tokens."""
+        if self._scan.even:
+            levels = self._fleet.levels(request, self._config.holders)
+            most_holders = max([len(run.holders) for run, _ in levels], default=0)
+            if most_holders <= self._config.holders and self._fleet.one_block_size:
+                return self._best_of_even(request, levels)
         lower_s, hits, source = self._scanned(request)
         best, best_s, best_tokens = -1, inf, 0
         for _ in range(len(lower_s)):
@@ -92,11 +103,51 @@ class Conductor:
             least_s = float(lower_s[place])
             if least_s >= best_s:
                 break  # transfers only add to this
-            ttft_s, tokens = self._plan(request, place, least_s, hits, source)
+            hit, most = (int(hits[place]), int(hits[source])) if source >= 0 else (0, 0)
+            ttft_s, tokens = self._plan(request, place, least_s, hit, most, source)
             if ttft_s < best_s or best < 0:
                 best, best_s, best_tokens = place, ttft_s, tokens
             lower_s[place] = inf
         return best, best_s, source if best_tokens else -1, best_tokens
+
+    def _best_of_even(self, request: RequestView, levels: list[tuple[PrefixNode, int]]) -> tuple[int, float, int, int]:
+        """The same where all are as fast: of who need not fetch the one that is free first, or who of the others beats that."""
+        scan, n, threshold = self._scan, request.prompt_tokens, self._config.balancing_threshold
+        queued_s = scan.queued_s()
+        first = int(queued_s.argmin())
+        if not levels:
+            return first, scan.one_s(first, n, 0), -1, 0
+        deepest, most = levels[0]
+        source = next(iter(deepest.holders))
+        best, best_s, near = -1, inf, deepest
+        for run, tokens in levels:
+            if most > tokens * threshold:
+                break
+            near = run
+            if scan.one_s(first, n, tokens) > best_s:
+                continue
+            place = first
+            if len(run.holders) < len(queued_s):
+                holders = first_holders(run, len(run.holders))
+                place = int(holders[queued_s[holders].argmin()])
+            found_s = scan.one_s(place, n, tokens)
+            if found_s < best_s or (found_s == best_s and place < best):
+                best, best_s = place, found_s
+        fetched = 0
+        if len(near.holders) < len(queued_s) and scan.one_s(first, n, most) < best_s:
+            left_s = queued_s.copy()
+            left_s[first_holders(near, len(near.holders))] = inf
+            for _ in range(len(queued_s) - len(near.holders)):
+                place = int(left_s.argmin())
+                lower_s = scan.one_s(place, n, most)
+                if lower_s >= best_s:
+                    break  # transfers only add to this
+                hit = next((tokens for run, tokens in levels if place in run.holders), 0)
+                ttft_s, tokens = self._plan(request, place, lower_s, hit, most, source)
+                if ttft_s < best_s or (ttft_s == best_s and not fetched):
+                    best, best_s, fetched = place, ttft_s, tokens
+                left_s[place] = inf
+        return best, best_s, source if fetched else -1, fetched
 
     def _scanned(self, request: RequestView) -> tuple[Any, Any, int]:
         """Times to the first token without transfers, tokens held where, and who has held most for longest (-1: nobody)."""
@@ -111,12 +162,11 @@ class Conductor:
         own = np.where(most > hits * self._config.balancing_threshold, most, hits)
         return self._scan.after(request.prompt_tokens, own), hits, source
 
-    def _plan(self, request: RequestView, place: int, lower_s: float, hits: Any, source: int) -> tuple[float, int]:
+    def _plan(
+        self, request: RequestView, place: int, lower_s: float, hit: int, most: int, source: int
+    ) -> tuple[float, int]:
         """A replica's time to the first token with the transfer, and how many leading tokens it would hold after that; or 0."""
-        if source < 0:
-            return lower_s, 0
-        hit, most = int(hits[place]), int(hits[source])
-        if most <= hit * self._config.balancing_threshold:
+        if source < 0 or most <= hit * self._config.balancing_threshold:
             return lower_s, 0
         transfer_s = self._fleet.transfer_s(source, place, most - hit)
         if transfer_s == inf:  # no way there

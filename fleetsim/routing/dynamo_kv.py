@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import FleetView, RequestView
+from fleetsim.routing.prefix_index import first_holders
 
 
 class DynamoKvConfig(PolicyConfig):
@@ -52,15 +54,20 @@ class DynamoKv:
         self._holders = config.holders
         self._per_token = config.overlap_weight / config.block_tokens
         self._temperature = config.temperature
-        self._capacity: Any = np.array(fleet.capacity_tokens, dtype=np.float64) / config.block_tokens
+        self._capacity = [tokens / config.block_tokens for tokens in fleet.capacity_tokens]
         self._pending: Any = np.frombuffer(board.pending_tokens)
-        self._used: Any = np.frombuffer(board.watch_kv(fleet.now_s))
+        self._known_used = board.watch_kv(fleet.now_s)
+        self._changed = board.watch()
+        self._exact = fleet.freshness.kind == "exact"
+        self._least_used = array("d", [0.0] * fleet.count)
+        """Blocks that are in use on each replica at least: when it was asked last, or when it changed if that was later."""
+        self._used: Any = np.frombuffer(self._least_used)
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
         costs = self._without_use(request)
         if self._temperature > 0.0:
-            costs += self._used_now() * self._capacity
+            costs += self._used_now()
             least = costs.min()
             spread = costs[self._fleet.members].max() - least
             if spread > 0.0:
@@ -74,37 +81,59 @@ class DynamoKv:
     def _least(self, costs: Any) -> list[int]:
         """Replicas of the least cost, of costs without the blocks in use.
 
-        A cache fills while its replica does not change, so that the board's figures give lower bounds: those that seem least are
-        corrected until nobody seems to cost less.
+        A cache fills while its replica does not change, so that what was in use then, or when asked last, gives lower bounds:
+        those that seem least are corrected until nobody seems to cost less.
         """
-        fleet, used, capacity = self._fleet, self._used, self._capacity
-        bounds = costs + used * capacity
-        exact: set[int] = set()
+        fleet, used, capacity, changed = self._fleet, self._least_used, self._capacity, self._changed
+        if not self._exact:
+            changed.extend(range(len(used)))  # what is shown may change without a change
+        if changed:
+            known = self._known_used
+            for place in changed:
+                used[place] = known[place] * capacity[place]
+            changed.clear()
+        bounds = costs + self._used
+        exact: list[int] = []
         while True:
             place = int(bounds.argmin())
             if place not in exact:
-                exact.add(place)
-                bounds[place] = costs[place] + fleet.kv_used(place) * capacity[place]
+                exact.append(place)
+                blocks = fleet.kv_used(place) * capacity[place]
+                used[place] = blocks
+                bounds[place] = costs[place] + blocks
                 continue
-            places: list[int] = (bounds == bounds[place]).nonzero()[0].tolist()
+            least = bounds[place]
+            places: list[int] = (bounds == least).nonzero()[0].tolist()
+            if len(places) == 1:
+                return places
             seeming = [other for other in places if other not in exact]
             if not seeming:
                 return places
             for other in seeming:
-                exact.add(other)
-                bounds[other] = costs[other] + fleet.kv_used(other) * capacity[other]
+                exact.append(other)
+                blocks = fleet.kv_used(other) * capacity[other]
+                used[other] = blocks
+                bounds[other] = costs[other] + blocks
 
     def _used_now(self) -> Any:
-        return np.array([self._fleet.kv_used(place) for place in range(self._fleet.count)])
+        return np.array([self._fleet.kv_used(place) * blocks for place, blocks in enumerate(self._capacity)])
 
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
         """Cost of each replica in blocks."""
-        costs = self._without_use(request) + self._used_now() * self._capacity
+        costs = self._without_use(request) + self._used_now()
         return {i: {"cost_blocks": cost} for i, cost in enumerate(costs.tolist())}
 
     def _without_use(self, request: RequestView) -> Any:
         """Weighted blocks to prefill on each replica, in a new array."""
-        costs = self._pending + request.prompt_tokens
-        costs -= self._fleet.hits(request, self._holders)
+        tokens, limit = request.prompt_tokens, self._holders
+        levels = self._fleet.levels(request, limit)
+        if levels and limit >= len(levels[-1][0].holders) == len(self._capacity):
+            costs = self._pending + (tokens - levels.pop()[1])  # everybody holds as much
+        else:
+            costs = self._pending + tokens
+        while levels:
+            run, held = levels.pop()
+            holders = first_holders(run, limit)
+            costs[holders] = self._pending[holders] + (tokens - held)
         costs *= self._per_token
         return self._fleet.keep_present(costs)

@@ -44,7 +44,7 @@ class MinTtft:
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
-        return int(self._scan.seconds(request).argmin())
+        return self._scan.least(request)
 
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
         """Predicted time of each replica."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Mapping
-from itertools import islice
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -14,8 +14,10 @@ from pydantic import Field
 
 from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import FleetView, RequestView
-from fleetsim.routing.prefix_index import PrefixIndex, PrefixNode, mark_above
+from fleetsim.routing.prefix_index import PrefixIndex, PrefixNode, first_holders, levels_above, mark
 
+_FEW = 6
+"""Replicas that are compared one by one, which is faster than in an array."""
 _SLACK = 1.125
 """What is remembered of a replica is cut back to its capacity whenever it exceeds it by this factor, so seldom."""
 
@@ -58,16 +60,29 @@ class Preble:
         self._config = config
         self._fleet = fleet
         count = fleet.count
-        base_s, token_s, pair_s = fleet.prefill_terms()
-        self._base_s: Any = np.array(base_s)
+        self._base_s, token_s, pair_s = fleet.prefill_terms()
         self._token_s: Any = np.array(token_s)
         self._pair_s: Any = np.array(pair_s)
-        self._capacity: Any = np.array(fleet.capacity_tokens, dtype=np.float64)
-        self._load_s: Any = np.zeros(count)
-        self._held: Any = np.zeros(count)
-        self._hits: Any = np.zeros(count)
+        self._even = len(set(token_s)) == 1 and len(set(pair_s)) == 1
+        """Whether a token takes as long everywhere: then of those that were sent as much, the least of the rest wins."""
+        self._even_token_s, self._even_pair_s = token_s[0], pair_s[0]
+        self._capacity = [float(tokens) for tokens in fleet.capacity_tokens]
+        zeros = [0.0] * count
+        self._loads = array("d", zeros)
+        """Seconds that were sent to each replica in the window."""
+        self._waits = array("d", self._base_s)
+        """The same with what every prompt takes [s]."""
+        self._surplus = array("d", [-tokens for tokens in self._capacity])
+        """Tokens that each is believed to hold, less those that it has room for."""
+        self._reused = array("d", zeros)
+        """Of the prompt tokens sent there in the window, the part that was sent before."""
+        self._hits = [0] * count
+        self._prompts = [0] * count
+        self._loads_s: Any = np.frombuffer(self._loads)
+        self._waits_s: Any = np.frombuffer(self._waits)
+        self._over: Any = np.frombuffer(self._surplus)
+        self._reuse: Any = np.frombuffer(self._reused)
         self._requests = [0] * count
-        self._prompts: Any = np.zeros(count)
         self._index = PrefixIndex(count)
         self._caps = [max(1, tokens // config.block_tokens) for tokens in fleet.capacity_tokens]
         self._window: deque[tuple[float, int, float, int, int]] = deque()
@@ -81,11 +96,11 @@ class Preble:
         blocks, node = index.longest(path)
         chosen = self._exploit(blocks, node, tokens)
         if chosen < 0:
-            chosen = int(self._fleet.keep_present(self._costs(self._hits_of(blocks, node), tokens)).argmin())
+            chosen = self._explore(blocks, node, tokens)
         hit = index.insert(path, chosen) * config.block_tokens
         if index.sizes.values[chosen] > _SLACK * self._caps[chosen]:
             index.trim(chosen, self._caps[chosen])
-        self._held[chosen] = index.sizes.values[chosen] * config.block_tokens
+        self._surplus[chosen] = index.sizes.values[chosen] * config.block_tokens - self._capacity[chosen]
         seconds = self._fleet.prefill_s(chosen, tokens - hit, hit) + config.output_s
         self._window.append((self._fleet.now_s, chosen, seconds, tokens, hit))
         self._note(chosen, seconds, tokens, hit)
@@ -95,42 +110,92 @@ class Preble:
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
         """Load and explore cost of each replica, and what it was sent of the prompt."""
         self._expire()
-        hits = self._hits_of(*self._index.longest(request.prefix(self._config.block_tokens)))
-        costs = self._costs(hits, request.prompt_tokens).tolist()
+        config, tokens = self._config, request.prompt_tokens
+        levels = self._levels(*self._index.longest(request.prefix(config.block_tokens)))
+        hits = self._hits_of(levels)
+        costs = self._costs(hits, tokens).tolist()
         return {
-            i: {"cost_s": cost, "load_s": float(self._load_s[i]), "matched_tokens": float(hits[i])}
+            i: {"cost_s": cost, "load_s": self._loads[i], "matched_tokens": float(hits[i])}
             for i, cost in enumerate(costs)
         }
 
-    def _hits_of(self, blocks: int, node: PrefixNode) -> Any:
-        """Tokens that each replica was sent of a prompt of which `blocks`, up to `node`, were sent before."""
+    def _levels(self, blocks: int, node: PrefixNode) -> list[tuple[PrefixNode, int]]:
+        """Sets of replicas by how many tokens they were sent of a prompt of which `blocks`, up to `node`, were sent before."""
+        return levels_above(node, blocks, self._config.holders, self._config.block_tokens)
+
+    def _hits_of(self, levels: list[tuple[PrefixNode, int]]) -> Any:
+        """These tokens of each replica."""
         hits = np.zeros(self._fleet.count)
-        mark_above(node, blocks, self._config.holders, self._config.block_tokens, hits)
+        mark(levels, self._config.holders, hits)
         return hits
 
     def _exploit(self, blocks: int, node: PrefixNode, tokens: int) -> int:
         """Of the replicas with the longest prefix, if that is long enough, the one with the least load; else -1."""
         if not blocks or blocks * self._config.block_tokens < self._config.hit_threshold * tokens:
             return -1
-        best, chosen = 0.0, -1
-        for position in islice(node.holders, self._config.holders):
+        limit = self._config.holders
+        if len(node.holders) > _FEW and self._fleet.whole:
+            holders = first_holders(node, limit)
+            loads_s = self._loads_s[holders]
+            place = int(loads_s.argmin())
+            if int((loads_s == loads_s[place]).sum()) == 1:
+                return int(holders[place])
+        best, chosen, loads = 0.0, -1, self._loads
+        for position in node.holders:
+            if limit <= 0:
+                break
+            limit -= 1
             if not self._fleet.present[position]:
                 continue
-            load_s = float(self._load_s[position])
+            load_s: float = loads[position]
             if chosen < 0 or load_s < best:
                 best, chosen = load_s, position
         return chosen
 
+    def _explore(self, blocks: int, node: PrefixNode, tokens: int) -> int:
+        """The replica with the least cost, the first of several."""
+        levels = self._levels(blocks, node)
+        if not self._even or not self._fleet.whole:
+            return int(self._fleet.keep_present(self._costs(self._hits_of(levels), tokens)).argmin())
+        costs, limit = self._without_own(tokens), self._config.holders
+        first = int(costs.argmin())
+        least = float(costs[first])
+        chosen, least_s = first, self._with_own(least, tokens, 0)
+        for run, hit in levels:
+            if self._with_own(least, tokens, hit) > least_s:
+                break  # nobody who was sent as little or less can be better
+            everyone = limit >= len(run.holders) == len(self._waits)
+            place = first
+            if not everyone:
+                holders = first_holders(run, limit)
+                place = int(holders[costs[holders].argmin()])
+            cost_s = self._with_own(float(costs[place]), tokens, hit)
+            if cost_s < least_s or (cost_s == least_s and place < chosen):
+                chosen, least_s = place, cost_s
+            if everyone:
+                break  # nobody was sent less
+        return chosen
+
+    def _with_own(self, cost_s: float, tokens: int, hit: int) -> float:
+        """A cost without the prompt's prefill, with it [s]."""
+        left = float(tokens - hit)
+        cost_s += left * self._even_token_s
+        left *= (tokens + 0.5) - 0.5 * left
+        return cost_s + left * self._even_pair_s
+
+    def _without_own(self, tokens: int) -> Any:
+        """Seconds of each replica's load and evictions for a prompt of so many tokens, in a new array."""
+        over = self._over + tokens
+        np.maximum(over, 0.0, out=over)
+        over *= self._even_token_s if self._even else self._token_s
+        over *= self._reuse
+        over += self._waits_s
+        return over
+
     def _costs(self, hits: Any, tokens: int) -> Any:
         """Seconds that each replica's load, evictions and this prompt's prefill add up to."""
-        over = self._held + tokens
-        over -= self._capacity
-        np.maximum(over, 0.0, out=over)
-        over *= self._token_s
-        over *= self._hits / np.maximum(self._prompts, 1.0)
+        costs = self._without_own(tokens)
         left = tokens - hits
-        costs = self._load_s + self._base_s
-        costs += over
         costs += left * self._token_s
         left *= (tokens + 0.5) - 0.5 * left
         left *= self._pair_s
@@ -144,9 +209,15 @@ class Preble:
             self._note(position, -seconds, -tokens, -hit)
             self._requests[position] -= 1
             if not self._requests[position]:
-                self._load_s[position] = 0.0  # sums of seconds do not cancel to the last bit
+                self._loads[position] = 0.0  # sums of seconds do not cancel to the last bit
+                self._waits[position] = self._base_s[position]
 
     def _note(self, position: int, seconds: float, tokens: int, hit: int) -> None:
-        self._load_s[position] += seconds
-        self._prompts[position] += tokens
-        self._hits[position] += hit
+        load_s: float = self._loads[position] + seconds
+        self._loads[position] = load_s
+        self._waits[position] = load_s + self._base_s[position]
+        prompts = self._prompts[position] + tokens
+        hits = self._hits[position] + hit
+        self._prompts[position] = prompts
+        self._hits[position] = hits
+        self._reused[position] = hits / max(prompts, 1)

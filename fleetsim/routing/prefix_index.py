@@ -18,7 +18,7 @@ from fleetsim.workload.prefixes import Path, Segment
 class PrefixNode:
     """A run of blocks after the path of its parents."""
 
-    __slots__ = ("children", "end", "first", "holders", "keys", "parent", "run", "size")
+    __slots__ = ("children", "end", "first", "following", "holders", "keys", "parent", "run", "size")
 
     def __init__(self, parent: PrefixNode | None, keys: Segment, end: int, holders: dict[int, int]) -> None:
         self.parent = parent
@@ -29,9 +29,12 @@ class PrefixNode:
         """Blocks from the beginning of the prompt to the end of this run."""
         self.holders = holders
         """When (by count of insertions) each replica that holds it was last sent it, in order of the first time."""
-        self.children: dict[int, PrefixNode] = {}
+        self.children: dict[int, PrefixNode] | None = None  # most nodes never have any
+        self.following: PrefixNode | None = None
+        """Of a run of a stream: the child that goes on with that stream, where it is known, which no key has to be computed for."""
         self.first: Any = None
-        """The holders for longest as an array, the same object where they are those of the run below; None: to be made again."""
+        """The holders for longest as an array, in order of their numbers, the same object where they are those of the run below;
+        None: to be made again."""
 
 
 class PrefixIndex:
@@ -43,13 +46,15 @@ class PrefixIndex:
         Number of replicas.
     """
 
-    __slots__ = ("_clock", "_held", "_root", "sizes")
+    __slots__ = ("_clock", "_last", "_root", "sizes")
 
     def __init__(self, replicas: int) -> None:
         self.sizes = MinIndex([0] * replicas)
         """Blocks that each replica is believed to hold."""
         self._root = PrefixNode(None, (), 0, {})
-        self._held: list[dict[PrefixNode, None]] = [{} for _ in range(replicas)]
+        self._last: list[dict[int, PrefixNode]] = [{} for _ in range(replicas)]
+        """Of each replica, by insertion, earliest first: the run with which it ended, as long as that was not sent again. The runs
+        of an insertion that were not are this one and those above it: what was not sent for longest is found without a search."""
         self._clock = 0
 
     def longest(self, path: Path) -> tuple[int, PrefixNode]:
@@ -58,9 +63,11 @@ class PrefixIndex:
         for segment in path:
             position, end, run = 0, len(segment), type(segment) is range
             while position < end:
-                child = node.children.get(segment[position])
+                child = node.following if run and position and node.run else None
                 if child is None:
-                    return blocks, node
+                    child = _child(node, segment, position)
+                    if child is None:
+                        return blocks, node
                 same = child.size
                 if same > end - position or not (run and child.run):
                     same = _same(child, segment, position, end)
@@ -73,29 +80,34 @@ class PrefixIndex:
 
     def insert(self, path: Path, replica: int) -> int:
         """Note that `replica` is sent a prompt that begins with `path`; how many of its leading blocks it was sent before."""
-        self._clock += 1
+        clock = self._clock = self._clock + 1
+        last = self._last[replica]
         node, added = self._root, 0
         for segment in path:
             position, end, run = 0, len(segment), type(segment) is range
             while position < end:
-                child = node.children.get(segment[position])
+                child = node.following if run and position and node.run else None
                 if child is None:
-                    keys = segment[position:end] if position else segment
-                    child = PrefixNode(node, keys, node.end + end - position, {})
-                    node.children[keys[0]] = child
+                    child = _child(node, segment, position)
+                if child is None:
+                    child = _added(node, segment, position, end)
                 else:
                     same = child.size
                     if same > end - position or not (run and child.run):
                         same = _same(child, segment, position, end)
                     if same < child.size:
                         child = self._split(child, same)
-                if replica not in child.holders:
+                before = child.holders.get(replica, 0)
+                if not before:
                     added += child.size
-                    self._held[replica][child] = None
                     child.first = None
-                child.holders[replica] = self._clock
+                elif last.get(before) is child:
+                    del last[before]
+                child.holders[replica] = clock
                 position += child.size
                 node = child
+        if node is not self._root:
+            last[clock] = node
         if added:
             self.sizes.add(replica, added)
         return node.end - added
@@ -105,13 +117,20 @@ class PrefixIndex:
         blocks, node = self.longest(path)
         mark_above(node, blocks, limit, unit, hits)
 
+    def levels(self, path: Path, limit: int, unit: int) -> list[tuple[PrefixNode, int]]:
+        """Who holds how much of `path`, longest first: see `levels_above`."""
+        blocks, node = self.longest(path)
+        return levels_above(node, blocks, limit, unit)
+
     def held(self, path: Path, replica: int) -> int:
         """Leading blocks of `path` that `replica` holds."""
         node, blocks = self._root, 0
         for segment in path:
             position, end, run = 0, len(segment), type(segment) is range
             while position < end:
-                child = node.children.get(segment[position])
+                child = node.following if run and position and node.run else None
+                if child is None:
+                    child = _child(node, segment, position)
                 if child is None or replica not in child.holders:
                     return blocks
                 same = child.size
@@ -126,11 +145,11 @@ class PrefixIndex:
 
     def remove(self, path: Path, kept: int, replica: int) -> None:
         """Note that `replica` holds at most the first `kept` blocks of `path`, and nothing that continues the rest."""
-        node, gone, lost = self._root, 0, []
+        node, gone, lost, last = self._root, 0, [], self._last[replica]
         for segment in path:
             position, end = 0, len(segment)
             while position < end:
-                child = node.children.get(segment[position])
+                child = _child(node, segment, position)
                 if child is None or replica not in child.holders:
                     position = -1
                     break
@@ -149,30 +168,36 @@ class PrefixIndex:
                 break
         for node in reversed(lost):
             gone += node.size
-            del node.holders[replica]
-            node.first = None
-            del self._held[replica][node]
-            if not node.holders and node.parent is not None:
-                del node.parent.children[node.keys[0]]
+            sent = node.holders[replica]
+            if last.get(sent) is node:
+                if node.parent is not None and node.parent.holders.get(replica, 0) == sent:
+                    last[sent] = node.parent
+                else:
+                    del last[sent]
+            _forget(node, replica)
         if gone:
             self.sizes.add(replica, -gone)
 
     def trim(self, replica: int, blocks: int) -> None:
         """Forget whole runs that `replica` was not sent for longest, last blocks first, until it holds at most `blocks`."""
-        held = self._held[replica]
         surplus = self.sizes.values[replica] - blocks
         if surplus <= 0:
             return
-        gone = 0
-        for node in sorted(held, key=lambda node: (node.holders[replica], -node.end)):
+        last, gone, over = self._last[replica], 0, []
+        for sent, node in last.items():
+            while gone < surplus and node.holders.get(replica, 0) == sent:
+                gone += node.size
+                _forget(node, replica)
+                assert node.parent is not None
+                node = node.parent
+            if node.holders.get(replica, 0) == sent:
+                last[sent] = node  # the rest of this insertion stays
+                break
+            over.append(sent)
             if gone >= surplus:
                 break
-            gone += node.size
-            del held[node]
-            del node.holders[replica]
-            node.first = None
-            if not node.holders and node.parent is not None:
-                del node.parent.children[node.keys[0]]
+        for sent in over:
+            del last[sent]
         self.sizes.add(replica, -gone)
 
     def _split(self, node: PrefixNode, length: int) -> PrefixNode:
@@ -181,14 +206,49 @@ class PrefixIndex:
         assert parent is not None
         upper = PrefixNode(parent, node.keys[:length], node.end - node.size + length, dict(node.holders))
         upper.first = node.first
+        upper.following = node if node.run else None
+        if parent.following is node:
+            parent.following = upper
+        assert parent.children is not None
         parent.children[upper.keys[0]] = upper
         node.parent = upper
         node.keys = node.keys[length:]
         node.size -= length
-        upper.children[node.keys[0]] = node
-        for replica in upper.holders:
-            self._held[replica][upper] = None
+        upper.children = {node.keys[0]: node}
         return upper
+
+
+def _child(node: PrefixNode, segment: Segment, position: int) -> PrefixNode | None:
+    """The run below `node` that begins as `segment` does at `position`."""
+    children = node.children
+    if children is None:
+        return None
+    child = children.get(segment[position])
+    if child is not None and position and child.run and node.run and type(segment) is range:
+        node.following = child
+    return child
+
+
+def _added(node: PrefixNode, segment: Segment, position: int, end: int) -> PrefixNode:
+    """A new run below `node` with the keys of `segment` from `position` to its `end`."""
+    keys = segment[position:end] if position else segment
+    child = PrefixNode(node, keys, node.end + end - position, {})
+    children = node.children
+    if children is None:
+        children = node.children = {}
+    children[keys[0]] = child
+    return child
+
+
+def _forget(node: PrefixNode, replica: int) -> None:
+    """Note that a replica does not hold a run any more; whoever nobody holds is gone."""
+    del node.holders[replica]
+    node.first = None
+    parent = node.parent
+    if not node.holders and parent is not None and parent.children is not None:
+        del parent.children[node.keys[0]]
+        if parent.following is node:
+            parent.following = None
 
 
 def mark_above(node: PrefixNode, blocks: int, limit: int, unit: int, hits: Any) -> None:
@@ -196,37 +256,50 @@ def mark_above(node: PrefixNode, blocks: int, limit: int, unit: int, hits: Any) 
 
     Of the holders of each run only the `limit` ones that have held it for longest count.
     """
-    runs: list[tuple[Any, int]] = []
+    mark(levels_above(node, blocks, limit, unit), limit, hits)
+
+
+def mark(levels: list[tuple[PrefixNode, int]], limit: int, hits: Any) -> None:
+    """Set ``hits[replica]`` to what `levels` say of it."""
+    for run, tokens in reversed(levels):
+        hits[first_holders(run, limit)] = tokens
+
+
+def levels_above(node: PrefixNode, blocks: int, limit: int, unit: int) -> list[tuple[PrefixNode, int]]:
+    """Runs by who holds them, and `unit` for each of `blocks` leading blocks, which end in `node`, up to there; longest first.
+
+    Whoever is in several holds what the first one says. Of the holders of each run only the `limit` ones that have held it for
+    longest count (`first_holders`).
+    """
+    levels: list[tuple[PrefixNode, int]] = []
     run: PrefixNode | None = node
     below: Any = None
     size = 0
     while run is not None and blocks:
         holders = len(run.holders)
-        if holders != size or holders > limit:  # whoever holds a run holds those above it: as many are the same ones
-            size = holders
-            count = min(holders, limit)
-            first = run.first
-            if first is None or len(first) != count:
-                first = run.first = _first(run.holders, count)
-            if first is not below:
-                if holders > limit and below is not None and len(below) == count and (first == below).all():
-                    run.first = below
-                else:
-                    runs.append((first, blocks * unit))
-                    below = first
+        if holders > limit:
+            first = first_holders(run, limit)
+            if below is not None and (first is below or (first == below).all()):
+                run.first = below
+            else:
+                levels.append((run, blocks * unit))
+                below = first
+        elif holders != size:  # whoever holds a run holds those above it: as many are the same ones
+            levels.append((run, blocks * unit))
+        size = holders
         run = run.parent
         blocks = 0 if run is None else run.end
-    while runs:
-        first, tokens = runs.pop()
-        hits[first] = tokens
+    return levels
 
 
-def _first(holders: dict[int, int], count: int) -> Any:
-    """Numbers of the first `count` holders; sorted if that is all of them, so that equal sets are equal arrays."""
-    found = np.fromiter(islice(holders, count), np.intp, count)
-    if count == len(holders):
-        found.sort()
-    return found
+def first_holders(node: PrefixNode, limit: int) -> Any:
+    """Numbers of the `limit` replicas that have held a run for longest, sorted, so that equal sets are equal arrays."""
+    count = min(len(node.holders), limit)
+    first = node.first
+    if first is None or len(first) != count:
+        first = node.first = np.fromiter(islice(node.holders, count), np.intp, count)
+        first.sort()
+    return first
 
 
 def _same(node: PrefixNode, segment: Segment, position: int, end: int) -> int:

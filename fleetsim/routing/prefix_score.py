@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Annotated, ClassVar
 
 from mypy_extensions import mypyc_attr
@@ -79,7 +80,7 @@ class PrefixScore:
         if self._precise:
             return self._best(self._published(request), request.prompt_tokens)
         path = request.prefix(self._block_tokens)
-        chosen = self._best(self._candidates(path), request.prompt_tokens // self._block_tokens)
+        chosen = self._best_estimate(self._candidates(path), request.prompt_tokens // self._block_tokens)
         index, cap = self._index, self._caps[chosen]
         index.insert(path, chosen)
         if index.sizes.values[chosen] > _SLACK * cap:
@@ -132,6 +133,29 @@ class PrefixScore:
             return next(iter(matched))
         best, chosen = -float("inf"), -1
         for candidate, score in zip(matched, self._scores(matched, whole), strict=True):
+            if score > best:
+                best, chosen = score, candidate
+        return chosen
+
+    def _best_estimate(self, matched: dict[int, int], whole: int) -> int:
+        """The same by what the gateway sent, as `_scores` has it."""
+        config, outstanding, kv = self._config, self._fleet.outstanding, self._kv
+        most, least, chosen = -1, -1, -1
+        for candidate in matched:
+            load = outstanding[candidate]
+            if load > most:
+                most = load
+            if load < least or least < 0:
+                least, chosen = load, candidate
+        if len(matched) == 1:
+            return chosen
+        per_part = config.prefix_weight / max(whole, 1)
+        per_request = config.queue_weight / float(most - least) if most > least else 0.0
+        kv_weight = config.kv_weight
+        best, chosen = -inf, -1
+        for candidate, held in matched.items():
+            share = kv[candidate] / KV_FULL
+            score = per_part * held + per_request * float(most - outstanding[candidate]) - kv_weight * share
             if score > best:
                 best, chosen = score, candidate
         return chosen

@@ -428,6 +428,13 @@ class Caches:
         for size in self.sizes:
             self._indexes[size].mark(paths[size], limit, size, hits)
 
+    def levels(self, paths: dict[int, Path], limit: int) -> list[tuple[PrefixNode, int]]:
+        """Runs by who holds them, and the tokens of the prompt up to there, longest first of each block size."""
+        if len(self.sizes) == 1:
+            size = self.sizes[0]
+            return self._indexes[size].levels(paths[size], limit, size)
+        return [level for size in self.sizes for level in self._indexes[size].levels(paths[size], limit, size)]
+
     def holders(self, paths: dict[int, Path], limit: int) -> dict[int, int]:
         """Up to `limit` replicas (of each block size) that hold a beginning of the prompt, and how many tokens of it.
 

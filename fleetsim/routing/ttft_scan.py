@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fleetsim.routing.api import FleetView, RequestView
+from fleetsim.routing.prefix_index import first_holders
 
 TIE_S = 1e-6
 """What a request that runs or waits adds, so that of idle replicas the one with the fewest requests comes first [s]."""
@@ -16,7 +17,8 @@ TIE_S = 1e-6
 class TtftScan:
     """Time to the first token that is to be expected of each replica: prompts before it, and its own after what is cached there.
 
-    A few vector operations over all replicas.
+    A few vector operations over all replicas; where the least is all that is asked for and all chips are as fast, one over each
+    set of replicas that hold the same part of the prompt.
 
     Parameters
     ----------
@@ -26,7 +28,20 @@ class TtftScan:
         Replicas with a prefix whose caches count, those that have held it for longest.
     """
 
-    __slots__ = ("_base_s", "_board", "_changed", "_fleet", "_holders", "_pair_s", "_queued", "_queued_s", "_token_s")
+    __slots__ = (
+        "_base_s",
+        "_board",
+        "_changed",
+        "_even",
+        "_even_pair_s",
+        "_even_token_s",
+        "_fleet",
+        "_holders",
+        "_pair_s",
+        "_queued",
+        "_queued_s",
+        "_token_s",
+    )
 
     def __init__(self, fleet: FleetView, holders: int) -> None:
         board = fleet.watch_load()
@@ -40,12 +55,25 @@ class TtftScan:
         self._base_s = base_s
         self._token_s: Any = np.array(token_s)
         self._pair_s: Any = np.array(pair_s)
+        self._even = bool(holders) and len(set(token_s)) == 1 and len(set(pair_s)) == 1
+        """Whether a token takes as long everywhere: then who holds as much differs by what comes before alone."""
+        self._even_token_s, self._even_pair_s = token_s[0], pair_s[0]
         self._queued = array("d", base_s)
         """Of each replica, what comes before a prompt's tokens: those that wait there, and what every prompt takes [s]."""
         self._queued_s: Any = np.frombuffer(self._queued)
 
-    def _before(self) -> Any:
-        """The same as it is now, in a new array."""
+    @property
+    def even(self) -> bool:
+        """Whether all replicas are there, and a token takes as long on each."""
+        return self._even and self._fleet.whole
+
+    def queued_s(self) -> Any:
+        """What comes before a prompt's tokens on each replica now, one's own overhead included [s]; to be read only."""
+        self._catch_up()
+        return self._queued_s
+
+    def _catch_up(self) -> None:
+        """Bring that to what is known now."""
         board, changed = self._board, self._changed
         if changed:
             queued, base_s = self._queued, self._base_s
@@ -53,7 +81,41 @@ class TtftScan:
             for place in changed:
                 queued[place] = (running[place] + waiting[place]) * TIE_S + pending_s[place] + base_s[place]
             changed.clear()
+
+    def _before(self) -> Any:
+        """The same as it is now, in a new array."""
+        self._catch_up()
         return self._fleet.keep_present(self._queued_s.copy())
+
+    def least(self, request: RequestView) -> int:
+        """The replica with the least predicted time; the first of several."""
+        if not self.even:
+            return int(self.seconds(request).argmin())
+        queued_s, limit, n = self.queued_s(), self._holders, request.prompt_tokens
+        first = int(queued_s.argmin())
+        place, least_s = first, self.one_s(first, n, 0)
+        for run, tokens in self._fleet.levels(request, limit):
+            if self.one_s(first, n, tokens) > least_s:
+                continue  # nobody waits less than this one, which would not be done earlier with as much
+            everyone = limit >= len(run.holders) == len(self._queued)
+            if everyone:
+                best = first
+            else:
+                holders = first_holders(run, limit)
+                best = int(holders[queued_s[holders].argmin()])
+            found_s = self.one_s(best, n, tokens)
+            if found_s < least_s or (found_s == least_s and best < place):
+                place, least_s = best, found_s
+            if everyone:
+                break  # nobody holds less
+        return place
+
+    def one_s(self, place: int, prompt_tokens: int, cached: int) -> float:
+        """What `after` says of one replica, in the same order of operations."""
+        left = float(prompt_tokens - cached)
+        found_s: float = self._queued[place] + left * self._even_token_s
+        left *= (prompt_tokens + 0.5) - 0.5 * left
+        return found_s + left * self._even_pair_s
 
     def seconds(self, request: RequestView) -> Any:
         """Predicted time of each replica [s], in a new array."""

@@ -1218,8 +1218,6 @@ class Scenario(Block):
         for pool in self.pools if self.autoscaler is None else ():
             if not pool.replicas and pool.autoscaler is None:
                 raise ValueError(f'pool "{pool.name}" has no replica, and nobody asks for one: give it an autoscaler')
-        if self.conversions and self.faults:
-            raise ValueError("faults: failures of replicas that change their pool (`conversions`) are not modelled")
         for pool in self.pools if self.autoscaler is not None else ():
             if pool.autoscaler is not None:
                 raise ValueError(f'pool "{pool.name}" has an autoscaler, and the fleet has one: one or the other')

@@ -220,6 +220,30 @@ def _whole(node: Located, path: str, key: str, least: int) -> int:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Values to choose from."""
+
+    values: tuple[Located, ...]
+
+
+def choices_of(node: Located, path: str) -> Choices | Span:
+    """What a search may choose from: a list, or anything between the ends of a range.
+
+    Raises
+    ------
+    ScenarioError
+        If it is neither.
+    """
+    if isinstance(node.value, list) and node.value:
+        return Choices(tuple(node.value))
+    span = _span(node, path, ())
+    if span is None:
+        hint = "a list to choose from, {range: [low, high]} or {log-range: [low, high]}"
+        raise _error(node, f"axes.{path}", f"expected something to choose from, found {shown(node.value)}", hint)
+    return span
+
+
 # --- random -----------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from fleetsim.scenario.export import digest
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.merge import path_steps
 from fleetsim.sweep.axes import Combination, combinations, told, value_text
-from fleetsim.sweep.sweep_file import Stated
+from fleetsim.sweep.sweep_file import Replications, Stated
 from fleetsim.units import UNITS
 
 MOST_FINDINGS = 30
@@ -87,16 +87,20 @@ def plan(stated: Stated, notice: Notice = lambda _: None) -> Plan:
     """
     combos = combinations(stated.axes, stated.seed)
     scenarios, warnings = _checked(stated, combos, notice)
-    cells, units = _cells(combos, scenarios)
+    cells, units = cells_of(combos, scenarios)
     runs: dict[str, PlannedRun] = {}
     for index, loaded in enumerate(scenarios):
-        for replication, seed in enumerate(_seeds(stated, loaded)):
-            run = _run(loaded, seed, cells[index], replication)
+        for run in runs_of(loaded, stated.replications, cells[index]):
             if run.id in runs:
                 warnings.append(f"{run.label}: the same run as {runs[run.id].label}; run once")
                 continue
             runs[run.id] = run
     return Plan(stated, tuple(runs.values()), units, tuple(dict.fromkeys(warnings)))
+
+
+def runs_of(loaded: LoadedScenario, replications: Replications, cells: Mapping[str, Cell]) -> list[PlannedRun]:
+    """The runs of a combination: one for each replication."""
+    return [_run(loaded, seed, cells, number) for number, seed in enumerate(_seeds(replications, loaded))]
 
 
 def _run(loaded: LoadedScenario, seed: int, cells: Mapping[str, Cell], replication: int) -> PlannedRun:
@@ -107,9 +111,9 @@ def _run(loaded: LoadedScenario, seed: int, cells: Mapping[str, Cell], replicati
     return PlannedRun(digest(scenario)[:ID_DIGITS], loaded, cells, replication)
 
 
-def _seeds(stated: Stated, loaded: LoadedScenario) -> list[int]:
+def _seeds(asked: Replications, loaded: LoadedScenario) -> list[int]:
     """Seeds of a combination's replications."""
-    base, asked = loaded.scenario.seed, stated.replications
+    base = loaded.scenario.seed
     if asked.seeds == "common":
         return [(base + r) % 2**63 for r in range(asked.count)]
     whole = digest(loaded.scenario)
@@ -154,9 +158,10 @@ def _with_combination(finding: Finding, combination: Combination) -> Finding:
 # --- what the table of the runs says of each axis ---------------------------------------------------------------------
 
 
-def _cells(
+def cells_of(
     combos: Sequence[Combination], scenarios: Sequence[LoadedScenario]
 ) -> tuple[list[dict[str, Cell]], dict[str, str]]:
+    """What each combination has on each axis, as the table of runs says it; and the unit of each axis that is a quantity."""
     resolved = [loaded.resolved for loaded in scenarios]
     columns: dict[str, list[Cell]] = {}
     units: dict[str, str] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fleetsim.errors import Finding, FleetsimError, InputError
@@ -20,13 +21,12 @@ AHEAD = 2
 """Runs handed to the cluster for each of its processors: more would only wait there."""
 
 
-def on_ray(work: Sequence[Assignment], address: str | None, jobs: int) -> Iterator[Ended]:
-    """How the runs end, in the order in which they do.
+@contextmanager
+def cluster(address: str | None, jobs: int) -> Iterator[Callable[[Sequence[Assignment]], Iterator[Ended]]]:
+    """A cluster that carries out runs, as long as this block.
 
     Parameters
     ----------
-    work : sequence of Assignment
-        What to run.
     address : str, optional
         Of a cluster; without it one is started on this machine, and ended afterwards.
     jobs : int
@@ -37,12 +37,11 @@ def on_ray(work: Sequence[Assignment], address: str | None, jobs: int) -> Iterat
     InputError
         If Ray is not installed, or there is no cluster at the address.
     """
-    if not work:
-        return
     ray, mine = _cluster(address, jobs)
     try:
         processors = int(ray.cluster_resources().get("CPU", 1))
-        yield from _ended(ray, work, AHEAD * (jobs or processors) if address is None else jobs or AHEAD * processors)
+        at_a_time = jobs if address is not None and jobs else AHEAD * processors
+        yield lambda work: _ended(ray, work, at_a_time)
     finally:
         if mine:
             ray.shutdown()

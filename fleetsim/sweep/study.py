@@ -6,14 +6,13 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleetsim import __version__
 from fleetsim.errors import Finding, InputError
-from fleetsim.experiment.pool import cores, each
 from fleetsim.experiment.run import folder_name
 from fleetsim.output.parquet import MANIFEST, STUDY, remove_leftovers
 from fleetsim.output.tables import SCHEMA_VERSION
@@ -22,15 +21,25 @@ from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import Scenario
 from fleetsim.scenario.source import Located
 from fleetsim.sweep.axes import axes_of
+from fleetsim.sweep.crew import Engine, Options, crew
 from fleetsim.sweep.made_with import MadeWith, differences, made_with
-from fleetsim.sweep.memory import Guard, expected_requests, free_bytes, need_bytes
+from fleetsim.sweep.memory import expected_requests
 from fleetsim.sweep.plan import Plan, PlannedRun, plan
 from fleetsim.sweep.store import SUMMARY, LocalStore, Store, manifest_of, read_json, store_of, write_json
-from fleetsim.sweep.sweep_file import Replications, Seeds, Stated, base_of, is_sweep, name_of, read_sweep, sweep_of
-from fleetsim.sweep.work import Assignment, Ended, failure_name, perform, record_failure
+from fleetsim.sweep.sweep_file import (
+    Base,
+    Replications,
+    Seeds,
+    Stated,
+    base_of,
+    name_of,
+    read_sweep,
+    study_file,
+    sweep_of,
+)
+from fleetsim.sweep.work import Assignment, Ended, failure_name
 
 Where = str | os.PathLike[str] | Mapping[str, Any] | Scenario | LoadedScenario
-Engine = Literal["local", "ray"]
 SUMMARY_EVERY = 25
 """Runs after which the summary is written again, so that a killed study has one."""
 
@@ -52,29 +61,6 @@ class Progress:
     def done(self) -> int:
         """Runs that ended, now or before."""
         return self.kept + self.finished + self.failed
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to do a sweep."""
-
-    jobs: int = 0
-    """Processes; 0: one per core."""
-    engine: Engine = "local"
-    address: str | None = None
-    """Of a Ray cluster; none: one on this machine."""
-    shard: tuple[int, int] = (1, 1)
-    """Only every n-th run, from the i-th."""
-    fresh: bool = False
-    """Do everything again."""
-    keep_old: bool = False
-    """Keep finished runs that were made by other code or from other files."""
-    memory_bytes: float | None = None
-    """What all processes together may use; none: what is free."""
-    check: bool = False
-    """Check the laws of the simulation in every run."""
-    allow_import: bool = False
-    """Let scenarios name policies by import path."""
 
 
 # --- a study that is there --------------------------------------------------------------------------------------------
@@ -267,8 +253,9 @@ def stated(
 def _asked(scenario: Where, axes: Mapping[str, Any] | Located | None) -> Stated:
     if isinstance(scenario, Mapping) and "axes" in scenario and "scenario" in scenario:
         return sweep_of(scenario)
-    if isinstance(scenario, str | os.PathLike) and is_sweep(scenario):
-        return read_sweep(scenario)
+    file = study_file(scenario) if isinstance(scenario, str | os.PathLike) else None
+    if file is not None:
+        return read_sweep(file)
     base = base_of(scenario, {})
     if axes is None:
         hint = "name what varies, e.g. --axis gateway.router=round-robin,least-outstanding; or give a sweep's file (docs/sweeps.md)"
@@ -432,7 +419,7 @@ def carry_out(
     """
     store.prepare()
     asked = _asked_for(ready, command)
-    _refuse_other(store, asked)
+    refuse_other(store, asked)
     left, notes = to_do(ready, store)
     write_json(store, STUDY, asked)
     write_json(store, MANIFEST, _manifest(asked, "running", {}))
@@ -462,23 +449,29 @@ def carry_out(
 def _asked_for(ready: Prepared, command: Sequence[str]) -> dict[str, Any]:
     """Content of `study.json`."""
     asked = ready.plan.stated
+    more = {"replications": asked.replications.model_dump(), "axes_seed": asked.seed}
+    return study_json(asked.name, asked.base, asked.axes.plain(), ready.plan.units, ready.plan.runs, command) | more
+
+
+def study_json(
+    name: str, base: Base, axes: Any, units: Mapping[str, str], runs: Sequence[PlannedRun], command: Sequence[str]
+) -> dict[str, Any]:
+    """What `study.json` says of any study."""
     return {
         "schema_version": SCHEMA_VERSION,
         "fleetsim_version": __version__,
-        "name": asked.name,
-        "scenario": asked.base.plain(),
-        "axes": asked.axes.plain(),
-        "units": dict(ready.plan.units),
-        "replications": asked.replications.model_dump(),
-        "axes_seed": asked.seed,
-        "seeds": sorted({run.seed for run in ready.plan.runs}),
-        "planned": len(ready.plan.runs),
+        "name": name,
+        "scenario": base.plain(),
+        "axes": axes,
+        "units": dict(units),
+        "seeds": sorted({run.seed for run in runs}),
+        "planned": len(runs),
         "command": list(command),
-        "runs": [run.row() for run in ready.plan.runs],
+        "runs": [run.row() for run in runs],
     }
 
 
-def _refuse_other(store: Store, asked: Mapping[str, Any]) -> None:
+def refuse_other(store: Store, asked: Mapping[str, Any]) -> None:
     """A study is not replaced by one of another name."""
     before = read_json(store, STUDY)
     if before is not None and before.get("name") != asked["name"]:
@@ -487,31 +480,15 @@ def _refuse_other(store: Store, asked: Mapping[str, Any]) -> None:
 
 
 def _ended(ready: Prepared, left: Sequence[PlannedRun], store: Store) -> Iterator[Ended]:
-    """How the runs end, those first that would not fit into memory."""
-    options = ready.options
-    work = [
-        Assignment(run.id, run.loaded, store, ready.made_with[run.id], options.allow_import, options.check)
-        for run in left
-    ]
-    if options.engine == "ray":
-        from fleetsim.sweep.ray_engine import on_ray
+    """How the runs end."""
+    with crew(ready.options) as carried_out:
+        yield from carried_out(assignments(ready, left, store))
 
-        yield from on_ray(work, options.address, options.jobs)
-        return
-    free = options.memory_bytes if options.memory_bytes is not None else free_bytes()
-    jobs = options.jobs or cores()
-    if free is not None:
-        guard = Guard(free)
-        needs = {one.run: need_bytes(one.loaded) for one in work}
-        for one in work:
-            if refusal := guard.refusal(needs[one.run]):
-                record_failure(one, refusal)
-                yield Ended(one.run, refusal)
-        work = [one for one in work if not guard.refusal(needs[one.run])]
-        jobs = guard.jobs([needs[one.run] for one in work], jobs)
-    for done in each(perform, work, jobs):
-        if done.error is not None:
-            record_failure(work[done.index], str(done.error))
-            yield Ended(work[done.index].run, str(done.error))
-        else:
-            yield done.result()
+
+def assignments(ready: Prepared, runs: Sequence[PlannedRun], store: Store) -> list[Assignment]:
+    """What processes are told about these runs."""
+    options = ready.options
+    return [
+        Assignment(run.id, run.loaded, store, ready.made_with[run.id], options.allow_import, options.check)
+        for run in runs
+    ]

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fleetsim.errors import Finding, ScenarioError
+from fleetsim.errors import Finding, ScenarioError, nearest
 from fleetsim.scenario.explain import findings_of
 from fleetsim.scenario.export import resolved_mapping
 from fleetsim.scenario.load import LoadedScenario, load_tree
@@ -31,9 +31,11 @@ from fleetsim.scenario.merge import read_with_parents
 from fleetsim.scenario.schema import Block, Count, Scenario
 from fleetsim.scenario.shape import Shape
 from fleetsim.scenario.source import Located, located, read_tree
-from fleetsim.scenario.template import scenario_path
+from fleetsim.scenario.template import scenario_path, scenarios_folder
 
 Seeds = Literal["common", "own"]
+EMBEDDED = "embedded:sweeps/"
+"""Begin of the names of sweeps and searches that fleetsim carries."""
 
 
 class Replications(Block):
@@ -110,12 +112,26 @@ class Stated:
     file: str = ""
 
 
-def is_sweep(path: str | os.PathLike[str]) -> bool:
-    """Whether a file states a sweep rather than a scenario: it has axes, and a scenario."""
-    if str(path).startswith("embedded:") or not Path(path).is_file():
-        return False
-    tree, _ = read_tree(Path(path), os.fspath(path))
-    return tree.child("axes") is not None and tree.child("scenario") is not None
+def study_file(path: str | os.PathLike[str]) -> Path | None:
+    """The file if it states a sweep or a search, not a scenario: it has axes, and a scenario. Also ``embedded:sweeps/NAME``.
+
+    Raises
+    ------
+    ScenarioError
+        If it cannot be read.
+    """
+    text = os.fspath(path)
+    file = Path(text)
+    if text.startswith(EMBEDDED):
+        name, folder = text.removeprefix(EMBEDDED), scenarios_folder() / "sweeps"
+        known = [own.stem for own in folder.glob("*.yaml")]
+        if name not in known:
+            raise ScenarioError(Finding(f'no embedded sweep "{name}"', hint=nearest(name, known, "sweeps")))
+        return folder / f"{name}.yaml"
+    if text.startswith("embedded:") or not file.is_file():
+        return None
+    tree, _ = read_tree(file, text)
+    return file if tree.child("axes") is not None and tree.child("scenario") is not None else None
 
 
 def read_sweep(path: str | os.PathLike[str]) -> Stated:
@@ -150,13 +166,14 @@ def _stated(tree: Located, findings: list[Finding], folder: Path, file: str) -> 
     assert axes is not None
     laid = tree.child("set")
     overrides = dict(laid.value) if laid is not None and isinstance(laid.value, dict) else {}
-    base = _base(node, folder, overrides, stated.name)
+    base = base_at(node, folder, overrides, stated.name)
     count = stated.replications
     replications = count if isinstance(count, Replications) else Replications(count=count)
     return Stated(stated.name, base, axes, replications, stated.seed, file)
 
 
-def _base(node: Located, folder: Path, overrides: Mapping[str, object], name: str) -> Base:
+def base_at(node: Located, folder: Path, overrides: Mapping[str, object], name: str) -> Base:
+    """The base that stands under ``scenario`` of a file: a name, relative to the file's folder, or the scenario itself."""
     if not isinstance(node.value, str):
         return Base(_complete(node, name), None, folder, overrides)
     text = node.value
@@ -198,6 +215,6 @@ def base_of(
 
 
 def name_of(base: Base) -> str:
-    """What a study of a base is called."""
+    """What a study of a base is called: not as the base is, whose own result would stand in the same folder."""
     name = base.tree.child("name")
-    return name.value if name is not None and isinstance(name.value, str) and name.value else "sweep"
+    return f"{name.value}-sweep" if name is not None and isinstance(name.value, str) and name.value else "sweep"

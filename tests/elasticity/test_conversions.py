@@ -145,7 +145,6 @@ def test_memory_for_both_is_needed() -> None:
     ("changes", "message"),
     [
         ({"autoscaler": None}, "nobody asks for them"),
-        ({"faults": [{"policy": "crashes"}]}, "are not modelled"),
         ({"conversions": way(requests="hand-over", weights="store")}, "the network has no store"),
     ],
 )

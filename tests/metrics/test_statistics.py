@@ -134,3 +134,25 @@ def test_slo_by_class() -> None:
 def test_a_short_run_is_said_to_be_short() -> None:
     assert too_short({"measured_requests": 300}, 0.99) is not None
     assert too_short({"measured_requests": 30_000}, 0.99) is None
+
+
+def test_chance_is_not_called_overload() -> None:
+    """Sound systems without a queue whose numbers go up and down as chance will: none of 300 short runs counts as piling up.
+
+    Service takes a tenth of a run, so that successive counts are alike and a test of ranks alone sees trends (in 9 of the 300).
+    """
+    words = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        arrival = np.cumsum(rng.exponential(1 / 20, 600))
+        words.append(verdict(arrival, arrival, arrival + rng.lognormal(0.68, 0.83, 600), rejected=0).word)
+    assert OVERLOADED not in words
+
+
+def test_a_batch_that_slows_down_for_good_is_overloaded() -> None:
+    """Each is served longer than the one before, in the mean: nobody waits, and fewer end than come."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        arrival = np.cumsum(rng.exponential(1 / 280, 8000))
+        service = rng.exponential(1.0, 8000) + 0.08 * arrival
+        assert verdict(arrival, arrival, arrival + service, rejected=0).word == OVERLOADED

@@ -14,6 +14,7 @@ from fleetsim.errors import InputError
 from fleetsim.planning.helix import StatedHelix, max_flow
 from fleetsim.planning.problems import load_problem
 from fleetsim.planning.solve import Effort
+from fleetsim.reproduce.functions.helix import separate, swarm
 
 
 def helix(**problem: Any) -> StatedHelix:
@@ -73,3 +74,18 @@ def test_what_cannot_work_is_told() -> None:
             link_tokens_per_s=5,
             links=[{"source": "a", "target": "b", "tokens_per_s": 1}],
         )
+
+
+def test_simple_placements_of_the_paper_file() -> None:
+    nodes = {
+        "fast/0": {"tokens_per_s": [90, 45, 30, 22]},
+        "slow/0": {"tokens_per_s": [40, 20]},
+        "slow/1": {"tokens_per_s": [40, 20]},
+    }
+    problem = helix(layers=4, nodes=nodes, link_tokens_per_s=1000)
+    stages = swarm(problem)  # two equal ones: the fast node is the first, and both slow ones are needed to match it
+    assert stages == {"fast/0": (0, 2), "slow/0": (2, 4), "slow/1": (2, 4)}
+    assert max_flow(problem, stages)[0] == pytest.approx(40)
+    pipelines = separate(problem)
+    assert pipelines == {"fast/0": (0, 4), "slow/0": (0, 2), "slow/1": (2, 4)}
+    assert max_flow(problem, pipelines)[0] == pytest.approx(42)

@@ -33,16 +33,28 @@ def flat(path: Path) -> tuple[int, ...]:
 
 
 def nodes(index: PrefixIndex) -> list[PrefixNode]:
-    found, stack = [], list(index._root.children.values())
+    found, stack = [], list((index._root.children or {}).values())
     while stack:
         node = stack.pop()
         found.append(node)
-        stack.extend(node.children.values())
+        stack.extend((node.children or {}).values())
     return found
 
 
 def holders_of(node: PrefixNode) -> set[int]:
     return set(node.holders)
+
+
+def found_again(index: PrefixIndex, replica: int) -> list[PrefixNode]:
+    """Runs that a replica holds, by way of the last run of each insertion; earliest insertions first, each from its end."""
+    found: list[PrefixNode] = []
+    for sent, last in index._last[replica].items():
+        node: PrefixNode | None = last
+        assert last.holders[replica] == sent
+        while node is not None and node.holders.get(replica) == sent:
+            found.append(node)
+            node = node.parent
+    return found
 
 
 @given(st.lists(st.tuples(paths, st.integers(0, 3)), max_size=40), paths)
@@ -81,6 +93,8 @@ def test_trimming_keeps_what_was_sent_last_and_never_a_block_without_those_befor
         index.trim(replica, keep)
         kept = {node for node in nodes(index) if replica in node.holders}
         lost = before.keys() - kept
+        in_order = sorted(before, key=lambda node: (before[node], -node.end))
+        assert lost == set(in_order[: len(lost)])
         assert index.sizes.values[replica] <= keep or not lost
         assert max((before[node] for node in lost), default=0) <= min((before[node] for node in kept), default=1 << 30)
         if lost:  # no more than needed: without the run that went last, there would be too many
@@ -95,9 +109,8 @@ def test_trimming_keeps_what_was_sent_last_and_never_a_block_without_those_befor
         assert node.end == node.parent.end + len(node.keys)
         for replica in node.holders:
             sizes[replica] += len(node.keys)
-            assert node in index._held[replica]
     assert sizes == index.sizes.values
-    assert [sum(len(node.keys) for node in held) for held in index._held] == sizes
+    assert [sum(len(node.keys) for node in found_again(index, replica)) for replica in range(4)] == sizes
 
 
 @given(st.lists(st.tuples(paths, st.integers(0, 2), st.integers(-1, 12)), max_size=40), paths)
@@ -126,6 +139,8 @@ def test_removed_tails_are_gone_and_nothing_else(
     for node in nodes(index):
         assert node.holders
         assert node.parent is index._root or (node.parent and holders_of(node) <= holders_of(node.parent))
+    for replica in range(3):
+        assert sum(node.size for node in found_again(index, replica)) == index.sizes.values[replica]
 
 
 @given(

@@ -24,9 +24,17 @@ SEEDS = list(range(1, 9))
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and /proc")
 
 
+_MAIN = """\
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
+from fleetsim.cli.main import main
+main()
+"""
+
+
 def _command(out: str) -> list[str]:
     axis = f"seed={','.join(map(str, SEEDS))}"
-    return [sys.executable, "-m", "fleetsim", "sweep", "tiny.yaml", "--axis", axis, "--out", out, "--jobs", "2"]
+    return [sys.executable, "-c", _MAIN, "sweep", "tiny.yaml", "--axis", axis, "--out", out, "--jobs", "2"]
 
 
 @contextmanager

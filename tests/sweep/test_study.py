@@ -252,7 +252,7 @@ def test_what_stands_there_is_not_replaced(tiny: Path) -> None:
     sweep(tiny, {"seed": [1, 2]}, out="study", jobs=1)
     with pytest.raises(InputError, match="holds a study"):
         fleetsim.run(tiny, "study")
-    with pytest.raises(InputError, match='holds the study "tiny", not "other"'):
+    with pytest.raises(InputError, match='holds the study "tiny-sweep", not "other"'):
         sweep(tiny, {"seed": [1, 2]}, out="study", name="other", jobs=1)
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("dear to me")

@@ -13,7 +13,7 @@ import numpy as np
 
 from fleetsim.planning.alpaserve import Pipeline, served
 from fleetsim.planning.eplb import replicate
-from fleetsim.planning.fleetopt import StepProfile
+from fleetsim.planning.fleetopt import StatedFleetOpt, StepProfile
 from fleetsim.planning.prism import greedy, published_cases, score
 from fleetsim.planning.problems import load_problem
 from fleetsim.planning.result import Plan
@@ -38,6 +38,27 @@ def figure(seed: int, problem: str, figure: str, **changes: Any) -> float:
 def tokens_per_joule(seed: int, context_tokens: int, **profile: Any) -> float:
     """Output tokens per second and watt of a replica whose requests all have windows of `context_tokens`."""
     return StepProfile.model_validate(profile).tokens_per_joule(context_tokens)
+
+
+@check
+def fleetopt_utilisation(
+    seed: int, version: str, replicas: int, rate: str, context_tokens: int, **profile: Any
+) -> float:
+    """Load of so many replicas over what they carry, with the lengths of the FleetOpt problem in one pool of this window.
+
+    Parameters
+    ----------
+    version : str
+        ``paper`` or ``head``.
+    """
+    file = load_problem(scenarios_folder() / "plans" / "fleetopt.yaml")
+    stated = file.problem.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    stated |= {"version": version, "rate": rate, "boundaries": [context_tokens], "long_context": context_tokens}
+    stated |= {"short_replica": profile, "gammas": [1.0]}
+    del stated["drawn"]
+    problem = StatedFleetOpt.model_validate(stated)
+    sized = problem.candidate(context_tokens, 1.0).short
+    return sized.rate_per_s * sized.service_s / sized.slots / replicas
 
 
 @check

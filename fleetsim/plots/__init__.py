@@ -1,0 +1,1 @@
+"""Figures: tables in, plotly figures out; used by the report and by notebooks."""

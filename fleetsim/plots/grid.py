@@ -1,0 +1,154 @@
+"""Two axes of a study against each other, and runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pyarrow as pa
+from plotly.subplots import make_subplots
+
+from fleetsim.plots.over_time import panels
+from fleetsim.plots.rates import SERIES
+from fleetsim.plots.style import Mark, figure, marks_of, number
+
+
+def _shares(target: float) -> list[list[Any]]:
+    """Orange below a target, blue above; told apart with any sight."""
+    return [
+        [0.0, "#b45309"],
+        [0.5 * target, "#f8a30c"],
+        [target - 1e-6, "#fbe7c6"],
+        [target, "#a9cdf3"],
+        [1.0, "#2b7bd6"],
+    ]
+
+
+FIGURES = (
+    ("goodput_requests_per_s", "goodput [requests/s]", 1.0, 1),
+    ("slo_attainment_ratio", "SLO attainment [%]", 100.0, 1),
+    ("ttft_p99_s", "TTFT p99 [ms]", 1e3, -1),
+    ("tpot_p99_s", "TPOT p99 [ms]", 1e3, -1),
+    ("cost_per_million_output_tokens_usd", "cost [USD/M output tokens]", 1.0, -1),
+    ("energy_per_output_token_j", "energy [J/output token]", 1.0, -1),
+)
+"""Columns of the summary, titles, factors, and whether more (1) or less (-1) is better."""
+
+
+def attainment_grid(table: pa.Table, x: str, y: str, target: float | None = None) -> go.Figure:
+    """SLO attainment over two axes of a study, mean over everything else.
+
+    Parameters
+    ----------
+    table : pa.Table
+        One row per run, with the columns `x`, `y` and ``slo_attainment_ratio``.
+    x, y : str
+        Columns of the axes.
+    target : float, optional
+        Attainment asked for, 0 to 1; cells below it are told apart by their text.
+    """
+    rows = [row for row in table.to_pylist() if row["slo_attainment_ratio"] is not None]
+    xs, ys = (_sorted(row[name] for row in rows) for name in (x, y))
+    cells: dict[tuple[Any, Any], list[float]] = {}
+    for row in rows:
+        cells.setdefault((row[y], row[x]), []).append(row["slo_attainment_ratio"])
+    z = [[float(np.mean(cells[b, a])) if (b, a) in cells else None for a in xs] for b in ys]
+    text = [
+        ["" if v is None else f"{v:.0%}" + ("" if target is None or v >= target else " ✗") for v in line] for line in z
+    ]
+    names = [title.removeprefix("axis.").rpartition(".")[2] or title for title in (x, y)]
+    fig = figure(
+        f"SLO attainment: {names[1]} × {names[0]}",
+        "mean over replications and other axes" + ("" if target is None else f"; ✗ below {100 * target:.4g}%"),
+        "summary.parquet",
+        150 + 44 * max(len(ys), 3),
+    )
+    fig.add_heatmap(
+        x=[_short(v) for v in xs],
+        y=[_short(v) for v in ys],
+        z=z,
+        text=text,
+        texttemplate="%{text}",
+        zmin=0,
+        zmax=1,
+        colorscale=_shares(min(max(target or 0.99, 0.01), 0.9999)),
+        xgap=2,
+        ygap=2,
+        colorbar={"tickformat": ".0%", "thickness": 10, "outlinewidth": 0},
+        hovertemplate=f"{names[1]} %{{y}}<br>{names[0]} %{{x}}<br><b>%{{z:.2%}}</b> within the SLO<extra></extra>",
+    )
+    fig.update_xaxes(title={"text": x.removeprefix("axis.")}, type="category", showgrid=False)
+    fig.update_yaxes(title={"text": names[1]}, type="category", showgrid=False)
+    return fig
+
+
+def _sorted(values: Any) -> list[Any]:
+    found = list(dict.fromkeys(values))
+    return sorted(found) if all(isinstance(v, int | float) for v in found) else found
+
+
+def _short(value: Any) -> str:
+    return number(value) if isinstance(value, int | float) else str(value)
+
+
+def compared(table: pa.Table, marks: Mapping[str, Mark] | None = None) -> go.Figure:
+    """Headline figures of a few runs side by side, each with its own axis.
+
+    Parameters
+    ----------
+    table : pa.Table
+        One row per run: ``series`` and columns of the summary.
+    marks : mapping, optional
+        How each series looks.
+    """
+    rows = table.to_pylist()
+    names = list(dict.fromkeys(row[SERIES] for row in rows))
+    shown = [item for item in FIGURES if any(row.get(item[0]) is not None for row in rows)]
+    panel = 38 + 24 * len(names)
+    fig = figure(
+        "Runs side by side",
+        "bars: means over runs of a name; arrows tell what is better",
+        "summary.parquet",
+        80 + len(shown) * panel,
+    )
+    titles = [f"{title} {'↑' if better > 0 else '↓'}" for _, title, _, better in shown]
+    fig = panels(
+        make_subplots(rows=len(shown), cols=1, vertical_spacing=38 / (panel * len(shown) + 1), subplot_titles=titles),
+        fig,
+    )
+    for name, mark in marks_of(names, marks).items():
+        for place, (column, title, factor, _) in enumerate(shown, start=1):
+            values = [row[column] * factor for row in rows if row[SERIES] == name and row.get(column) is not None]
+            if values:
+                _bar(fig, name, float(np.mean(values)), mark, place, title)
+    fig.update_layout(barmode="group", bargap=0.25)
+    fig.update_yaxes(showticklabels=False, ticks="", showgrid=False, autorange="reversed", title=None)
+    fig.update_xaxes(rangemode="tozero", nticks=6)
+    return fig
+
+
+def _bar(fig: go.Figure, name: str, value: float, mark: Mark, place: int, title: str) -> None:
+    fig.add_bar(
+        x=[value],
+        y=[name],
+        orientation="h",
+        row=place,
+        col=1,
+        name=name,
+        legendgroup=name,
+        showlegend=place == 1,
+        marker={"color": mark.colour},
+        text=[number(value)],
+        textposition="auto",
+        insidetextanchor="end",
+        cliponaxis=False,
+        hovertemplate=f"<b>%{{fullData.name}}</b><br>{title} %{{x:.5g}}<extra></extra>",
+    )
+
+
+def columns_of(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The columns of a summary that a figure takes; those that it lacks are null."""
+    have = set(table.column_names)
+    return pa.table({name: table[name] if name in have else pa.nulls(len(table), pa.float64()) for name in names})

@@ -1,0 +1,156 @@
+"""Throughput against interactivity, and cost against quality: what is bought with what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pyarrow as pa
+
+from fleetsim.plots.rates import SERIES
+from fleetsim.plots.style import GREY, Mark, axis, figure, marks_of, number
+
+INTERACTIVITY, THROUGHPUT = "tpot_p50_s", "output_tokens_per_s_per_accelerator"
+
+
+def frontier(x: Sequence[float], y: Sequence[float]) -> list[int]:
+    """Places of the points that no other beats in both, by rising `x`; more is better."""
+    order = sorted(range(len(x)), key=lambda i: (-x[i], -y[i]))
+    best, kept = -np.inf, []
+    for i in order:
+        if y[i] > best:
+            best = y[i]
+            kept.append(i)
+    return kept[::-1]
+
+
+def throughput_interactivity(table: pa.Table, marks: Mapping[str, Mark] | None = None) -> go.Figure:
+    """Output tokens per second and accelerator against those that a user sees, a line per series, with the frontier.
+
+    Parameters
+    ----------
+    table : pa.Table
+        One row per run: ``series``, ``label``, ``tpot_p50_s``, ``output_tokens_per_s_per_accelerator``, and
+        ``rate_per_s`` if known.
+    marks : mapping, optional
+        How each series looks.
+    """
+    rows = _means(table)
+    x = [1.0 / row[INTERACTIVITY] for row in rows]
+    y = [row[THROUGHPUT] for row in rows]
+    fig = figure(
+        "Throughput against interactivity", "means over replications; up and to the right is better", "summary.parquet"
+    )
+    best = frontier(x, y)
+    fig.add_scatter(
+        x=[x[i] for i in best],
+        y=[y[i] for i in best],
+        mode="lines",
+        name="frontier",
+        hoverinfo="skip",
+        line={"color": GREY, "width": 9, "shape": "linear"},
+        opacity=0.28,
+    )
+    names = list(dict.fromkeys(row[SERIES] for row in rows))
+    for name, mark in marks_of(names, marks).items():
+        members = sorted(
+            (i for i, row in enumerate(rows) if row[SERIES] == name), key=lambda i: rows[i].get("rate_per_s") or y[i]
+        )
+        several = len({rows[i].get("rate_per_s") for i in members}) > 1 and len(members) <= 40
+        fig.add_scatter(
+            x=[x[i] for i in members],
+            y=[y[i] for i in members],
+            name=name,
+            mode="lines+markers" if several else "markers",
+            line={"color": mark.colour, "dash": mark.dash, "width": 1.5},
+            marker={"color": mark.colour, "symbol": mark.symbol, "size": 8},
+            text=[rows[i]["label"] for i in members],
+            hovertemplate="<b>%{fullData.name}</b><br>%{text}<br>%{x:.3g} tokens/s/user<br>"
+            "%{y:.4g} tokens/s/accelerator<extra></extra>",
+        )
+    fig.update_xaxes(**axis("interactivity, 1 / TPOT p50", "output tokens/s/user", x, from_zero=False))
+    fig.update_yaxes(**axis("throughput", "output tokens/s/accelerator", y, from_zero=False))
+    return fig
+
+
+def _means(table: pa.Table) -> list[dict[str, Any]]:
+    """One row for runs of a line that differ in their seeds only; one each where the rate is not known."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for place, row in enumerate(table.to_pylist()):
+        if row[INTERACTIVITY] and row[THROUGHPUT] is not None:
+            rate = row.get("rate_per_s")
+            groups.setdefault((row[SERIES], rate, None if rate is not None else place), []).append(row)
+    rows = []
+    for (name, rate, _), members in groups.items():
+        means = {key: float(np.mean([row[key] for row in members])) for key in (INTERACTIVITY, THROUGHPUT)}
+        label = members[0]["label"] if rate is None else f"{number(rate)} requests/s"
+        rows.append({SERIES: name, "rate_per_s": rate, "label": label, **means})
+    return rows
+
+
+def cost_quality(
+    table: pa.Table,
+    cost: str = "cost_usd",
+    quality: str = "quality",
+    unit: str = "USD per 1,000 requests",
+    marks: Mapping[str, Mark] | None = None,
+) -> go.Figure:
+    """Quality against cost with the upper hull of what mixing answers can reach.
+
+    Parameters
+    ----------
+    table : pa.Table
+        One row per policy or LLM: ``series``, a column of cost and one of quality (a ratio).
+    cost, quality : str
+        Names of these columns.
+    unit : str
+        Of the cost.
+    marks : mapping, optional
+        How each series looks.
+    """
+    rows = [row for row in table.to_pylist() if row[cost] is not None and row[quality] is not None]
+    fig = figure(
+        "Quality against cost",
+        "the line is what a random mix of two reaches; up and to the left is better",
+        "summary.parquet",
+    )
+    hull = _hull([(row[cost], row[quality]) for row in rows])
+    fig.add_scatter(
+        x=[p[0] for p in hull],
+        y=[p[1] for p in hull],
+        mode="lines",
+        name="mix of two",
+        hoverinfo="skip",
+        line={"color": GREY, "dash": "dot", "width": 1.5},
+    )
+    for name, mark in marks_of(dict.fromkeys(row[SERIES] for row in rows), marks).items():
+        members = [row for row in rows if row[SERIES] == name]
+        fig.add_scatter(
+            x=[row[cost] for row in members],
+            y=[row[quality] for row in members],
+            name=name,
+            mode="markers",
+            marker={"color": mark.colour, "symbol": mark.symbol, "size": 11},
+            hovertemplate=f"<b>%{{fullData.name}}</b><br>%{{x:.4g}} {unit}<br>quality %{{y:.1%}}<extra></extra>",
+        )
+    fig.update_xaxes(**axis("cost, mean", unit, [row[cost] for row in rows]))
+    fig.update_yaxes(**axis("quality, mean", "%", [row[quality] for row in rows]))
+    return fig
+
+
+def _hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Upper concave hull by rising cost, from the cheapest to the best."""
+    hull: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
+        if hull and y <= max(p[1] for p in hull):
+            continue
+        while len(hull) > 1 and _turns_left(hull[-2], hull[-1], (x, y)):
+            hull.pop()
+        hull.append((x, y))
+    return hull
+
+
+def _turns_left(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])

@@ -1,0 +1,1 @@
+"""One page that answers: results in, a self-contained HTML file out."""

@@ -1,0 +1,85 @@
+"""Writes the page."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from fleetsim.errors import Finding, InputError
+from fleetsim.reporting.content import page
+from fleetsim.results.folder import open_results
+
+MOST_BYTES = 8 * 10**6
+"""A page is no larger than this [bytes]."""
+
+
+def report(*paths: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, title: str | None = None) -> Path:
+    """Write one HTML file that shows results: the answer first, then figures, tables and what was assumed.
+
+    Parameters
+    ----------
+    *paths : path
+        Result folders, study folders, or folders that hold several of them.
+    out : path, optional
+        File to write; default ``report.html`` in the first folder.
+    title : str, optional
+        Head line; default the name of the scenario or the study.
+
+    Returns
+    -------
+    Path
+        The file. It needs nothing else and no network, and has at most 8 MB.
+
+    Raises
+    ------
+    InputError
+        If there are no results, or the file cannot be written.
+    """
+    results = open_results(*paths)
+    if not results.runs:
+        raise InputError(
+            Finding("no run is finished yet", file=str(paths[0]), hint="run the study again: it goes on where it was")
+        )
+    target = Path(out) if out is not None else Path(paths[0]) / "report.html"
+    if target.is_dir():
+        raise InputError(Finding("is a folder", file=str(target), hint="name the HTML file"))
+    _write(target, render(page(results, title)))
+    return target
+
+
+def render(content: object) -> str:
+    """The page as HTML; everything that comes from users is escaped."""
+    environment = Environment(
+        loader=PackageLoader("fleetsim.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["script_json"] = _script_json
+    folder = Path(__file__).parent
+    parts = {name: Markup((folder / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    return environment.get_template("page.html.j2").render(page=content, plotly_js=Markup(get_plotlyjs()), **parts)
+
+
+def _script_json(text: str) -> Markup:
+    """JSON that cannot end the script element that it stands in."""
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _write(target: Path, html: str) -> None:
+    """Write a file that appears whole or not at all."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(html)
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except OSError as error:
+        raise InputError(Finding(f"cannot write there: {error.strerror}", file=str(target))) from error

@@ -1,0 +1,106 @@
+"""What stands on a page, without looking at it."""
+
+from __future__ import annotations
+
+import json
+import re
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from ruamel.yaml import YAML
+
+import fleetsim
+from fleetsim.cli.main import cli
+from fleetsim.errors import InputError
+from fleetsim.reporting.build import MOST_BYTES
+from fleetsim.reporting.content import page
+from fleetsim.results.folder import open_results
+from tests.report.conftest import HOSTILE
+
+
+def test_the_answer_of_one_run(hostile: Path) -> None:
+    content = page(open_results(hostile))
+    summary = open_results(hostile).runs[0].manifest["summary"]
+    assert content.word == summary["verdict"]
+    assert content.slo.startswith("SLO missed: 50% of requests within all limits (TTFT ≤ 500 ms, TPOT ≤ 60 ms)")
+    assert summary["slo_attainment_ratio"] == 0.5
+    assert [section.id for section in content.sections] == [
+        "latencies", "time", "heat", "scaling", "meters", "groups", "gantt",
+    ]  # fmt: skip
+    assert {table.title for section in content.sections for table in section.tables} >= {"Pools", "Tenants", "Classes"}
+    assert content.assumptions == open_results(hostile).runs[0].manifest["assumptions"]
+
+
+def test_the_answer_of_a_study(study: Path) -> None:
+    content = page(open_results(study))
+    assert [section.id for section in content.sections][:2] == ["rates", "pareto"]
+    assert content.word.endswith("req/s")
+    assert "1 runs failed" in content.sentence
+    assert any("does not fit" in warning for warning in content.warnings)
+    colours = set()
+    for section in content.sections[:1]:
+        for figure in section.figures:
+            lines = [trace for trace in json.loads(figure.json)["data"] if trace.get("mode") == "lines+markers"]
+            colours.add(tuple((line["name"], line["line"]["color"]) for line in lines))
+    assert len(colours) == 1, "a policy changes its colour"
+
+
+def test_shares_within_limits_are_exact(hostile: Path) -> None:
+    results = open_results(hostile)
+    table = results.table("requests", results.runs[0])
+    ttft = np.array(table["ttft_s"].to_pylist(), dtype=float)
+    finished = np.array(table["status"].to_pylist()) == "finished"
+    row = next(row for row in page(results).tables[0].rows if row[0].text == "TTFT")
+    assert row[2].value == pytest.approx((finished & (ttft <= 0.5)).mean(), abs=0)
+
+
+def test_the_scenario_on_the_page_is_the_one_that_ran(hostile: Path, tmp_path: Path) -> None:
+    results = open_results(hostile)
+    scenario = YAML(typ="safe").load(StringIO(page(results).scenario))
+    again = fleetsim.run(scenario, out=tmp_path / "again")
+    manifest = json.loads((again.out / "manifest.json").read_text())
+    assert manifest["scenario_digest"] == results.runs[0].manifest["scenario_digest"]
+
+
+def test_the_command_writes_the_page(hostile: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    done = CliRunner().invoke(cli, ["report", str(hostile), "-o", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told == {"report": str(out), "bytes": out.stat().st_size}
+    assert told["bytes"] < MOST_BYTES
+    html = out.read_text(encoding="utf-8")
+    assert HOSTILE not in html
+    assert re.search(r"<h1>&lt;script&gt;document", html)
+    assert "49</script>" not in html, "a name is a template"
+
+
+def test_several_folders_stand_side_by_side(hostile: Path, study: Path, tmp_path: Path) -> None:
+    run = sorted(study.glob("run=*"))[0]
+    content = page(open_results(hostile, run))
+    assert content.word == "2 runs"
+    assert next(section.id for section in content.sections) == "rates"
+    assert len(content.tables[0].rows) == 2
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    done = CliRunner().invoke(cli, ["report", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "holds no results" in done.stderr
+    assert "Traceback" not in done.stderr
+    with pytest.raises(InputError, match="there is nothing"):
+        fleetsim.report(tmp_path / "missing")
+
+
+def test_a_folder_that_cannot_be_written_is_told(hostile: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(cli, ["report", str(hostile), "-o", str(tmp_path / "file" / "page.html")])
+    assert done.exit_code == 2
+    assert "cannot write there" in done.stderr
+    done = CliRunner().invoke(cli, ["report", str(hostile), "-o", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "is a folder" in done.stderr
