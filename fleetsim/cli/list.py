@@ -171,6 +171,13 @@ def _scenarios() -> Rows:
         yield {"name": f"embedded:{name}", "summary": summary}
 
 
+def _sweeps() -> Rows:
+    from fleetsim.sweep.sweep_file import embedded_sweeps
+
+    for name, summary in embedded_sweeps().items():
+        yield {"name": name, "summary": summary}
+
+
 def _plans() -> Rows:
     from fleetsim.planning.problems import embedded_problems
 
@@ -204,6 +211,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "profiles": _profiles,
     "metrics": _metrics,
     "scenarios": _scenarios,
+    "sweeps": _sweeps,
     "plans": _plans,
     "papers": _papers,
 }
@@ -228,7 +236,8 @@ def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
 def command(kind: str, of: str | None, as_json: bool) -> None:
     """What can be named in a scenario.
 
-    KIND is policies, accelerators, llms, encoders, links, grids, prices, traces, profiles, metrics, scenarios, plans or papers.
+    KIND is policies, accelerators, llms, encoders, links, grids, prices, traces, profiles, metrics, scenarios, sweeps,
+    plans or papers.
     POLICIES is a kind of policies, such as routers or schedulers: `fleetsim list policies routers`.
     """
     rows = list(KINDS[kind]())

@@ -24,7 +24,6 @@ __all__ = [
     "Query",
     "Reject",
     "best",
-    "best_row",
     "number_of",
 ]
 
@@ -175,6 +174,8 @@ class ModelsView:
         self.now_s = 0.0
         self._replicas = replicas
         self._views: dict[int, FleetView] = {}
+        self._tpots: dict[tuple[int, str, int], float] = {}
+        """Step times by arm, pool and batch."""
         self.seats = tuple(seats) or (64,) * len(self.arms)
         """Requests that one replica of each arm runs at a time at most."""
 
@@ -220,20 +221,38 @@ class ModelsView:
             return float("inf")
         return sum([view.outstanding[i] for i in members]) / (len(members) * self.seats[arm])
 
+    def alone_s(self, arm: int, query: Query) -> float:
+        """Expected time to the last token if nothing else ran [s]; of the first replica that is there."""
+        view = self.replicas(arm)
+        if not view.members:
+            return float("inf")
+        place = view.members[0]
+        return view.prefill_s(place, query.prompt_tokens, 0) + float(query.output_tokens[arm]) * view.tpot_s(place, 1)
+
+    def _tpot_s(self, view: FleetView, arm: int, place: int, batch: int) -> float:
+        """Step time of a batch: the same for all replicas of a pool."""
+        key = (arm, view.pools[place], batch)
+        known = self._tpots.get(key)
+        if known is None:
+            known = self._tpots[key] = view.tpot_s(place, batch)
+        return known
+
     def latency_s(self, arm: int, query: Query) -> float:
         """Expected time to the last token if an arm is asked now [s].
 
         At the replica with the fewest requests: its prompt alone, its answer at the step time of the batch, and where all seats are
-        taken, the time until one is free: one over the number of seats of an answer, for each request before it.
+        taken, the time until one is free: one over the number of seats of an answer, for each request before it. There are as
+        many seats as requests like this one fit the KV cache, and no more than run at a time.
         """
         view = self.replicas(arm)
         members = view.members
         if not members:
             return float("inf")
         place = min(members, key=view.outstanding.__getitem__)
-        seats, there = self.seats[arm], view.outstanding[place]
-        tokens = float(query.output_tokens[arm])
-        answer_s = tokens * view.tpot_s(place, min(there + 1, seats))
+        tokens, there = float(query.output_tokens[arm]), view.outstanding[place]
+        fit = int(view.capacity_tokens[place] / (query.prompt_tokens + tokens))
+        seats = max(min(self.seats[arm], fit), 1)
+        answer_s = tokens * self._tpot_s(view, arm, place, min(there + 1, seats))
         waiting = max(there + 1 - seats, 0)
         return view.prefill_s(place, query.prompt_tokens, 0) + answer_s * (1.0 + waiting / seats)
 
@@ -259,15 +278,12 @@ class ModelRouter(Protocol):
 
 def best(scores: Any, among: Sequence[int]) -> int:
     """Of some arms the one with the highest score, the first of equal ones."""
-    values = scores[among]
-    top = values.max()
-    return among[int((values >= top - _EQUAL * max(1.0, abs(top))).argmax())]
-
-
-def best_row(scores: Any) -> int:
-    """Of all arms the one with the highest score, the first of equal ones."""
-    top = scores.max()
-    return int((scores >= top - _EQUAL * max(1.0, abs(top))).argmax())
+    values = scores if isinstance(scores, list) else scores.tolist()
+    if len(among) < len(values):
+        values = [values[arm] for arm in among]
+    top = max(values)
+    least = top - _EQUAL * max(1.0, abs(top))
+    return next(arm for arm, value in zip(among, values, strict=True) if value >= least)
 
 
 def number_of(models: ModelsView, name: str, policy: str) -> int:

@@ -62,6 +62,14 @@ class FrugalGpt:
         ask = self._next(stage + 1)
         return Accept(len(answers) - 1) if ask.arm == answer.arm else ask
 
+    def later(self, arm: int) -> list[Ask]:
+        """What may be asked from an arm's stage on, in order."""
+        among = self._models.open()
+        first = self._order.index(arm) if arm in self._order else len(self._order)
+        last = len(self._order) - 1
+        stages = [stage for stage in range(first, len(self._order)) if self._order[stage] in among]
+        return [Ask(self._order[stage], judge=stage < last, last=stage == last) for stage in stages]
+
     def _next(self, stage: int) -> Ask:
         """The arm of a stage, or of the next one that is there."""
         among = self._models.open()

@@ -50,7 +50,7 @@ class LinearEpsilon:
         among = self._models.open()
         if self._rng.random() < self._epsilon:
             return self._asks[among[int(self._rng.integers(len(among)))]]
-        return self._asks[best(self.ridges.means(self._context.of(query)), among)]
+        return self._asks[best(self.ridges.look(self._context.of(query))[0], among)]
 
     def feedback(self, outcome: Outcome) -> None:
         """Learn from an answer."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
@@ -51,8 +50,9 @@ class LinUcb:
 
     def route(self, query: Query) -> Ask:
         """The arm with the highest bound."""
-        x = self._context.of(query)
-        scores = self.ridges.means(x) + self._alpha * np.sqrt(self.ridges.variances(x))
+        alpha = self._alpha
+        means, deviations = self.ridges.look(self._context.of(query))
+        scores = [mean + alpha * deviation for mean, deviation in zip(means, deviations, strict=True)]
         among = self._models.open()
         if self._load_weight:
             for arm in among:

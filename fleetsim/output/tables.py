@@ -100,6 +100,32 @@ REQUESTS = (
         "encode_end_s - encode_start_s",
     ),
     Column("queue_wait_s", _F, "s", "Wait in the replica's queue", "first_scheduled_s - queued_s"),
+    Column(
+        "prefill_s",
+        _F,
+        "s",
+        "Time from its first step to its first token without what follows",
+        "first_token_s - first_scheduled_s - part of transfer_s and stall_s before first_token_s",
+    ),
+    Column(
+        "transfer_s",
+        _F,
+        "s",
+        "Time for which it waited, admitted, for keys and values from another replica, the host, drives or the store",
+    ),
+    Column(
+        "decode_s",
+        _F,
+        "s",
+        "Time from its first token to its last without these",
+        "end_s - first_token_s - part of transfer_s and stall_s after first_token_s",
+    ),
+    Column(
+        "stall_s",
+        _F,
+        "s",
+        "Time after its first step for which it ran nowhere: preempted, between replicas, in the queue of the one that decodes",
+    ),
     Column("itl_max_s", _F, "s", "Largest gap between two of its tokens; null below two tokens"),
     Column(
         "energy_j",

@@ -136,7 +136,7 @@ def cost_quality(
             hovertemplate=f"<b>%{{fullData.name}}</b><br>%{{x:.4g}} {unit}<br>quality %{{y:.1%}}<extra></extra>",
         )
     fig.update_xaxes(**axis("cost, mean", unit, [row[cost] for row in rows]))
-    fig.update_yaxes(**axis("quality, mean", "%", [row[quality] for row in rows]))
+    fig.update_yaxes(**axis("quality, mean over requests", "%", [row[quality] for row in rows]))
     return fig
 
 

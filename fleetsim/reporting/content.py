@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
@@ -15,6 +16,8 @@ from ruamel.yaml import YAML
 from fleetsim import __version__
 from fleetsim.metrics.definitions import METRICS
 from fleetsim.plots import gantt, grid, latencies, over_time, pareto, rates
+from fleetsim.plots.digest import PARTS
+from fleetsim.plots.latencies import PART_HINTS, PART_TITLES
 from fleetsim.plots.rates import NAMES
 from fleetsim.plots.style import Mark, marks_of, number
 from fleetsim.reporting.detail import Detail, Limits, limits_of, read
@@ -94,11 +97,16 @@ class Page:
 class _Figures:
     """Numbers figures and turns them into JSON."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: dict[str, go.Figure] | None) -> None:
         self.count = 0
+        self._kept = kept
+        """Figures as they were made, by name, if anybody wants them."""
 
     def __call__(self, fig: go.Figure, wide: bool = False, run: str = "") -> Drawn:
         self.count += 1
+        if self._kept is not None:
+            title = re.sub(r"[^a-z0-9]+", "-", f"{fig.layout.meta['title']} {run}".lower()).strip("-")
+            self._kept[f"{self.count:02}-{title[:60]}"] = go.Figure(fig)
         meta = dict(fig.layout.meta)
         fig.update_layout(title=None, meta=None)
         named = (
@@ -117,8 +125,8 @@ def _subplots(fig: go.Figure) -> bool:
     return "xaxis2" in fig.to_dict()["layout"]
 
 
-def page(results: Results, title: str | None = None) -> Page:
-    """Read results and lay out the page."""
+def page(results: Results, title: str | None = None, figures: dict[str, go.Figure] | None = None) -> Page:
+    """Read results and lay out the page; `figures` takes those that it shows."""
     places = placed(results)
     summary = summary_of(results, places)
     limits = limits_of(results.runs[0])
@@ -131,7 +139,7 @@ def page(results: Results, title: str | None = None) -> Page:
     marks |= {label: marks[place.series] for place, label in zip(chosen, labels, strict=True) if label not in marks}
     if len(results.runs) == 1:
         marks = {}
-    draw = _Figures()
+    draw = _Figures(figures)
     first = results.runs[0]
     each = _each(details, marks, draw)
     sections = [
@@ -417,16 +425,30 @@ def _across(
 
 
 def _quality(summary: pa.Table, marks: Mapping[str, Mark], draw: _Figures) -> Section:
-    """Only where somebody knows the quality of answers."""
+    """Only where somebody knows the quality of answers; at list prices, beside what single models and an oracle would do."""
     section = Section("quality", "Quality against cost")
-    known = _known(summary)
-    quality = next((key for key in ("quality_mean_ratio", "quality_ratio", "quality") if key in known), None)
-    if quality is not None and "cost_per_request_mean_usd" in known:
-        costs = [None if v is None else v * 1e3 for v in summary["cost_per_request_mean_usd"].to_pylist()]
-        plane = summary.append_column("cost_per_thousand_usd", pa.array(costs, pa.float64()))
-        fig = pareto.cost_quality(plane, "cost_per_thousand_usd", quality, marks=marks)
-        section.figures.append(draw(fig, wide=True))
+    rows: list[tuple[str, float, float]] = []
+    for row in summary.to_pylist():
+        count = row.get("requests") or 0
+        if row.get("quality_per_request") is None or row.get("list_usd") is None or not count:
+            continue
+        rows.append((row["series"], 1e3 * row["list_usd"] / count, row["quality_per_request"]))
+        for title, usd, quality in _REFERENCES:
+            known = row.get(usd) is not None and row.get(quality) is not None
+            if known and title not in [name for name, *_ in rows]:
+                rows.append((title, 1e3 * row[usd] / count, row[quality]))
+    if rows:
+        names = ("series", "cost_usd", "quality")
+        table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+        unit = "USD at list prices per 1,000 requests"
+        section.figures.append(draw(pareto.cost_quality(table, unit=unit, marks=marks), wide=True))
     return section
+
+
+_REFERENCES = (
+    ("best single model", "list_usd_single", "quality_single_mean"),
+    ("best answer to each, as nobody knows it", "list_usd_best", "quality_best_mean"),
+)
 
 
 def _known(table: pa.Table) -> set[str]:
@@ -461,7 +483,23 @@ def _times(details: Sequence[Detail], draw: _Figures) -> Section:
     figures = [
         draw(latencies.where_time_goes(table, by), wide=len(details) > 1) for by in ("ttft", "e2el") if by in known
     ]
-    return Section("time", "Where the time goes", figures)
+    return Section("time", "Where the time goes", figures, [_parts(details)])
+
+
+def _parts(details: Sequence[Detail]) -> HtmlTable:
+    """The same in numbers: some parts are too short to be seen beside decoding."""
+    table = pa.concat_tables([detail.digest.parts_table(detail.label) for detail in details])
+    rows = [row for row in table.to_pylist() if row["by"] == "e2el"]
+    shown = [part for part in PARTS if any(row["seconds"] > 0 for row in rows if row["part"] == part)]
+    heads = [Head("run", "", False)] * (len(details) > 1) + [Head("around", "", False)]
+    heads += [Head(PART_TITLES.get(part, part), PART_HINTS[part]) for part in shown] + [Head("E2E latency")]
+    found = {(row["label"], row["band"], row["part"]): row["seconds"] for row in rows}
+    cells = []
+    for label, band in dict.fromkeys((row["label"], row["band"]) for row in rows):
+        first = [name(label)] * (len(details) > 1) + [Cell(band, band)]
+        total = sum(found[label, band, part] for part in PARTS)
+        cells.append([*first, *(seconds(found[label, band, part]) for part in shown), seconds(total)])
+    return HtmlTable("To the last token, in numbers", heads, cells, "requests.parquet")
 
 
 def _each(details: Sequence[Detail], marks: Mapping[str, Mark], draw: _Figures) -> list[Section]:

@@ -104,3 +104,30 @@ def test_a_folder_that_cannot_be_written_is_told(hostile: Path, tmp_path: Path) 
     done = CliRunner().invoke(cli, ["report", str(hostile), "-o", str(tmp_path)])
     assert done.exit_code == 2
     assert "is a folder" in done.stderr
+
+
+def test_figures_as_images(hostile: Path, tmp_path: Path, chromium: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROWSER_PATH", chromium)
+    told = CliRunner().invoke(
+        cli,
+        [
+            "report",
+            str(hostile),
+            "-o",
+            str(tmp_path / "page.html"),
+            "--figures",
+            str(tmp_path / "images"),
+            "--format",
+            "png",
+        ],
+    )
+    assert told.exit_code == 0, told.output
+    images = sorted((tmp_path / "images").iterdir())
+    count = (tmp_path / "page.html").read_text(encoding="utf-8").count('class="plot"')
+    assert len(images) == count >= 8
+    for image in images:
+        head = image.read_bytes()[:24]
+        assert head[:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(head[16:20], "big") == 1800
+    with pytest.raises(InputError, match="no image format"):
+        fleetsim.report(hostile, out=tmp_path / "page.html", figures=tmp_path / "images", figure_format="bmp")
