@@ -19,8 +19,6 @@ from fleetsim.metrics.answers import (
 from fleetsim.model_routing.adaptive_consistency import sureness
 from fleetsim.model_routing.api import Ask, ModelsView, Query
 from fleetsim.model_routing.bandit import Ridges
-from fleetsim.model_routing.knapsack import bar
-from fleetsim.model_routing.moma import pareto, topsis
 from fleetsim.model_routing.radar import scalarised
 from fleetsim.plugins import PolicyConfig, names
 from fleetsim.testing import check_model_router
@@ -174,30 +172,6 @@ def test_bandits_learn_which_model_is_worth_it(tmp_path: Path) -> None:
         assert np.mean([model == SMALL for model in models[1.0]]) > 0.9, name
 
 
-def test_the_knapsack_gets_its_share_of_what_could_be_had() -> None:
-    """A ramp of gains per dollar that stops anywhere, the worst case: at least 1 / (1 + ln(U / L)) of the offline optimum."""
-    least, most, price = 1.0, 50.0, 1e-4
-    promised = 1.0 / (1.0 + np.log(most / least))
-    for top in (1.0, 5.0, 20.0, 50.0):
-        spent = got = 0.0
-        for ratio in np.exp(np.linspace(0.0, np.log(top), 400)):
-            for _ in range(round(1.0 / price) // 40):  # more than what fits, at each step of the ramp
-                if spent + price > 1.0 or ratio < bar(spent, least, most):
-                    break
-                spent += price
-                got += price * ratio
-        assert got / top >= promised * 0.98
-
-
-def test_topsis_takes_what_is_nearest_to_the_ideal() -> None:
-    quality, usd = np.array([0.5, 0.9, 0.6, 0.9]), np.array([1.0, 5.0, 2.0, 6.0])
-    assert pareto(quality, usd) == [0, 1, 2]  # the last one is dearer than its equal
-    scores = topsis(np.array([0.0, 1.0]), np.array([1.0, 0.0]), 0.5, 0.5)
-    assert scores.tolist() == [0.0, 1.0]
-    even = topsis(np.array([1.0, 0.0]), np.array([1.0, 0.0]), 0.5, 0.5)
-    assert even == pytest.approx([0.5, 0.5])
-
-
 def test_the_latency_of_now_keeps_requests_from_a_pool_that_is_full(tmp_path: Path) -> None:
     """With the latency of an empty replica most go to the better model and wait; with that of now more go to the other one."""
     shares, waits = {}, {}
@@ -211,17 +185,6 @@ def test_the_latency_of_now_keeps_requests_from_a_pool_that_is_full(tmp_path: Pa
         waits[latency] = result.summary["e2el_mean_s"]
     assert shares["state"] > shares["static"] + 0.1
     assert waits["state"] < 0.9 * waits["static"]
-
-
-def test_a_cascade_does_not_escalate_into_a_queue(tmp_path: Path) -> None:
-    """With a limit that the loaded model cannot keep, the cheap answer is given; with one that anybody keeps, nothing changes."""
-    shares = {}
-    for limit in ("2 s", "1000 s"):
-        config = scenario({"policy": "pool-gate", "thresholds": [0.7], "limit": limit}, 200, 80.0)
-        shares[limit] = np.mean([model == BIG for model in column(run(config, tmp_path / limit), "model")])
-    plain = scenario({"policy": "frugal-gpt", "thresholds": [0.7]}, 200, 80.0)
-    assert shares["1000 s"] == np.mean([model == BIG for model in column(run(plain, tmp_path / "plain"), "model")])
-    assert shares["2 s"] < shares["1000 s"] / 2
 
 
 def test_more_samples_of_a_cheap_model_match_a_dear_one(tmp_path: Path) -> None:
