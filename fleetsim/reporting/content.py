@@ -154,7 +154,7 @@ def page(results: Results, title: str | None = None, figures: dict[str, go.Figur
     one = len(results.runs) == 1
     word, tone, sentence = _verdict(results, summary, best, target)
     return Page(
-        title=title or (first.name if one or not first.study else first.study),
+        title=title or _title(results.runs),
         subtitle=_subtitle(results, places),
         word=word,
         tone=tone,
@@ -175,6 +175,14 @@ def page(results: Results, title: str | None = None, figures: dict[str, go.Figur
         versions=_versions(first),
         metrics=[(metric.name, metric.unit, metric.formula) for metric in METRICS],
     )
+
+
+def _title(runs: Sequence[Run]) -> str:
+    """Names of the scenarios, or of the studies, that the runs are of."""
+    names = list(dict.fromkeys(run.study or run.name for run in runs))
+    if len(names) == 1 and len(runs) > 1 and not runs[0].study:
+        names = [run.label for run in runs]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _rates_of(places: Sequence[Placed]) -> bool:
@@ -229,9 +237,20 @@ def _verdict(
         against = f"; {', '.join(rest)}" if rest else ""
         return f"{number(top)} req/s", "good", f"highest rate run that keeps the SLO: {leader}{against}{missing}"
     words = summary["verdict"].to_pylist() if "verdict" in summary.column_names else []
-    counts = {word: words.count(word) for word in ("STABLE", "BACKLOGGED", "OVERLOADED") if word in words}
+    counts = {word: words.count(word) for word in (*_TONES, "MEASURED") if word in words}
     tone = "bad" if "OVERLOADED" in counts else "fair" if "BACKLOGGED" in counts else "good"
     return f"{len(runs)} runs", tone, ", ".join(f"{count} {word}" for word, count in counts.items()) + missing
+
+
+def _beyond(summary: pa.Table, equal: Sequence[str], top: float) -> str:
+    """Which of several lines that are equally good so far keeps most at the next rate."""
+    found = {name: rows for name, rows in rates.points(summary, "slo_attainment_ratio").items() if name in equal}
+    later = min((row[0] for rows in found.values() for row in rows if row[0] > top), default=None)
+    if later is None:
+        return ""
+    there = {name: row[1] for name, rows in found.items() for row in rows if row[0] == later}
+    leader = max(there, key=lambda name: there[name])
+    return f"; at {number(later)} {leader} keeps most, {ratio(there[leader]).text}"
 
 
 def _subtitle(results: Results, places: Sequence[Placed]) -> str:
@@ -416,7 +435,8 @@ def _across(
         section.figures.append(draw(grid.compared(summary, marks), wide=True))
     yield section
     trade = Section("pareto", "Trade-offs")
-    if {"tpot_p50_s", "output_tokens_per_s_per_accelerator"} <= known:
+    pair = ("tpot_p50_s", "output_tokens_per_s_per_accelerator")
+    if set(pair) <= known and sum(all(row[name] for name in pair) for row in summary.to_pylist()) > 1:
         trade.figures.append(draw(pareto.throughput_interactivity(summary, marks), wide=True))
     both = axes_for_grid(summary)
     if both is not None and "slo_attainment_ratio" in known and limits is not None:
@@ -483,7 +503,7 @@ def _times(details: Sequence[Detail], draw: _Figures) -> Section:
     figures = [
         draw(latencies.where_time_goes(table, by), wide=len(details) > 1) for by in ("ttft", "e2el") if by in known
     ]
-    return Section("time", "Where the time goes", figures, [_parts(details)])
+    return Section("time", "Where the time goes", figures, [_parts(details)] if figures else [])
 
 
 def _parts(details: Sequence[Detail]) -> HtmlTable:

@@ -131,3 +131,29 @@ def test_figures_as_images(hostile: Path, tmp_path: Path, chromium: str, monkeyp
         assert int.from_bytes(head[16:20], "big") == 1800
     with pytest.raises(InputError, match="no image format"):
         fleetsim.report(hostile, out=tmp_path / "page.html", figures=tmp_path / "images", figure_format="bmp")
+
+
+def test_measured_runs_stand_beside_simulated_ones(hostile: Path, tmp_path: Path) -> None:
+    """Of a measured run only what was measured is shown."""
+    run = CliRunner().invoke
+    measured = tmp_path / "measured"
+    assert (
+        run(cli, ["export", str(hostile), "--format", "vllm-bench", "-o", str(tmp_path / "bench.json")]).exit_code == 0
+    )
+    assert run(cli, ["import", str(tmp_path / "bench.json"), "-o", str(measured)]).exit_code == 0
+    alone = page(open_results(measured))
+    assert alone.word == "MEASURED"
+    assert {section.id for section in alone.sections} <= {"latencies", "gantt", "groups"}
+    both = page(open_results(hostile, measured))
+    cdf = json.loads(both.sections[[s.id for s in both.sections].index("latencies")].figures[0].json)
+    assert len([trace for trace in cdf["data"] if trace["mode"] == "lines"]) == 2
+    assert "1 MEASURED" in both.sentence
+
+
+def test_a_run_can_write_its_page(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        cli, ["run", "-o", str(tmp_path / "out"), "--report", "--live", "--json", "--set", "workload.requests=200"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["report"] == str(tmp_path / "out" / "report.html")
+    assert (tmp_path / "out" / "report.html").stat().st_size < MOST_BYTES
