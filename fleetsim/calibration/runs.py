@@ -316,6 +316,18 @@ def _vllm_detailed(fields: Fields, name: str, load: Load) -> Run:
     ttft = fields.numbers("ttfts")
     count = len(ttft)
     prompt, output = fields.numbers("input_lens", count), fields.numbers("output_lens", count)
+    after_s = _after_first_s(fields, ttft)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tpot = np.where(output > 1, after_s / (output - 1), np.nan)
+    starts = fields.numbers("start_times", count) if fields.has("start_times") else None
+    return _kept(name, fields.file, load, prompt, output, np.stack([ttft, tpot]), starts)
+
+
+def _after_first_s(fields: Fields, ttft: Floats) -> Floats:
+    """Time from the first to the last token: the sum of the gaps, or what is left of the latencies where a file has no gaps [s]."""
+    count = len(ttft)
+    if not fields.has("itls") and fields.has("latencies"):
+        return fields.numbers("latencies", count) - ttft
     gaps = fields.content.get("itls")
     if (
         not isinstance(gaps, list)
@@ -323,10 +335,7 @@ def _vllm_detailed(fields: Fields, name: str, load: Load) -> Run:
         or not all(isinstance(gap, list) and all(type(g) in (int, float) for g in gap) for gap in gaps)
     ):
         raise fields.wrong("itls", f"expected {count} lists of gaps")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tpot = np.where(output > 1, np.array([math.fsum(g) for g in gaps]) / (output - 1), np.nan)
-    starts = fields.numbers("start_times", count) if fields.has("start_times") else None
-    return _kept(name, fields.file, load, prompt, output, np.stack([ttft, tpot]), starts)
+    return np.array([math.fsum(g) for g in gaps])
 
 
 def _guidellm(fields: Fields, name: str, told: Load | None) -> list[Run]:

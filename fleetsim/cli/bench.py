@@ -28,7 +28,8 @@ def command(quick: bool, as_json: bool, only: tuple[str, ...], repeat: int) -> N
     replicas  100 k requests on 10, 100 and 1,000 replicas, each as busy as in the million
     floor     as many events as the million has, in which nothing happens: bare SimPy, and fleetsim's clock
     week      5 M requests in a week of days and nights, on up to 16 autoscaled replicas of a 70 B model (only if asked for)
-    routers   100 k requests on 64 replicas with each of many routers, against power-of-two-choices (only if asked for)
+    routers   100 k requests on 64 replicas with each of many routers, against power-of-two-choices; xllm, which computes prompts
+              and answers apart, against power-of-two-choices on both sides of such a fleet (only if asked for)
     orders    20 k requests at twice the rate with each order of the engines' queues, against fcfs (only if asked for)
 
     Events and requests depend on the scenario alone; times depend on the machine and on what else it does.
@@ -55,6 +56,7 @@ _COLUMNS = {
     "events per request": ("events_per_request", "{:.2f}"),
     "peak RSS MB": ("peak_rss_bytes", "{:,.0f}"),
     "CPU / plain": ("times_plain", "{:.2f}"),
+    "events / plain": ("events_times_plain", "{:.2f}"),
 }
 """Key and format of each column by its title."""
 

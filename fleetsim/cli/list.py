@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 Rows = Iterable[dict[str, str]]
 
 
-def _policies() -> Rows:
+def _policies(of: str | None = None) -> Rows:
     from fleetsim import plugins
 
-    for row in plugins.listing():
+    listed = [row for row in plugins.listing() if of is None or row.kind == of]
+    tagged = of is not None and any(row.tags for row in listed)
+    for row in listed:
         yield {
             "kind": row.kind,
             "name": row.name,
             "summary": row.summary,
+            **({"tags": row.tags} if tagged else {}),
             "package": f"{row.package} {row.version}".strip(),
         }
 
@@ -171,6 +174,13 @@ def _scenarios() -> Rows:
         yield {"name": f"embedded:{name}", "summary": summary}
 
 
+def _sweeps() -> Rows:
+    from fleetsim.sweep.sweep_file import embedded_sweeps
+
+    for name, summary in embedded_sweeps().items():
+        yield {"name": name, "summary": summary}
+
+
 def _plans() -> Rows:
     from fleetsim.planning.problems import embedded_problems
 
@@ -204,12 +214,13 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "profiles": _profiles,
     "metrics": _metrics,
     "scenarios": _scenarios,
+    "sweeps": _sweeps,
     "plans": _plans,
     "papers": _papers,
 }
 
 
-def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
+def _of(kind: str, of: str) -> Rows:
     """Only policies of one kind."""
     from fleetsim.errors import InputError, nearest
     from fleetsim.plugins import GROUPS
@@ -218,7 +229,7 @@ def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
         raise InputError(f"{kind} have no kinds: only `fleetsim list policies` takes one")
     if of not in GROUPS:
         raise InputError(f'no kind of policies "{of[:60]}". {nearest(of, GROUPS, "kinds")}')
-    return [row for row in rows if row["kind"] == of]
+    return _policies(of)
 
 
 @click.command()
@@ -228,12 +239,11 @@ def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
 def command(kind: str, of: str | None, as_json: bool) -> None:
     """What can be named in a scenario.
 
-    KIND is policies, accelerators, llms, encoders, links, grids, prices, traces, profiles, metrics, scenarios, plans or papers.
+    KIND is policies, accelerators, llms, encoders, links, grids, prices, traces, profiles, metrics, scenarios, sweeps,
+    plans or papers.
     POLICIES is a kind of policies, such as routers or schedulers: `fleetsim list policies routers`.
     """
-    rows = list(KINDS[kind]())
-    if of is not None:
-        rows = _of(rows, kind, of)
+    rows = list(KINDS[kind]() if of is None else _of(kind, of))
     if as_json:
         print_json({"kind": kind, "items": rows})
     elif rows:

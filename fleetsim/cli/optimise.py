@@ -59,7 +59,7 @@ INTERRUPTED = 130
 @click.option("--seed", type=click.IntRange(0), help="Of the search [0].")
 @set_option
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the study [fleetsim-out/NAME].")
-@click.option("--name", help="Name of the study [the scenario's].")
+@click.option("--name", help="Name of the study [the scenario's, and -search].")
 @click.option("-j", "--jobs", type=click.IntRange(0, 1024), default=0, help="Processes [one per core].")
 @memory_option
 @click.option(

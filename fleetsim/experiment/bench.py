@@ -29,10 +29,7 @@ from fleetsim.scenario.template import scenarios_folder
 GROUPS = ("trace", "million", "requests", "replicas", "floor", "week", "routers", "orders")
 """What can be asked for by name; the million ends the series in requests and is run once."""
 
-AGAINST_PLAIN = ("routers", "orders")
-"""Groups whose first case is the plain one, to which the others are compared."""
-
-ONLY_ASKED = ("week", *AGAINST_PLAIN)
+ONLY_ASKED = ("week", "routers", "orders")
 """Groups that are run only if asked for."""
 
 ROUTERS = (
@@ -55,6 +52,9 @@ ROUTERS = (
     "xllm",
 )
 """The plain router, and those that look at prefixes, loads or both."""
+
+PAIRS = ("xllm",)
+"""Of these, routers of pairs: prompts and answers are computed apart, which takes about twice the events whoever chooses."""
 
 ORDERS = ("fcfs", "priority", "edf", "least-slack", "sjf", "srpt", "aging", "ltr", "mlfq", "vtc")
 
@@ -91,6 +91,8 @@ class Case:
     """Floor: whose timers, ``simpy`` or ``clock``."""
     events: int = 0
     """Floor: how many."""
+    against: str = ""
+    """Name of the plain case that it is compared to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,8 @@ def cases(quick: bool = False, only: Sequence[str] = ()) -> list[Case]:
     every += [_fleet(f"replicas-{n}", "replicas", each, n) for n in (10, 100, 1000)]
     every += [_floor(queue, last * FLOOR_EVENTS_PER_REQUEST) for queue in ("simpy", "clock")]
     every += [_week(last * 5)]
-    every += [_router(name, each) for name in ROUTERS]
+    every += [_router(name, each) for name in ROUTERS if name not in PAIRS]
+    every += [_apart(each), *[_router(name, each, "router-apart") for name in PAIRS]]
     every += [_order(name, each // 5) for name in ORDERS]
     return [case for case in every if set(case.groups) & set(only or set(GROUPS) - set(ONLY_ASKED))]
 
@@ -184,9 +187,17 @@ def _week(requests: int) -> Case:
     return Case("week", ("week",), what, str(million().with_name("week.yaml")), (("workload.requests", requests),))
 
 
-def _router(name: str, requests: int) -> Case:
+def _router(name: str, requests: int, against: str = "router-power-of-two-choices") -> Case:
     case = _fleet(f"router-{name}", "routers", requests, REPLICAS)
-    return replace(case, overrides=(*case.overrides, ("gateway.router", {"policy": name})))
+    return replace(case, overrides=(*case.overrides, ("gateway.router", {"policy": name})), against=against)
+
+
+def _apart(requests: int) -> Case:
+    """The plain router on both sides of a fleet that computes prompts and answers apart."""
+    case = _fleet("router-apart", "routers", requests, REPLICAS // 2)
+    what = f"{requests:,} requests on {REPLICAS // 2} replicas for prompts and {REPLICAS // 2} for answers"
+    laid = (("workload.requests", requests),)
+    return replace(case, what=what, scenario=str(million().with_name("apart.yaml")), overrides=laid, against=case.name)
 
 
 def _order(name: str, requests: int) -> Case:
@@ -196,7 +207,7 @@ def _order(name: str, requests: int) -> Case:
         ("gateway.predictor", {"policy": "rank"}),
         ("pools[0].engine.order", {"policy": name}),
     )
-    return replace(case, overrides=(*case.overrides, *laid))
+    return replace(case, overrides=(*case.overrides, *laid), against="order-fcfs")
 
 
 def _floor(queue: str, events: int) -> Case:
@@ -249,19 +260,16 @@ def bench(chosen: Sequence[Case], repeat: int = 1, tell: Tell = lambda _: None) 
         "load_average": load,
         "compiled": compiled(),
         "repeat": repeat,
-        "cases": [
-            row.row() | {"times_plain": _times_plain(row, case, rows, chosen)}
-            for row, case in zip(rows, chosen, strict=True)
-        ],
+        "cases": [row.row() | _against_plain(row, case, rows) for row, case in zip(rows, chosen, strict=True)],
     }
 
 
-def _times_plain(row: Measured, case: Case, rows: Sequence[Measured], chosen: Sequence[Case]) -> float | None:
-    """Processor time over that of the plain case of the same group; None in groups without one."""
-    for group in set(case.groups) & set(AGAINST_PLAIN):
-        plain = next(other for other, its in zip(rows, chosen, strict=True) if group in its.groups)
-        return row.cpu_s / plain.cpu_s if plain.cpu_s > 0 else None
-    return None
+def _against_plain(row: Measured, case: Case, rows: Sequence[Measured]) -> dict[str, float | None]:
+    """Processor time and events over those of the plain case; None where there is none, or it was not run."""
+    plain = next((other for other in rows if other.case == case.against), None)
+    if plain is None or plain.cpu_s <= 0:
+        return {"times_plain": None, "events_times_plain": None}
+    return {"times_plain": row.cpu_s / plain.cpu_s, "events_times_plain": row.events / plain.events}
 
 
 _CHILD = "from fleetsim.experiment.bench import answer; answer()"

@@ -19,6 +19,7 @@ from fleetsim.catalog.own import own_of
 from fleetsim.errors import DataError, Finding, InputError, ScenarioError, nearest
 from fleetsim.experiment.check_elastic import conversions_can_be, pools_are_there
 from fleetsim.experiment.check_energy import CHECKS
+from fleetsim.experiment.check_faults import cuts_are_modelled
 from fleetsim.experiment.check_quality import answers_can_be
 from fleetsim.fleet.pool import describe_pool, encoder_bytes_per_accelerator, encoder_parallelism
 from fleetsim.kernel.streams import Streams
@@ -418,6 +419,7 @@ _SCENARIO_CHECKS: tuple[Callable[[LoadedScenario], Findings], ...] = (
     _store_is_there,
     _copies_have_a_place,
     _faults_have_a_target,
+    cuts_are_modelled,
     _model_is_served,
     _labels_occur,
     pools_are_there,

@@ -44,6 +44,8 @@ from fleetsim.workload.request import Request
 Progress = Callable[[int, "int | None", float], None]
 """Called now and then with (requests ended, requests in all if known, simulated time [s])."""
 
+NO_GROUPS = pa.table({"by": pa.array([], pa.string()), "value": pa.array([], pa.string())})
+"""Of a run without requests."""
 VERIFY_EVERY = 256
 """With checks on: boundaries of a replica between full recounts of its books."""
 
@@ -259,8 +261,7 @@ def _simulate(
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()
-    if fleet.answering is not None:
-        summary |= answer_figures(folder.read, fleet.answering)
+    summary |= answer_figures(folder.read, fleet.answering)
     if live.check:
         _verify_totals(summary)
     slo = scenario.slo
@@ -271,7 +272,7 @@ def _simulate(
     wall_s = time.perf_counter() - started
     row = {"run": live.digest[:12], "name": scenario.name, "seed": scenario.seed, "verdict": word.word, **summary}
     folder.add_table("summary", table_of([row]))
-    folder.add_table("groups", table_of(groups or [{"by": "", "value": ""}]))
+    folder.add_table("groups", table_of(groups) if groups else NO_GROUPS)
     assumptions, extrapolated = _assumptions(fleet), _extrapolated(fleet)
     manifest = _manifest(live, row, wall_s, warnings, interrupted, word.reason)
     manifest |= {"assumptions": assumptions, "extrapolated": extrapolated, **notes}

@@ -123,7 +123,8 @@ class Conversion:
 
     def emptied(self) -> None:
         """The old replica is off."""
-        self._conversions.busy.pop(self.source, None)
+        if self._conversions.busy.get(self.source) is self:
+            del self._conversions.busy[self.source]
         if not self._switched and self._fleet.active:
             self._make()
 
@@ -135,8 +136,11 @@ class Conversion:
         """
         lifecycle, fleet = self._lifecycle, self._fleet
         self._off = True
+        busy = self._conversions.busy
+        serves = busy.get(self.source) is self  # it may have stopped since, and be another change's by now
         for replica in (self.source, self.target):
-            self._conversions.busy.pop(replica, None)
+            if busy.get(replica) is self:
+                del busy[replica]
         if self._flow is not None:
             fleet.network().cancel(self._flow)
             self._flow = None
@@ -148,9 +152,9 @@ class Conversion:
                 lifecycle._enter(self.target, "off", "start_cancelled")
             fleet.clock.at(fleet.clock.now_s + fleet.detect_s, partial(lifecycle._replace, self.target))
             return
-        if fleet.lives[self.source.index].state == "draining":
+        if serves and fleet.lives[self.source.index].state == "draining":
             lifecycle.start(self.source)
-        if fleet.lives[self.source.index].state == "ready":
+        if serves and fleet.lives[self.source.index].state == "ready":
             lifecycle.wanted[self._old.index] += 1
             lifecycle.wanted[self.pool.index] -= 1
             for pool in (self._old, self.pool):

@@ -420,7 +420,7 @@ class Lifecycle:
             return "store"
         if kind == "peer":
             for other, life in zip(pool.replicas, pool.lives, strict=True):
-                if life.state == "ready":
+                if life.state == "ready" and _holds_same(pool, other, replica):
                     return gpu(other)
         host = str(network().graph.nodes[gpu(replica)]["host"])
         return host if kind == "host" else host.replace("host", "ssd")
@@ -641,6 +641,12 @@ def let_run(pool: Pool, seats: int) -> None:
 def _wide(graph: Any, site: str) -> list[str]:
     """Where the links of a site to all others end."""
     return [node for node in graph.successors(f"wan:{site}") if node.startswith("wan:")]
+
+
+def _holds_same(pool: Pool, other: Replica, replica: Replica) -> bool:
+    """Whether a replica holds the LLM that another one of its pool will hold."""
+    seat = pool.seats.get(other.index)
+    return seat is None or bool(seat.place.holds == pool.seats[replica.index].place.last)
 
 
 def _look() -> None:

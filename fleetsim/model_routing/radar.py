@@ -9,6 +9,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Query, best
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 
@@ -40,6 +41,7 @@ class Radar:
     """
 
     Config: ClassVar = RadarConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query", "profile"), ("supervised",), "query", ("single", "budget"))
     decision_s: ClassVar[float] = 0.007
 
     def __init__(self, config: RadarConfig, rng: Generator, models: ModelsView) -> None:

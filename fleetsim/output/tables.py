@@ -7,8 +7,10 @@ from functools import cache
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1"
-"""Version of the table layout, written into every file."""
+from fleetsim.metrics.described import meaning
+
+SCHEMA_VERSION = "2"
+"""Version of the table layout, written into every file; `fleetsim.results.versions` tells what changed, and reads earlier ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,3 +300,13 @@ def arrow_schema(table: str) -> pa.Schema:
         for column in TABLES[table]
     ]
     return pa.schema(fields, metadata={"table": table, "schema_version": SCHEMA_VERSION})
+
+
+def with_meanings(name: str, table: pa.Table) -> pa.Table:
+    """A table of figures, such as ``summary``, with unit and description of each column as field metadata."""
+    fields = []
+    for field in table.schema:
+        unit, description = meaning(field.name, pa.types.is_integer(field.type))
+        told = {"unit": unit, "description": description, "formula": ""}
+        fields.append(field.with_metadata(told))
+    return table.cast(pa.schema(fields, metadata={"table": name, "schema_version": SCHEMA_VERSION}))

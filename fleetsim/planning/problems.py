@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from fleetsim.errors import Finding, InputError, ScenarioError, nearest
 from fleetsim.planning.alpaserve import StatedAlpaServe
+from fleetsim.planning.encoder_split import StatedEncoderSplit
 from fleetsim.planning.eplb import StatedEplb
 from fleetsim.planning.fleetopt import StatedFleetOpt
 from fleetsim.planning.helix import StatedHelix
@@ -48,6 +49,7 @@ Problem = Annotated[
     | StatedParallelism
     | StatedAlpaServe
     | StatedEplb
+    | StatedEncoderSplit
     | StatedSpotDeadline
     | StatedProcurement,
     Field(discriminator="kind"),

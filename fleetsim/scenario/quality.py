@@ -83,8 +83,8 @@ class Outcomes(_Block):
     """A table of real answers: one row for each prompt and model, replayed instead of drawn."""
 
     path: _Name
-    """Parquet or CSV file, relative to the scenario. Columns: prompt_id, model, quality (0 to 1); optional: category,
-    prompt_tokens, output_tokens, cost_usd, energy_j, source."""
+    """Parquet or CSV file, relative to the scenario, or `data:` and its place in the folder that FLEETSIM_DATA names. Columns:
+    prompt_id, model, quality (0 to 1); optional: category, prompt_tokens, output_tokens, cost_usd, energy_j, source."""
     source: _Name | None = None
     """Only rows with this in the column `source`."""
     prompts: Annotated[int, Field(ge=1, strict=True)] | None = None

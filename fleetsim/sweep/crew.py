@@ -38,6 +38,11 @@ class Options:
     allow_import: bool = False
     """Let scenarios name policies by import path."""
 
+    @property
+    def processes(self) -> int:
+        """Processes of this machine; on a cluster, more than one."""
+        return self.jobs or cores() if self.engine == "local" else max(2, self.jobs)
+
 
 @contextmanager
 def crew(options: Options) -> Iterator[CarryOut]:
@@ -48,7 +53,7 @@ def crew(options: Options) -> Iterator[CarryOut]:
         with cluster(options.address, options.jobs) as on_ray:
             yield on_ray
         return
-    with Workers(options.jobs or cores()) as workers:
+    with Workers(options.processes) as workers:
         yield lambda work: _on_this_machine(workers, work, options.memory_bytes)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
@@ -12,13 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fleetsim.errors import InputError
+from fleetsim.errors import Finding, InputError
 from fleetsim.experiment.replicate import code_digest
 from fleetsim.plugins import Choice, load
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.workload.formats import locate
 
 MadeWith = Mapping[str, Any]
+NOTEBOOK = "__main__"
+"""Module of what is written in a notebook or in the script that runs."""
 
 
 def made_with(loaded: LoadedScenario) -> MadeWith:
@@ -71,16 +75,34 @@ def _source(kind: str, name: str) -> str:
     policy = load(kind, name)
     if policy.__module__.startswith("fleetsim."):
         return ""
-    return _module_digest(policy.__module__)
-
-
-@cache
-def _module_digest(module: str) -> str:
     try:
-        source = inspect.getsource(import_module(module))
+        of = policy if policy.__module__ == NOTEBOOK else import_module(policy.__module__)
+        return hashlib.sha256(inspect.getsource(of).encode()).hexdigest()[:16]
     except (OSError, TypeError, ImportError):
-        return "not known"
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+        return f"not known at {time.time_ns()}"  # never the same: done again
+
+
+def require_portable(loaded: LoadedScenario, machine: str) -> None:
+    """Refuse a policy that processes elsewhere cannot import.
+
+    Parameters
+    ----------
+    loaded : LoadedScenario
+        Of a run.
+    machine : str
+        ``local``: processes of this machine, which read the script anew; or another engine's.
+
+    Raises
+    ------
+    InputError
+        If a class of a notebook was handed over, or, to other machines, one of the script itself.
+    """
+    if machine == "local" and hasattr(sys.modules[NOTEBOOK], "__file__"):
+        return
+    for choice in _choices(loaded.scenario):
+        if load(choice.kind, choice.name).__module__ == NOTEBOOK:
+            message = f"{choice.name.partition(':')[2]} is a class of this notebook or script, which other processes cannot import"
+            raise InputError(Finding(message, hint="put it into a module, or ask for jobs=1"))
 
 
 def _files(node: Any, base_dir: Path) -> Iterator[tuple[str, Path]]:

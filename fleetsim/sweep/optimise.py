@@ -25,7 +25,7 @@ from fleetsim.scenario.schema import MixWorkload, SyntheticWorkload, TraceWorklo
 from fleetsim.scenario.source import Located
 from fleetsim.sweep.axes import Choices, Combination, Span, value_text
 from fleetsim.sweep.crew import CarryOut, Engine, Options, crew
-from fleetsim.sweep.made_with import differences, made_with
+from fleetsim.sweep.made_with import differences, made_with, require_portable
 from fleetsim.sweep.memory import expected_requests
 from fleetsim.sweep.optimise_file import (
     OBJECTIVES,
@@ -193,7 +193,7 @@ def _stated(scenario: Where, given: Mapping[str, Any]) -> Search:
         hint = "name what may vary, e.g. --axis 'pools[0].replicas={range: [2, 8]}'; or give a search's file (docs/sweeps.md)"
         raise InputError(Finding("a search needs axes", hint=hint))
     base = base_of(scenario, dict(given.get("set", {})))
-    return search_of({"name": name_of(base), "scenario": {}, **given}, base=base)
+    return search_of({"name": name_of(base, "search"), "scenario": {}, **given}, base=base)
 
 
 def _check_axes(search: Search) -> None:
@@ -396,6 +396,8 @@ class _Searching:
         try:
             candidate.loaded = self.search.base.loaded(candidate.combination)
             require_valid(candidate.loaded)
+            if self.options.processes > 1:
+                require_portable(candidate.loaded, self.options.engine)
         except ScenarioError as error:
             finding = next(f for f in error.findings if f.severity == "error")
             candidate.given_up = f"not valid: {finding.path}: {finding.message}"
@@ -434,7 +436,7 @@ class _Searching:
             manifest = manifest_of(store, run.id)
             failed = read_json(store, failure_name(run.id)) is not None
             if manifest is None or failed or differences(manifest.get("made_with"), made):
-                left.append(Assignment(run.id, run.loaded, store, made, self.options.allow_import, self.options.check))
+                left.append(Assignment(run.id, run.loaded, store, made, self.options.check))
         for _ in carried_out(left):
             pass
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +24,7 @@ from fleetsim.scenario.schema import Scenario
 from fleetsim.scenario.source import Located
 from fleetsim.sweep.axes import axes_of
 from fleetsim.sweep.crew import Engine, Options, crew
-from fleetsim.sweep.made_with import MadeWith, differences, made_with
+from fleetsim.sweep.made_with import MadeWith, differences, made_with, require_portable
 from fleetsim.sweep.memory import expected_requests
 from fleetsim.sweep.plan import Plan, PlannedRun, plan
 from fleetsim.sweep.store import SUMMARY, LocalStore, Store, manifest_of, read_json, store_of, write_json
@@ -40,8 +42,10 @@ from fleetsim.sweep.sweep_file import (
 from fleetsim.sweep.work import Assignment, Ended, failure_name
 
 Where = str | os.PathLike[str] | Mapping[str, Any] | Scenario | LoadedScenario
-SUMMARY_EVERY = 25
-"""Runs after which the summary is written again, so that a killed study has one."""
+SUMMARY_EVERY_S = 30.0
+"""Time after which the summary is written again, so that a killed study has one [s]; more where writing takes long."""
+SUMMARY_SHARE = 0.02
+"""Share of the time that goes into that, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,22 @@ class Progress:
 # --- a study that is there --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How well the processes of a sweep were used."""
+
+    runs: int
+    processes: int
+    wall_s: float
+    """From the first run that was handed out to the last that ended; the start of the processes included."""
+    busy_ratio: float
+    """Share of that in which a process had a run, mean of the processes."""
+    cpu_ratio: float
+    """Processor time of the processes over that of as many cores: lower where others use them too."""
+    overhead_s: float
+    """Time of a process for each run, besides what `fleetsim run` would take [s]: handing out, tidying up, waiting, starting."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Study:
     """What a sweep left: a folder or an address, and its table of runs."""
@@ -76,6 +96,8 @@ class Study:
     """One row per planned run, as in ``summary.parquet``."""
     warnings: Sequence[str] = ()
     interrupted: bool = False
+    timing: Timing | None = None
+    """None if nothing was run."""
 
     def __repr__(self) -> str:
         """One line; the figures are in `summary`."""
@@ -260,7 +282,7 @@ def _asked(scenario: Where, axes: Mapping[str, Any] | Located | None) -> Stated:
     if axes is None:
         hint = "name what varies, e.g. --axis gateway.router=round-robin,least-outstanding; or give a sweep's file (docs/sweeps.md)"
         raise InputError(Finding("a sweep needs axes", hint=hint))
-    return Stated(name_of(base), base, Located({}), Replications(), 0)
+    return Stated(name_of(base, "sweep"), base, Located({}), Replications(), 0)
 
 
 def _axes_over(written: Located, given: Located) -> Located:
@@ -286,6 +308,9 @@ def prepare(asked: Stated, options: Options, notice: Callable[[str], None] = lam
     with allowing_imports(options.allow_import):
         planned = plan(asked, notice)
         made = _made_with(planned.runs)
+        if options.processes > 1:
+            for run in planned.runs:
+                require_portable(run.loaded, options.engine)
     return Prepared(planned, options, made, planned.runs[index - 1 :: shards], planned.warnings)
 
 
@@ -426,9 +451,13 @@ def carry_out(
     state = Progress(len(ready.chosen), len(ready.chosen) - len(left), 0, 0)
     progress(state)
     interrupted = False
+    all_ended: list[Ended] = []
+    started = written = time.perf_counter()
+    pause_s = SUMMARY_EVERY_S
     try:
         for ended in _ended(ready, left, store):
             failed = bool(ended.error)
+            all_ended.append(ended)
             state = replace(
                 state,
                 finished=state.finished + (not failed),
@@ -436,14 +465,30 @@ def carry_out(
                 last=ended.error,
             )
             progress(state)
-            if (state.finished + state.failed) % SUMMARY_EVERY == 0:
+            if (begun := time.perf_counter()) - written > pause_s:
                 collect(store)
+                written = time.perf_counter()
+                pause_s = max(SUMMARY_EVERY_S, (written - begun) / SUMMARY_SHARE)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         if isinstance(store, LocalStore):
             remove_leftovers(store.folder)
-    return replace(collect(store), warnings=[*ready.warnings, *notes], interrupted=interrupted)
+    timing = _timing(all_ended, ready.options, time.perf_counter() - started)
+    return replace(collect(store), warnings=[*ready.warnings, *notes], interrupted=interrupted, timing=timing)
+
+
+def _timing(ended: Sequence[Ended], options: Options, wall_s: float) -> Timing | None:
+    """How well the processes were used; on a cluster nobody counts them."""
+    if not ended or options.engine != "local":
+        return None
+    processes = options.processes
+    available_s = processes * wall_s
+    overhead_s = (available_s - math.fsum(one.run_s for one in ended)) / len(ended)
+    busy, cpu = (
+        math.fsum(times) / available_s for times in ([one.wall_s for one in ended], [one.cpu_s for one in ended])
+    )
+    return Timing(len(ended), processes, wall_s, busy, cpu, overhead_s)
 
 
 def _asked_for(ready: Prepared, command: Sequence[str]) -> dict[str, Any]:
@@ -488,7 +533,4 @@ def _ended(ready: Prepared, left: Sequence[PlannedRun], store: Store) -> Iterato
 def assignments(ready: Prepared, runs: Sequence[PlannedRun], store: Store) -> list[Assignment]:
     """What processes are told about these runs."""
     options = ready.options
-    return [
-        Assignment(run.id, run.loaded, store, ready.made_with[run.id], options.allow_import, options.check)
-        for run in runs
-    ]
+    return [Assignment(run.id, run.loaded, store, ready.made_with[run.id], options.check) for run in runs]

@@ -31,7 +31,7 @@ from fleetsim.scenario.merge import read_with_parents
 from fleetsim.scenario.schema import Block, Count, Scenario
 from fleetsim.scenario.shape import Shape
 from fleetsim.scenario.source import Located, located, read_tree
-from fleetsim.scenario.template import scenario_path, scenarios_folder
+from fleetsim.scenario.template import scenario_path, scenarios_folder, summary_of
 
 Seeds = Literal["common", "own"]
 EMBEDDED = "embedded:sweeps/"
@@ -112,6 +112,12 @@ class Stated:
     file: str = ""
 
 
+def embedded_sweeps() -> dict[str, str]:
+    """One line about each sweep and search that fleetsim carries, by name."""
+    files = sorted((scenarios_folder() / "sweeps").glob("*.yaml"))
+    return {f"{EMBEDDED}{file.stem}": summary_of(file) for file in files}
+
+
 def study_file(path: str | os.PathLike[str]) -> Path | None:
     """The file if it states a sweep or a search, not a scenario: it has axes, and a scenario. Also ``embedded:sweeps/NAME``.
 
@@ -123,11 +129,9 @@ def study_file(path: str | os.PathLike[str]) -> Path | None:
     text = os.fspath(path)
     file = Path(text)
     if text.startswith(EMBEDDED):
-        name, folder = text.removeprefix(EMBEDDED), scenarios_folder() / "sweeps"
-        known = [own.stem for own in folder.glob("*.yaml")]
-        if name not in known:
-            raise ScenarioError(Finding(f'no embedded sweep "{name}"', hint=nearest(name, known, "sweeps")))
-        return folder / f"{name}.yaml"
+        if text not in (known := embedded_sweeps()):
+            raise ScenarioError(Finding(f'no sweep "{text}"', hint=nearest(text, known, "sweeps")))
+        return scenarios_folder() / "sweeps" / f"{text.removeprefix(EMBEDDED)}.yaml"
     if text.startswith("embedded:") or not file.is_file():
         return None
     tree, _ = read_tree(file, text)
@@ -214,7 +218,7 @@ def base_of(
     return Base(tree, path, path.absolute().parent, overrides)
 
 
-def name_of(base: Base) -> str:
+def name_of(base: Base, kind: str) -> str:
     """What a study of a base is called: not as the base is, whose own result would stand in the same folder."""
     name = base.tree.child("name")
-    return f"{name.value}-sweep" if name is not None and isinstance(name.value, str) and name.value else "sweep"
+    return f"{name.value}-{kind}" if name is not None and isinstance(name.value, str) and name.value else kind

@@ -145,9 +145,26 @@ def test_policies_are_compared_to_the_plain_run_when_asked_for(
         small = replace(one, overrides=(*one.overrides, ("workload.requests", 60)))
         assert measure(small, tmp_path).requests == 60
     cpu_s = iter([2.0, 3.0, 1.0])
-    monkeypatch.setattr(bench, "fresh", lambda case: replace(counted(case, 7, 1.0), cpu_s=next(cpu_s)))
+    events = iter([8, 12, 8])
+    monkeypatch.setattr(bench, "fresh", lambda case: replace(counted(case, next(events), 1.0), cpu_s=next(cpu_s)))
     rows = bench.bench([*asked[:2], cases(only=("million",))[0]])["cases"]
     assert [row["times_plain"] for row in rows] == [1.0, 1.5, None]
+    assert [row["events_times_plain"] for row in rows] == [1.0, 1.5, None]
+
+
+def test_routers_of_pairs_are_compared_to_a_fleet_that_is_apart_too(tmp_path: Path) -> None:
+    """Half of the events are the fleet's, whoever chooses."""
+    asked = {case.name: case for case in cases(only=("routers",))}
+    plain, apart, xllm = (asked[f"router-{name}"] for name in ("power-of-two-choices", "apart", "xllm"))
+    assert (apart.against, xllm.against, plain.against) == (apart.name, apart.name, plain.name)
+    counts = []
+    for case in (plain, apart, xllm):
+        small = replace(case, overrides=(*case.overrides, ("workload.requests", 300)))
+        measured = measure(small, tmp_path)
+        assert (measured.requests, measured.replicas) == (300, 64)
+        counts.append(measured.events)
+    assert counts[1] > 1.5 * counts[0]
+    assert counts[2] < 1.3 * counts[1]
 
 
 def test_runs_that_count_differently_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fleetsim.errors import InputError
@@ -72,6 +72,18 @@ def test_cuts_are_refused(tmp_path: Path) -> None:
     storm=st.booleans(),
     drill=st.sampled_from(["none", "slow", "warned", "lose-gateway"]),
     timeout=st.booleans(),
+)
+@example(  # an old replica becomes another change's stand-in before the first change is called off
+    seed=998,
+    small="dp2",
+    large="dp2",
+    requests="restart",
+    weights="none",
+    drain="wait",
+    detect_s=0.0,
+    storm=True,
+    drill="none",
+    timeout=False,
 )
 def test_failures_in_leaps_and_steps(
     seed: int,

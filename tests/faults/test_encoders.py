@@ -42,8 +42,17 @@ def test_a_slow_replica_encodes_as_slowly(tmp_path: Path) -> None:
 
 
 def test_cuts_beside_encoders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="with encoders"):
+    with pytest.raises(InputError, match=r"faults\[0\]\.incidents\[0\]\.what: a link is cut in a fleet with encoders"):
         run(images.scenario(split("all"), faults=[falls("all", what="cut")]), tmp_path / "out")
+
+
+def test_what_may_cut_links_is_told_before_the_run(tmp_path: Path) -> None:
+    given = images.scenario(split("all"), faults=["links"])
+    with pytest.raises(InputError, match="set slow_share: 1"):
+        run(given, tmp_path / "out")
+    run(given | {"faults": [{"policy": "links", "slow_share": 1.0}]}, tmp_path / "slow")
+    result = run(given | {"faults": ["empirical"]}, tmp_path / "empirical")
+    assert any("links are cut now and then" in warning for warning in result.warnings)
 
 
 @MANY

@@ -86,6 +86,17 @@ def test_one_that_is_back_before_anybody_noticed(tmp_path: Path) -> None:
     assert set(column(result, "status")) == {"finished"}
 
 
+def test_weights_come_from_a_peer_only_if_it_holds_them(tmp_path: Path) -> None:
+    """The other replica of a static partition holds the other LLM: weights come from the drives as if there were no peer."""
+    ready = {}
+    for weights in ("ssd", "peer"):
+        made = scenario("static-partition", 2, faults=[falls(2.0, replicas=(1,))])
+        made["pools"][0]["startup"] = {"weights": weights, "init": "0.3 s"}
+        back = [row for row in events(run(made, tmp_path / weights), "replica_ready") if row["replica"] == 1]
+        ready[weights] = back[-1]["time_s"]
+    assert ready["peer"] == ready["ssd"] > 3.3
+
+
 def test_cuts_are_refused(tmp_path: Path) -> None:
     made = with_start(scenario(faults=[falls(1.0, what="cut")]))
     with pytest.raises(InputError, match="change their LLM"):

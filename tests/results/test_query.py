@@ -122,6 +122,12 @@ def test_every_column_of_every_table_has_a_meaning(study: Path) -> None:
     assert units["output_tokens_mean"] == "tokens"
 
 
+def test_only_tables_that_a_query_names_are_opened(study: Path) -> None:
+    connection = connect(open_results(study), "SELECT count(*) FROM Requests")
+    names = connection.execute("SELECT table_name FROM information_schema.tables ORDER BY 1").fetchall()
+    assert names == [("requests",), ("runs",)]
+
+
 def test_the_examples_work(alone: Path) -> None:
     for sql, _ in EXAMPLES:
         assert fleetsim.query(sql, alone).num_rows > 0
@@ -166,7 +172,7 @@ def test_mistakes_are_told_with_a_suggestion(alone: Path, tmp_path: Path) -> Non
         return result.stderr
 
     assert 'Candidate bindings: "ttft_s"' in told("SELECT ttf FROM requests", alone)
-    assert "requests" in told("SELECT * FROM request", alone)
+    assert 'did you mean "requests"?' in told("SELECT * FROM request", alone)
     assert "LINE 1: SELEC 1" in told("SELEC 1", alone)
     assert "give a query in quotes" in told()
     assert "holds no results" in told("SELECT 1", tmp_path)

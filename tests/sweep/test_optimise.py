@@ -156,7 +156,7 @@ def test_another_search_does_not_go_into_the_same_folder(tiny: Path) -> None:
         ({"objectives": {"energy_j": "minimise"}}, "another objectives"),
         ({"seed": 5}, "another constraints, replications, seed"),
         ({"overrides": {"workload.requests": 30}}, "another scenario"),
-        ({"name": "other"}, 'holds the study "tiny"'),
+        ({"name": "other"}, 'holds the study "tiny-search", not "other"'),
     ):
         with pytest.raises(InputError, match=said):
             _search(tiny, trials=2, **more)

@@ -6,7 +6,7 @@ kept by a simulation; their figures come from its histogram, in buckets of 1 %.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fleetsim.results.exports.options import Options, Written
 from fleetsim.results.exports.population import Population, weighted_quantile
 from fleetsim.results.folder import Results, Run
 from fleetsim.results.within import figure_of
+from fleetsim.units import parse
 
 LATENCIES = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2el_s"}
 """Their name, and ours (`fleetsim.metrics.definitions`)."""
@@ -67,7 +68,7 @@ def _fields(population: Population, options: Options) -> dict[str, Any]:
         "model_id": ", ".join(dict.fromkeys(str(pool.get("llm")) for pool in pools)) or run.manifest.get("model"),
         "tokenizer_id": None,
         "num_prompts": len(population.counted[population.counted]),
-        "request_rate": "inf" if not population.is_known else population.per_s(int(population.counted.sum())),
+        **_sent(population, scenario.get("workload") or {}),
         "duration": population.duration_s,
         "completed": completed,
         "failed": int(population.counted.sum()) - completed,
@@ -80,6 +81,15 @@ def _fields(population: Population, options: Options) -> dict[str, Any]:
         **_latencies(population),
         **_gaps(population),
     }
+
+
+def _sent(population: Population, workload: Mapping[str, Any]) -> dict[str, Any]:
+    """How the client sent: at a rate, or keeping a number in flight."""
+    arrivals = workload.get("arrivals") or {}
+    if arrivals.get("process") == "closed-loop" and parse(arrivals.get("think_time", 0), "time") == 0:
+        return {"request_rate": "inf", "max_concurrency": arrivals["concurrency"]}
+    rate = population.per_s(int(population.counted.sum())) if population.is_known else "inf"
+    return {"request_rate": rate, "max_concurrency": None}
 
 
 def _latencies(population: Population) -> dict[str, float]:
