@@ -219,7 +219,7 @@ def _verdict(
         if tone == "good" and target is not None and attained is not None and attained < target:
             tone = "fair"
         return word, tone, str(runs[0].manifest.get("verdict_reason") or "imported from another tool")
-    missing = f"; {len(results.missing)} runs failed or are missing" if results.missing else ""
+    missing = f"; {len(results.missing)} more failed or are missing" if results.missing else ""
     ranked = sorted(((rate, series) for series, rate in best.items() if rate is not None), reverse=True)
     if best and not ranked:
         return "MISSED", "bad", f"no run keeps the SLO at every rate up to its own{missing}"
@@ -230,7 +230,7 @@ def _verdict(
             return (
                 f"{number(top)} req/s",
                 "good",
-                f"highest rate run that keeps the SLO, under {', '.join(equal)}{missing}",
+                f"highest rate run that keeps the SLO, under {', '.join(equal)}{_beyond(summary, equal, top)}{missing}",
             )
         rest = [f"{series} {number(rate)}" for rate, series in ranked[1:4]]
         rest += [f"{series} at none" for series, rate in best.items() if rate is None][: 3 - len(rest)]
