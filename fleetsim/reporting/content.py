@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from typing import Any
 
@@ -21,7 +21,7 @@ from fleetsim.plots.latencies import PART_HINTS, PART_TITLES
 from fleetsim.plots.rates import NAMES
 from fleetsim.plots.style import Mark, marks_of, number
 from fleetsim.reporting.detail import Detail, Limits, limits_of, read
-from fleetsim.reporting.series import Placed, axes_for_grid, detailed, placed, summary_of
+from fleetsim.reporting.series import MOST_DETAILED, Placed, axes_for_grid, detailed, placed, summary_of
 from fleetsim.reporting.tables import Cell, Head, HtmlTable, formula, group_table, name, plain, ratio, seconds
 from fleetsim.results.folder import Results, Run
 
@@ -125,14 +125,19 @@ def _subplots(fig: go.Figure) -> bool:
     return "xaxis2" in fig.to_dict()["layout"]
 
 
-def page(results: Results, title: str | None = None, figures: dict[str, go.Figure] | None = None) -> Page:
+def page(
+    results: Results,
+    title: str | None = None,
+    figures: dict[str, go.Figure] | None = None,
+    most_detailed: int = MOST_DETAILED,
+) -> Page:
     """Read results and lay out the page; `figures` takes those that it shows."""
     places = placed(results)
     summary = summary_of(results, places)
     limits = limits_of(results.runs[0])
     target = None if limits is None else limits.attainment
     best = rates.max_rates(summary, target) if target is not None and _rates_of(places) else {}
-    chosen = detailed(places, best)
+    chosen = detailed(places, best, most_detailed)
     labels = _labels(chosen)
     details = [read(results, place.run, labels[i]) for i, place in enumerate(chosen)]
     marks = marks_of(dict.fromkeys(place.series for place in places))
@@ -420,6 +425,7 @@ def _across(
         return
     target = None if limits is None else limits.attainment
     by_rate = _rates_of(places)
+    whole, summary = summary, _best_lines(summary, target)
     section = Section("rates", "Against the rate" if by_rate else "Side by side")
     known = _known(summary)
     if by_rate:
@@ -433,7 +439,7 @@ def _across(
                     section.figures.append(draw(rates.latency(summary, metric, percentile, limit, marks)))
     elif len({place.series for place in places}) > 1:
         section.figures.append(draw(grid.compared(summary, marks), wide=True))
-    yield section
+    yield _told_if_fewer(section, whole, summary)
     trade = Section("pareto", "Trade-offs")
     pair = ("tpot_p50_s", "output_tokens_per_s_per_accelerator")
     if set(pair) <= known and sum(all(row[name] for name in pair) for row in summary.to_pylist()) > 1:
@@ -441,7 +447,34 @@ def _across(
     both = axes_for_grid(summary)
     if both is not None and "slo_attainment_ratio" in known and limits is not None:
         trade.figures.append(draw(grid.attainment_grid(summary, *both, target), wide=True))
-    yield trade
+    yield _told_if_fewer(trade, whole, summary)
+
+
+MOST_LINES = 12
+"""Lines of a figure at most: more cannot be told apart."""
+
+
+def _best_lines(summary: pa.Table, target: float | None) -> pa.Table:
+    """The summary, of studies of many lines that of the best: by the highest rate that keeps the SLO, then by goodput."""
+    names = summary["series"].to_pylist()
+    if len(set(names)) <= MOST_LINES:
+        return summary
+    best = rates.max_rates(summary, target) if target is not None else {}
+    good: dict[str, float] = {}
+    for line, value in zip(names, summary["goodput_requests_per_s"].to_pylist(), strict=True):
+        good[line] = good.get(line, 0.0) + (value or 0.0)
+    kept = set(sorted(good, key=lambda line: (-(best.get(line) or 0.0), -good[line]))[:MOST_LINES])
+    return summary.filter(pa.array([line in kept for line in names]))
+
+
+def _told_if_fewer(section: Section, whole: pa.Table, shown: pa.Table) -> Section:
+    """Say under each figure that it shows the best lines only."""
+    if len(shown) < len(whole):
+        count = len(set(whole["series"].to_pylist()))
+        section.figures = [
+            replace(fig, note=f"{fig.note}; the {MOST_LINES} best of {count} lines") for fig in section.figures
+        ]
+    return section
 
 
 def _quality(summary: pa.Table, marks: Mapping[str, Mark], draw: _Figures) -> Section:

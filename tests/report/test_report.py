@@ -17,7 +17,7 @@ import fleetsim
 from fleetsim.cli.main import cli
 from fleetsim.errors import InputError
 from fleetsim.reporting.build import MOST_BYTES
-from fleetsim.reporting.content import _beyond, page
+from fleetsim.reporting.content import MOST_LINES, _best_lines, _beyond, page
 from fleetsim.results.folder import open_results
 from tests.report.conftest import HOSTILE
 
@@ -170,3 +170,23 @@ def test_runs_that_failed_are_told(half_failed: Path) -> None:
     content = page(open_results(half_failed))
     assert any("failed" in warning for warning in content.warnings), content.warnings
     assert next(section.id for section in content.sections) == "latencies"
+
+
+def test_of_many_lines_the_best_are_drawn() -> None:
+    rows = [(f"line {i}", rate, 1.0 if rate <= i else 0.5, rate) for i in range(20) for rate in (5.0, 10.0, 15.0)]
+    names = ("series", "rate_per_s", "slo_attainment_ratio", "goodput_requests_per_s")
+    table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+    kept = set(_best_lines(table, 0.9)["series"].to_pylist())
+    assert len(kept) == MOST_LINES
+    assert {f"line {i}" for i in range(10, 20)} <= kept
+    few = table.slice(0, 9)
+    assert _best_lines(few, 0.9).equals(few)
+
+
+def test_a_page_that_would_be_too_large_is_refused(
+    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetsim.reporting.build.MOST_BYTES", 1_000_000)
+    with pytest.raises(InputError, match="would have"):
+        fleetsim.report(hostile, out=tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
