@@ -511,10 +511,15 @@ def _known(table: pa.Table) -> set[str]:
     return {name for name in table.column_names if table[name].null_count < len(table)}
 
 
+def _together(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables of several runs; those of a run without requests are empty and have no types to tell."""
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
 def _latencies(details: Sequence[Detail], limits: Limits | None, marks: Mapping[str, Mark], draw: _Figures) -> Section:
     section = Section("latencies", "Latencies")
-    table = pa.concat_tables([detail.digest.latency_table(detail.label) for detail in details])
-    gaps = pa.concat_tables([detail.gaps for detail in details])
+    table = _together([detail.digest.latency_table(detail.label) for detail in details])
+    gaps = _together([detail.gaps for detail in details])
     for metric in ("ttft_s", "tpot_s", "e2el_s", "itl_s"):
         rows, source = (gaps, "gaps.parquet") if metric == "itl_s" else (table, "requests.parquet")
         if metric not in rows["metric"].to_pylist():
@@ -533,7 +538,7 @@ def _lines(metric: str, limits: Limits | None) -> dict[str, float]:
 
 
 def _times(details: Sequence[Detail], draw: _Figures) -> Section:
-    table = pa.concat_tables([detail.digest.parts_table(detail.label) for detail in details])
+    table = _together([detail.digest.parts_table(detail.label) for detail in details])
     known = set(table["by"].to_pylist())
     figures = [
         draw(latencies.where_time_goes(table, by), wide=len(details) > 1) for by in ("ttft", "e2el") if by in known
@@ -543,7 +548,7 @@ def _times(details: Sequence[Detail], draw: _Figures) -> Section:
 
 def _parts(details: Sequence[Detail]) -> HtmlTable:
     """The same in numbers: some parts are too short to be seen beside decoding."""
-    table = pa.concat_tables([detail.digest.parts_table(detail.label) for detail in details])
+    table = _together([detail.digest.parts_table(detail.label) for detail in details])
     rows = [row for row in table.to_pylist() if row["by"] == "e2el"]
     shown = [part for part in PARTS if any(row["seconds"] > 0 for row in rows if row["part"] == part)]
     heads = [Head("run", "", False)] * (len(details) > 1) + [Head("around", "", False)]
