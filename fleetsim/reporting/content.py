@@ -494,7 +494,9 @@ def _quality(summary: pa.Table, marks: Mapping[str, Mark], draw: _Figures) -> Se
         names = ("series", "cost_usd", "quality")
         table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
         unit = "USD at list prices per 1,000 requests"
-        section.figures.append(draw(pareto.cost_quality(table, unit=unit, marks=marks), wide=True))
+        section.figures.append(
+            draw(pareto.cost_quality(table, unit=unit, marks=marks, unreachable=(_REFERENCES[1][0],)), wide=True)
+        )
     return section
 
 
