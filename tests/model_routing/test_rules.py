@@ -21,7 +21,8 @@ from fleetsim.model_routing.api import Ask, ModelsView, Query
 from fleetsim.model_routing.bandit import Ridges
 from fleetsim.model_routing.knapsack import bar
 from fleetsim.model_routing.moma import pareto, topsis
-from fleetsim.model_routing.radar import scalarised
+from fleetsim.model_routing.radar import Radar, RadarConfig, scalarised
+from fleetsim.model_routing.saturation import samples_until
 from fleetsim.plugins import PolicyConfig, names
 from fleetsim.testing import check_model_router
 from tests.fleet.test_moves import column, run
@@ -232,3 +233,71 @@ def test_more_samples_of_a_cheap_model_match_a_dear_one(tmp_path: Path) -> None:
     assert {model for model, n in zip(models, calls, strict=True) if n > 1} == {SMALL}
     assert max(calls) <= 5
     assert len(set(calls)) > 2
+
+
+@pytest.mark.parametrize(("chance", "samples"), [(0.05, 32), (0.1, 22), (0.3, 10), (0.5, 6), (0.8, 3)])
+def test_samples_saturate_where_theory_says(chance: float, samples: int) -> None:
+    """ln(eps / p) / ln(1 - p), rounded up, at a least gain of 0.01 (TTSPM)."""
+    assert samples_until(chance, 0.01) == samples
+    assert chance * (1 - chance) ** samples < 0.01 <= chance * (1 - chance) ** (samples - 1)
+
+
+def test_a_full_pool_takes_fewer_samples(tmp_path: Path) -> None:
+    """What a pool has no room for is not asked for; where it is empty the number of samples is what theory says."""
+    calls = {}
+    for rate in (0.2, 200.0):
+        result = run(scenario({"policy": "saturation", "most": 8}, 60, rate), tmp_path / str(rate))
+        calls[rate] = result.summary["calls_mean"]
+    assert calls[0.2] > 5.0
+    assert calls[200.0] < 0.7 * calls[0.2]
+
+
+def test_rules_name_the_model(tmp_path: Path) -> None:
+    """Sums go to the big model, unless the signal errs; what is long goes there in any case."""
+    router = {
+        "policy": "semantic-router",
+        "signals": [
+            {"name": "sums", "what": "domain", "equals": "sums", "true_positive": 0.9, "latency": "20 ms"},
+            {"name": "long", "what": "prompt", "above": 500.0, "latency": "5 ms"},
+        ],
+        "rules": [{"when": ["sums"], "model": BIG}, {"when": ["long"], "model": BIG, "priority": 1}],
+        "default": SMALL,
+    }
+    result = run(scenario(router, 400, 60.0), tmp_path)
+    rows = list(zip(*(column(result, name) for name in ("domain", "prompt_tokens", "model")), strict=True))
+    assert {model for _, tokens, model in rows if tokens > 500} == {BIG}
+    assert {model for domain, tokens, model in rows if domain == "chat" and tokens <= 500} == {SMALL}
+    short = [model == BIG for domain, tokens, model in rows if domain == "sums" and tokens <= 500]
+    assert np.mean(short) == pytest.approx(0.9, abs=0.06)
+    assert min(np.array(column(result, "queued_s")) - np.array(column(result, "arrival_s"))) >= 0.02
+
+
+def test_a_model_that_thinks_pays_for_its_thoughts(tmp_path: Path) -> None:
+    result = run(scenario({"policy": "router-r1"}, 60, 10.0), tmp_path)
+    assert set(column(result, "calls")) == {2}
+    assert set(column(result, "model")) == {BIG}
+
+
+def test_the_ability_of_a_model_that_joins_is_learned(tmp_path: Path) -> None:
+    """Requests that tell most go there until it is known; the belief is then near the truth."""
+    config = scenario({"policy": "radar", "onboard": True, "weight": 0.9, "enough": 0.25}, 900, 60.0)
+    config["quality"]["models"][SMALL] |= {"ability": 0.9, "joins": "2 s"}
+    config["quality"]["features"] = {"difficulty_sd": 0.0}
+    config["quality"]["discrimination_sd"] = 0.0
+    seen: list[Radar] = []
+
+    class Watched(Radar):
+        Config = RadarConfig
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            seen.append(self)
+
+    config["gateway"]["model_router"] = {
+        "policy": Watched,
+        **{k: v for k, v in config["gateway"]["model_router"].items() if k != "policy"},
+    }
+    run(config, tmp_path)
+    mean, deviation = seen[-1].belief(1)
+    assert deviation <= 0.25
+    assert mean == pytest.approx(0.9, abs=3 * deviation)
