@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 Rows = Iterable[dict[str, str]]
 
 
-def _policies() -> Rows:
+def _policies(of: str | None = None) -> Rows:
     from fleetsim import plugins
 
-    for row in plugins.listing():
+    listed = [row for row in plugins.listing() if of is None or row.kind == of]
+    tagged = of is not None and any(row.tags for row in listed)
+    for row in listed:
         yield {
             "kind": row.kind,
             "name": row.name,
             "summary": row.summary,
+            **({"tags": row.tags} if tagged else {}),
             "package": f"{row.package} {row.version}".strip(),
         }
 
@@ -217,7 +220,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
 }
 
 
-def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
+def _of(kind: str, of: str) -> Rows:
     """Only policies of one kind."""
     from fleetsim.errors import InputError, nearest
     from fleetsim.plugins import GROUPS
@@ -226,7 +229,7 @@ def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
         raise InputError(f"{kind} have no kinds: only `fleetsim list policies` takes one")
     if of not in GROUPS:
         raise InputError(f'no kind of policies "{of[:60]}". {nearest(of, GROUPS, "kinds")}')
-    return [row for row in rows if row["kind"] == of]
+    return _policies(of)
 
 
 @click.command()
@@ -240,9 +243,7 @@ def command(kind: str, of: str | None, as_json: bool) -> None:
     plans or papers.
     POLICIES is a kind of policies, such as routers or schedulers: `fleetsim list policies routers`.
     """
-    rows = list(KINDS[kind]())
-    if of is not None:
-        rows = _of(rows, kind, of)
+    rows = list(KINDS[kind]() if of is None else _of(kind, of))
     if as_json:
         print_json({"kind": kind, "items": rows})
     elif rows:

@@ -47,6 +47,14 @@ class Ask:
     `proceed` always mean this."""
     verify: int = -1
     """Number of an earlier answer that the arm checks, in `samples` short answers of yes or no; below 0: it answers the request."""
+    thought: int = 0
+    """Above 0: so many tokens that the arm writes for the router and nobody else, behind the prompt and all that was written so
+    far; with `verify`, the length of its verdict instead of the scenario's [tokens]."""
+    behind: int = -1
+    """Number of an earlier answer that the arm thinks over: its prompt goes on behind that answer, and what was right stays right;
+    below 0: it answers anew."""
+    most_tokens: int = 0
+    """Longest answer that is taken: one that is cut off is as bad as a wrong one. 0: any [tokens]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,8 @@ class Answer:
     """What the judge says, 0 to 1, if it was asked."""
     votes: list[bool] = field(default_factory=list)
     """What verifiers said."""
+    ttft_s: float = float("nan")
+    """From asking for it until its first token was there [s]."""
 
 
 @dataclass(slots=True)
@@ -105,6 +115,10 @@ class Query:
     """Expected length of each arm's answer: an array, not to be changed [tokens]."""
     now_s: float = 0.0
     """Time of this decision [s]."""
+    turn: int = 0
+    """Its place in its session."""
+    image_tokens: int = 0
+    """Of the prompt, tokens of images [tokens]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,11 +275,13 @@ class ModelRouter(Protocol):
     """Decides which arm answers a request.
 
     Built as ``Policy(config, rng, models)``: its parameters, its own random stream, and the `ModelsView`. Class attributes say what
-    a decision takes: `decision_s` [s], `decision_j` [J], `decision_usd` [USD]; `verifies = True` that it has answers checked.
+    a decision takes: `decision_s` [s], `decision_j` [J], `decision_usd` [USD]; `verifies = True` that it has answers checked
+    or thought over, `tags` what kind of policy it is (`fleetsim.model_routing.tags`).
     Besides `route` it may have
 
     - ``proceed(query, answers) -> Decision``: asked whenever all calls that it asked for have come to an end, with the answers that
       are there, in the order in which they came; without it the first answer is given;
+    - ``forget(query)``: told that a request has come to its end, however it did, so that nothing has to be kept for it;
     - ``feedback(outcome)``: told how good the answer was that was given (of the others it learns nothing), as late as the scenario
       says, and not about all requests;
     - ``joined(arm)`` and ``left(arm)``: told that an arm may be chosen, or may not any more.

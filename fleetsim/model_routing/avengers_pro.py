@@ -9,6 +9,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Query, best
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 
@@ -35,6 +36,7 @@ class AvengersPro:
     """
 
     Config: ClassVar = AvengersProConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query", "profile"), ("supervised",), "query", ("single",))
     decision_s: ClassVar[float] = 0.02
 
     def __init__(self, config: AvengersProConfig, rng: Generator, models: ModelsView) -> None:

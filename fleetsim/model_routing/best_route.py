@@ -9,6 +9,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Query, number_of
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 
@@ -40,6 +41,7 @@ class BestRoute:
     """
 
     Config: ClassVar = BestRouteConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query", "profile"), ("supervised",), "query", ("single", "ensemble"))
     decision_s: ClassVar[float] = 0.02
 
     def __init__(self, config: BestRouteConfig, rng: Generator, models: ModelsView) -> None:

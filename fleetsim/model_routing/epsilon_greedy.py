@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.bandit import Reward, RewardConfig
+from fleetsim.model_routing.tags import Tags
 
 
 class EpsilonGreedyConfig(RewardConfig):
@@ -35,6 +36,7 @@ class EpsilonGreedy:
     """
 
     Config: ClassVar = EpsilonGreedyConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("profile",), ("bandit",), "query", ("single",))
 
     def __init__(self, config: EpsilonGreedyConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._rng = models, rng

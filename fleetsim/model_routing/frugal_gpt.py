@@ -9,6 +9,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Query, number_of
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 _Ratio = Annotated[float, Field(ge=0, le=1, json_schema_extra={"unit": "ratio"})]
@@ -41,6 +42,7 @@ class FrugalGpt:
     """
 
     Config: ClassVar = FrugalGptConfig
+    tags: ClassVar[Tags] = Tags(("after",), ("query", "profile"), ("supervised",), "query", ("cascade",))
 
     def __init__(self, config: FrugalGptConfig, rng: Generator, models: ModelsView) -> None:
         self._models = models

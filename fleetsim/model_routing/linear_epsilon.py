@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.bandit import Context, ContextConfig, Reward, Ridges
+from fleetsim.model_routing.tags import Tags
 
 
 class LinearEpsilonConfig(ContextConfig):
@@ -36,6 +37,7 @@ class LinearEpsilon:
     """
 
     Config: ClassVar = LinearEpsilonConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query",), ("bandit",), "query", ("single",))
 
     def __init__(self, config: LinearEpsilonConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._rng = models, rng

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.bandit import Context, ContextConfig, Reward, Ridges
+from fleetsim.model_routing.tags import Tags
 
 
 class LinUcbConfig(ContextConfig):
@@ -38,6 +39,7 @@ class LinUcb:
     """
 
     Config: ClassVar = LinUcbConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query",), ("bandit",), "query", ("single",))
 
     def __init__(self, config: LinUcbConfig, rng: Generator, models: ModelsView) -> None:
         self._models = models

@@ -10,6 +10,7 @@ from pydantic import Field
 from scipy.special import expit, log_expit
 
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 _GRID = np.linspace(-4.0, 4.0, 81)
@@ -56,6 +57,7 @@ class Radar:
     """
 
     Config: ClassVar = RadarConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query", "profile"), ("supervised",), "query", ("single", "budget"))
     decision_s: ClassVar[float] = 0.007
 
     def __init__(self, config: RadarConfig, rng: Generator, models: ModelsView) -> None:

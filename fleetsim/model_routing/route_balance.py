@@ -9,6 +9,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Query, best
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 _Weight = Annotated[float, Field(ge=0, json_schema_extra={"unit": "ratio"})]
@@ -46,6 +47,9 @@ class RouteBalance:
     """
 
     Config: ClassVar = RouteBalanceConfig
+    tags: ClassVar[Tags] = Tags(
+        ("before",), ("query", "profile", "system"), ("supervised", "rule"), "query", ("single",)
+    )
     decision_s: ClassVar[float] = 0.03
 
     def __init__(self, config: RouteBalanceConfig, rng: Generator, models: ModelsView) -> None:

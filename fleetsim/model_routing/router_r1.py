@@ -1,76 +1,118 @@
-"""A language model that thinks about whom to ask, and asks."""
+"""A language model that thinks about whom to ask, asks, reads, and thinks again."""
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Query, best, number_of
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
+
+_Tokens = Annotated[int, Field(ge=1, le=100_000, strict=True, json_schema_extra={"unit": "tokens"})]
+_LOW, _HIGH = 0.05, 0.95
 
 
 class RouterR1Config(PolicyConfig):
     """Parameters of Router-R1."""
 
-    planner: str = ""
-    """Arm that thinks and chooses. Empty: the cheapest by the list."""
+    policy_model: str = ""
+    """Arm that thinks (the published one has 3B parameters). Empty: the cheapest by the list."""
     turns: Annotated[int, Field(ge=1, le=20, strict=True, json_schema_extra={"unit": "count"})] = 4
-    """Answers that it asks others for at most."""
+    """Models that are asked at most, one after the other."""
+    thought_tokens: _Tokens = 200
+    """What the policy model writes in a turn (150 to 300)."""
+    answer_tokens: _Tokens = 512
+    """Longest answer of a model that is asked; one that is cut off is as bad as a wrong one."""
     alpha: Annotated[float, Field(ge=0, le=1, json_schema_extra={"unit": "ratio"})] = 0.0
-    """Weight of the price against quality, as in its reward (0 to 0.9 in the publication)."""
-    content: Annotated[float, Field(ge=0, le=1, json_schema_extra={"unit": "ratio"})] = 0.6
-    """Score of an answer from which it asks no further."""
+    """Weight of the cost reward against the outcome; the publication studies 0 to 0.9."""
+    window: Annotated[int, Field(ge=2, le=100_000, strict=True, json_schema_extra={"unit": "count"})] = 1000
+    """Costs that the quantiles of the cost reward are taken of: the last ones."""
 
 
 class RouterR1:
-    """Router-R1: a small model thinks, asks another one, reads what it says, and thinks again, for some turns.
+    """Router-R1: a small model thinks, asks a model, reads its answer, and asks another one until it is content.
 
-    Rule: in every turn the planner computes an answer of its own (its thoughts), then the arm with the highest ``(1 - alpha) p -
-    alpha c / max c`` that was not asked yet answers; if its score is at least `content`, or all turns are taken, or nobody is
-    left, the answer with the highest score is given. The planner itself is asked for no final answer.
+    Rule: the policy model writes a thought; the arm with the largest ``(1 - alpha) p + alpha r`` that was not asked yet answers,
+    with the predicted chance p and the cost reward ``r = 1 - clip((sqrt(c) - q05) / (q95 - q05), 0, 1)``, c the output price times
+    the expected tokens, quantiles over the last costs; the policy model reads the answer in another thought, whose verdict is as
+    reliable as the scenario's verifications. A yes ends it, and so does the last turn, then with the answer of the arm with the
+    best chance.
 
-    Charged: the planner's call before each turn, often dearer than a cheap model's answer, and every call that it makes, one after
-    the other; the judge stands for the planner's reading of an answer. What it has read is not added to its next prompt.
+    Charged: thoughts and answers as calls, one after the other; the policy model's context grows by all that was written. Its
+    tokens often cost more than those of the cheapest model.
 
     References
     ----------
-    Router-R1, arXiv:2506.09033 (NeurIPS 2025; github.com/ulab-uiuc/Router-R1). Its policy is learned; here it is the rule above.
+    Router-R1, arXiv:2506.09033. The trained policy is replaced by the rule that its reward makes best.
     """
 
     Config: ClassVar = RouterR1Config
+    tags: ClassVar[Tags] = Tags(("during",), ("query", "profile"), ("reinforcement",), "step", ("cascade",))
+    verifies: ClassVar[bool] = True
 
     def __init__(self, config: RouterR1Config, rng: Generator, models: ModelsView) -> None:
-        self._config, self._models = config, models
+        self._models, self._config = models, config
         usd = models.usd_per_prompt_token + models.usd_per_output_token
-        cheapest = min(range(models.count), key=lambda arm: (usd[arm], arm))
-        self._planner = number_of(models, config.planner, "router-r1") if config.planner else cheapest
+        cheapest = min(range(models.count), key=lambda arm: (usd[arm], models.mean_quality[arm]))
+        self._policy = number_of(models, config.policy_model, "router-r1") if config.policy_model else cheapest
+        self._last: deque[float] = deque()
+        self._sorted: list[float] = []
 
     def route(self, query: Query) -> Ask:
-        """First thoughts."""
-        among = self._models.open()
-        return Ask(self._planner if self._planner in among or not among else among[0])
+        """A first thought."""
+        return self._thinks()
 
     def proceed(self, query: Query, answers: Sequence[Answer]) -> Ask | Accept:
-        """Ask, think again, or give an answer."""
-        given = [i for i, answer in enumerate(answers) if answer.score is not None]
-        thoughts = len(answers) - len(given)
-        asked = {answers[i].arm for i in given}
-        left = [arm for arm in self._models.open() if arm not in asked and arm != self._planner]
-        if thoughts > len(given) and left:
-            return Ask(self._best(query, left), judge=True)
-        if not given:
-            return Accept(0)  # there is nobody to ask
-        top = max(given, key=lambda i: (answers[i].score or 0.0, -i))
-        content = (answers[top].score or 0.0) >= self._config.content
-        if content or len(given) >= self._config.turns or not left:
-            return Accept(top)
-        return self.route(query)
+        """An answer after a thought, a verdict after an answer, and on after a no."""
+        if not answers:
+            return self._asks(query, answers)
+        newest = len(answers) - 1
+        if not answers[newest].votes:
+            return self._thinks(newest)
+        if answers[newest].votes[-1]:
+            return Accept(newest)
+        left = self._left(answers)
+        if len(answers) >= self._config.turns or not left:
+            return Accept(max(range(len(answers)), key=lambda i: (float(query.chance[answers[i].arm]), -i)))
+        return self._asks(query, answers)
 
-    def _best(self, query: Query, among: list[int]) -> int:
-        usd, alpha = self._models.usd(query), self._config.alpha
-        largest = float(usd[among].max())
-        thrift = usd / largest if largest > 0.0 else usd
-        return best((1.0 - alpha) * query.chance - alpha * thrift, among)
+    def _thinks(self, verify: int = -1) -> Ask:
+        """The policy model, or who stands in for it."""
+        among = self._models.open()
+        arm = self._policy if self._policy in among or not among else among[0]
+        return Ask(arm, verify=verify, thought=self._config.thought_tokens)
+
+    def _left(self, answers: Sequence[Answer]) -> list[int]:
+        """Arms that were not asked yet."""
+        asked = {answer.arm for answer in answers}
+        return [arm for arm in self._models.open() if arm not in asked]
+
+    def _asks(self, query: Query, answers: Sequence[Answer]) -> Ask:
+        """The arm with the largest reward."""
+        config, models = self._config, self._models
+        among = self._left(answers) or models.open()
+        cost = np.sqrt(models.usd_per_output_token * np.minimum(query.output_tokens, config.answer_tokens))
+        arm = best((1.0 - config.alpha) * query.chance + config.alpha * self._cost_reward(cost), among)
+        self._note(float(cost[arm]))
+        return Ask(arm, most_tokens=config.answer_tokens)
+
+    def _cost_reward(self, cost: Any) -> Any:
+        """One for what is cheap among the last costs, zero for what is dear; among the arms' own before there are two."""
+        known = self._sorted if len(self._sorted) > 1 else sorted(cost.tolist())
+        low, high = (known[min(int(share * len(known)), len(known) - 1)] for share in (_LOW, _HIGH))
+        if high <= low:
+            low, high = float(cost.min()), float(cost.max())
+        return 1.0 - np.clip((cost - low) / (high - low), 0.0, 1.0) if high > low else np.ones_like(cost)
+
+    def _note(self, cost: float) -> None:
+        self._last.append(cost)
+        insort(self._sorted, cost)
+        if len(self._last) > self._config.window:
+            del self._sorted[bisect_left(self._sorted, self._last.popleft())]

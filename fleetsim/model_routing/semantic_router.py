@@ -1,123 +1,208 @@
-"""Signals, decisions made of them, and the model that each names."""
+"""Signals that may err, Boolean decisions about them, and a selection among the models of the decision that holds."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 from numpy.random import Generator
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from fleetsim.errors import Finding, ScenarioError, nearest
 from fleetsim.model_routing.api import Ask, ModelsView, Query, best, number_of
+from fleetsim.model_routing.pairs import domain_number
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
-from fleetsim.units import SecondsOrZero
+from fleetsim.quality.draws import uniform
 
 _Ratio = Annotated[float, Field(ge=0, le=1, json_schema_extra={"unit": "ratio"})]
+_Seconds = Annotated[float, Field(ge=0, json_schema_extra={"unit": "s"})]
+_Usd = Annotated[float, Field(ge=0, json_schema_extra={"unit": "USD"})]
 
 
-class Signal(BaseModel):
-    """Something that is found out about a request, rightly or not."""
+class Signal(PolicyConfig):
+    """Something that a classifier or a rule says of a request: yes or no."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    of: Literal["domain", "difficulty", "prompt_tokens", "turn", "image_tokens", "class", "tenant"]
+    """What it looks at: domain and difficulty as the scenario's predictor sees them."""
+    values: tuple[str, ...] = ()
+    """Yes, if it is one of these (domain, class, tenant)."""
+    above: float | None = None
+    """Yes, if it is above this (numbers)."""
+    true_positives: _Ratio = 1.0
+    """How often it says yes where that is right."""
+    false_positives: _Ratio = 0.0
+    """How often it says yes where that is wrong."""
+    latency: _Seconds = 0.001
+    """Time that it takes, beside the others [s]."""
+    usd: _Usd = 0.0
+    """List price of asking for it [USD]."""
 
-    name: str
-    """By which decisions call it."""
-    what: Literal["domain", "difficulty", "class", "tenant", "prompt"]
-    """What it looks at."""
-    equals: str = ""
-    """Domain, class or tenant that makes it true."""
-    above: float = 0.0
-    """Difficulty, or prompt tokens, above which it is true."""
-    true_positive: _Ratio = 1.0
-    """How often it is found where it is true."""
-    false_positive: _Ratio = 0.0
-    """How often it is found where it is not."""
-    latency: SecondsOrZero = 0.01
-    """What finding it out takes; all are found out at the same time."""
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        named = self.of in ("domain", "class", "tenant")
+        if named != bool(self.values) or named == (self.above is not None):
+            wanted = "values" if named else "above"
+            raise ValueError(f"a signal of {self.of} says `{wanted}`, and nothing else")
+        return self
 
 
-class Rule(BaseModel):
-    """A decision: the model, where all of these signals are as they should be."""
+class Condition(PolicyConfig):
+    """Holds if all of `all`, one of `any` where that says something, and none of `none` hold: signals, or conditions before it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    all: tuple[str, ...] = ()
+    """Every one of them."""
+    any: tuple[str, ...] = ()
+    """At least one of them."""
+    none: tuple[str, ...] = ()
+    """Not one of them."""
 
-    when: tuple[str, ...] = ()
-    """Names of signals that must be found; with `not ` before it, one that must not. Several rules for a model mean or."""
-    model: str
-    """Arm."""
+
+class Rule(Condition):
+    """A decision: where its condition holds, a selection among its models."""
+
     priority: int = 0
-    """Of rules that hold the one with the highest priority counts, of equal ones the first."""
+    """Of decisions that hold, the one with the highest priority counts, of equal ones the first."""
+    models: tuple[str, ...] = ()
+    """Arms to choose among. Empty: all."""
+    by: Literal["quality", "chance", "price", "energy", "latency"] = "chance"
+    """Which of them: the highest mean quality or predicted chance, the lowest expected price, energy by the profile, or latency."""
 
 
 class SemanticRouterConfig(PolicyConfig):
     """Parameters of the semantic router."""
 
-    signals: tuple[Signal, ...] = ()
-    """What is found out."""
-    rules: tuple[Rule, ...] = ()
-    """What follows from it."""
-    default: str = ""
-    """Arm where no rule holds. Empty: the one with the highest mean quality."""
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        names = {signal.name for signal in self.signals}
-        for rule in self.rules:
-            for word in rule.when:
-                if word.removeprefix("not ") not in names:
-                    raise ValueError(f'a rule for {rule.model} names the signal "{word}", which is not there')
-        return self
+    signals: dict[str, Signal] = Field(default_factory=dict)
+    """What is asked about each request, by name."""
+    conditions: dict[str, Condition] = Field(default_factory=dict)
+    """Conditions that others may name: any Boolean formula can be built of them."""
+    decisions: dict[str, Rule] = Field(default_factory=dict)
+    """What follows, by name."""
+    otherwise: Rule = Rule(by="price")
+    """Where no decision holds."""
 
 
 class SemanticRouter:
-    """vLLM Semantic Router: signals about a request, Boolean decisions made of them, the model of the first that holds.
+    """vLLM's Semantic Router: signals of stated reliability, Boolean decisions with priorities, then a selection among models.
 
-    Rule: every signal is drawn with its rates of true and false positives from what is true of the request as the predictor sees
-    it; of the rules whose signals are all as they should be, the one with the highest priority names the arm, else the default.
+    Rule: each signal says yes or no, rightly as often as its confusion matrix says (one draw for a request and a signal, whoever
+    asks); of the decisions whose condition holds, the one with the highest priority selects among its models. A wrong signal is a
+    wrong route. What is right is what the scenario's predictor sees: with `quality.features` without errors, the truth.
 
-    Charged: the slowest signal that any rule needs, since they are found out at the same time. Plug-ins (cache, compression) are
-    policies of their own here.
+    Charged: the longest latency of the signals that any decision needs, since they are computed at the same time, and the list
+    price of each of these. Published: feedback detector 98.8 % right in less than 1 ms, fact check 12 ms, hallucination gate 76 to
+    162 ms, the whole router 50 ms after optimisation.
 
     References
     ----------
-    vLLM Semantic Router (github.com/vllm-project/semantic-router).
+    github.com/vllm-project/semantic-router, its vision paper (arXiv:2603.21354) for the latencies.
     """
 
     Config: ClassVar = SemanticRouterConfig
+    tags: ClassVar[Tags] = Tags(
+        ("before",), ("query", "profile", "system", "user"), ("supervised", "rule"), "query", ("single",)
+    )
 
     def __init__(self, config: SemanticRouterConfig, rng: Generator, models: ModelsView) -> None:
-        self._models, self._rng = models, rng
-        needed = {word.removeprefix("not ") for rule in config.rules for word in rule.when}
-        self._signals = [signal for signal in config.signals if signal.name in needed]
-        self.decision_s = max((signal.latency for signal in self._signals), default=0.0)
-        rules = sorted(config.rules, key=lambda rule: -rule.priority)
-        self._rules = [(rule.when, number_of(models, rule.model, "semantic-router")) for rule in rules]
-        top = int(models.mean_quality.argmax())
-        self._default = number_of(models, config.default, "semantic-router") if config.default else top
+        self._models, self._config = models, config
+        self._conditions = _in_order(config)
+        self._needed = self._signals_needed()
+        self._keys = {name: int(rng.integers(1 << 62)) for name in config.signals}
+        self._domains = {
+            name: {domain_number(models, value, "semantic-router") for value in signal.values}
+            for name, signal in config.signals.items()
+            if signal.of == "domain"
+        }
+        rules = [*config.decisions.values()]
+        self._rules = sorted(rules, key=lambda rule: -rule.priority)
+        self._arms = {
+            rule: [number_of(models, name, "semantic-router") for name in rule.models] or list(range(models.count))
+            for rule in (*rules, config.otherwise)
+        }
+        needed = [config.signals[name] for name in self._needed]
+        self.decision_s = max([signal.latency for signal in needed], default=0.0)
+        self.decision_usd = sum(signal.usd for signal in needed)
+        price = models.usd_per_prompt_token + models.usd_per_output_token
+        self._price = price
 
     def route(self, query: Query) -> Ask:
-        """The arm of the first rule that holds."""
-        found = set()
-        for signal, draw in zip(self._signals, self._rng.random(len(self._signals)).tolist(), strict=True):
-            if draw < (signal.true_positive if self._holds(signal, query) else signal.false_positive):
-                found.add(signal.name)
+        """The selection of the decision that holds."""
+        holds = {name: self._says(name, query) for name in self._needed}
+        for name, condition in self._conditions.items():
+            holds[name] = _true(condition, holds)
+        rule = next((rule for rule in self._rules if _true(rule, holds)), self._config.otherwise)
         among = self._models.open()
-        for when, arm in self._rules:
-            if arm in among and all(_agrees(word, found) for word in when):
-                return Ask(arm)
-        if self._default in among or not among:
-            return Ask(self._default)
-        return Ask(best(self._models.mean_quality, among))
+        arms = [arm for arm in self._arms[rule] if arm in among] or among
+        if len(arms) == 1:
+            return Ask(arms[0])
+        return Ask(best(self._scores(rule, query), arms))
 
-    def _holds(self, signal: Signal, query: Query) -> bool:
-        if signal.what == "difficulty":
-            return query.difficulty > signal.above
-        if signal.what == "prompt":
-            return query.prompt_tokens > signal.above
-        if signal.what == "domain":
-            return self._models.domains[query.domain] == signal.equals
-        return (query.klass if signal.what == "class" else query.tenant) == signal.equals
+    def _scores(self, rule: Rule, query: Query) -> Any:
+        models = self._models
+        if rule.by == "latency":
+            return -np.array([min(models.latency_s(arm, query), 1e9) for arm in range(models.count)])
+        if rule.by in ("quality", "chance"):
+            return models.mean_quality if rule.by == "quality" else query.chance
+        cost = models.usd(query) if rule.by == "price" else models.joules(query)
+        largest = float(cost.max())
+        return -cost / largest if largest > 0.0 else -cost
+
+    def _says(self, name: str, query: Query) -> bool:
+        """Yes or no, right or wrong."""
+        signal = self._config.signals[name]
+        if signal.of == "domain":
+            right = query.domain in self._domains[name]
+        elif signal.above is None:
+            right = (query.klass if signal.of == "class" else query.tenant) in signal.values
+        else:
+            right = getattr(query, signal.of) > signal.above
+        yes = signal.true_positives if right else signal.false_positives
+        if yes in (0.0, 1.0):
+            return yes == 1.0
+        return uniform(self._keys[name], query.id) < yes
+
+    def _signals_needed(self) -> list[str]:
+        """Signals that any decision depends on, in the order of the scenario."""
+        config = self._config
+        wanted = {name for rule in config.decisions.values() for name in _named(rule)}
+        for name, condition in reversed(self._conditions.items()):
+            if name in wanted:
+                wanted.update(_named(condition))
+        return [name for name in config.signals if name in wanted]
 
 
-def _agrees(word: str, found: set[str]) -> bool:
-    """Whether a signal is as a rule wants it."""
-    return word.removeprefix("not ") not in found if word.startswith("not ") else word in found
+def _named(condition: Condition) -> tuple[str, ...]:
+    return (*condition.all, *condition.any, *condition.none)
+
+
+def _true(condition: Condition, holds: dict[str, bool]) -> bool:
+    if condition.any and not any(holds[name] for name in condition.any):
+        return False
+    return all(holds[name] for name in condition.all) and not any(holds[name] for name in condition.none)
+
+
+def _in_order(config: SemanticRouterConfig) -> dict[str, Condition]:
+    """The conditions, each of which names signals and conditions before it only.
+
+    Raises
+    ------
+    ScenarioError
+        If a name is unknown here, or stands for two things.
+    """
+    known = dict.fromkeys(config.signals)
+    path = "gateway.model_router"
+    for name, condition in config.conditions.items():
+        if name in known:
+            raise ScenarioError(Finding(f'"{name}" is a signal already', path=f"{path}.conditions.{name}"))
+        _check(_named(condition), known, f"{path}.conditions.{name}")
+        known[name] = None
+    for name, rule in config.decisions.items():
+        _check(_named(rule), known, f"{path}.decisions.{name}")
+    return dict(config.conditions)
+
+
+def _check(names: tuple[str, ...], known: dict[str, None], path: str) -> None:
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known, "signals and conditions before it")
+            raise ScenarioError(Finding(f'no signal or condition is called "{name}"', path=path, hint=hint))

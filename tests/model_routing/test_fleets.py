@@ -77,7 +77,7 @@ def stale() -> dict[str, Any]:
 
 
 FLEETS = (apart, swapping, elastic, failing, gateway_loss, placed, hedged, turned_away, stale)
-ROUTERS = ("route-balance", "frugal-gpt", "auto-mix", "linucb", "symphony", f"{HERE}:Samples", f"{HERE}:Thorough")
+ROUTERS = ("route-balance", "frugal-gpt", "auto-mix", "linucb", "symphony-coord", f"{HERE}:Samples", f"{HERE}:Thorough")
 
 
 @pytest.mark.parametrize("fleet", FLEETS, ids=lambda fleet: fleet.__name__)

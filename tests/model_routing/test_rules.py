@@ -19,10 +19,7 @@ from fleetsim.metrics.answers import (
 from fleetsim.model_routing.adaptive_consistency import sureness
 from fleetsim.model_routing.api import Ask, ModelsView, Query
 from fleetsim.model_routing.bandit import Ridges
-from fleetsim.model_routing.knapsack import bar
-from fleetsim.model_routing.moma import pareto, topsis
 from fleetsim.model_routing.radar import Radar, RadarConfig, scalarised
-from fleetsim.model_routing.saturation import samples_until
 from fleetsim.plugins import PolicyConfig, names
 from fleetsim.testing import check_model_router
 from tests.fleet.test_moves import column, run
@@ -175,30 +172,6 @@ def test_bandits_learn_which_model_is_worth_it(tmp_path: Path) -> None:
         assert np.mean([model == SMALL for model in models[1.0]]) > 0.9, name
 
 
-def test_the_knapsack_gets_its_share_of_what_could_be_had() -> None:
-    """A ramp of gains per dollar that stops anywhere, the worst case: at least 1 / (1 + ln(U / L)) of the offline optimum."""
-    least, most, price = 1.0, 50.0, 1e-4
-    promised = 1.0 / (1.0 + np.log(most / least))
-    for top in (1.0, 5.0, 20.0, 50.0):
-        spent = got = 0.0
-        for ratio in np.exp(np.linspace(0.0, np.log(top), 400)):
-            for _ in range(round(1.0 / price) // 40):  # more than what fits, at each step of the ramp
-                if spent + price > 1.0 or ratio < bar(spent, least, most):
-                    break
-                spent += price
-                got += price * ratio
-        assert got / top >= promised * 0.98
-
-
-def test_topsis_takes_what_is_nearest_to_the_ideal() -> None:
-    quality, usd = np.array([0.5, 0.9, 0.6, 0.9]), np.array([1.0, 5.0, 2.0, 6.0])
-    assert pareto(quality, usd) == [0, 1, 2]  # the last one is dearer than its equal
-    scores = topsis(np.array([0.0, 1.0]), np.array([1.0, 0.0]), 0.5, 0.5)
-    assert scores.tolist() == [0.0, 1.0]
-    even = topsis(np.array([1.0, 0.0]), np.array([1.0, 0.0]), 0.5, 0.5)
-    assert even == pytest.approx([0.5, 0.5])
-
-
 def test_the_latency_of_now_keeps_requests_from_a_pool_that_is_full(tmp_path: Path) -> None:
     """With the latency of an empty replica most go to the better model and wait; with that of now more go to the other one."""
     shares, waits = {}, {}
@@ -214,17 +187,6 @@ def test_the_latency_of_now_keeps_requests_from_a_pool_that_is_full(tmp_path: Pa
     assert waits["state"] < 0.9 * waits["static"]
 
 
-def test_a_cascade_does_not_escalate_into_a_queue(tmp_path: Path) -> None:
-    """With a limit that the loaded model cannot keep, the cheap answer is given; with one that anybody keeps, nothing changes."""
-    shares = {}
-    for limit in ("2 s", "1000 s"):
-        config = scenario({"policy": "pool-gate", "thresholds": [0.7], "limit": limit}, 200, 80.0)
-        shares[limit] = np.mean([model == BIG for model in column(run(config, tmp_path / limit), "model")])
-    plain = scenario({"policy": "frugal-gpt", "thresholds": [0.7]}, 200, 80.0)
-    assert shares["1000 s"] == np.mean([model == BIG for model in column(run(plain, tmp_path / "plain"), "model")])
-    assert shares["2 s"] < shares["1000 s"] / 2
-
-
 def test_more_samples_of_a_cheap_model_match_a_dear_one(tmp_path: Path) -> None:
     config = scenario({"policy": "best-route", "threshold": 0.75}, 200, 20.0)
     config["quality"]["judge"] = {"auc": 0.95}
@@ -233,49 +195,6 @@ def test_more_samples_of_a_cheap_model_match_a_dear_one(tmp_path: Path) -> None:
     assert {model for model, n in zip(models, calls, strict=True) if n > 1} == {SMALL}
     assert max(calls) <= 5
     assert len(set(calls)) > 2
-
-
-@pytest.mark.parametrize(("chance", "samples"), [(0.05, 32), (0.1, 22), (0.3, 10), (0.5, 6), (0.8, 3)])
-def test_samples_saturate_where_theory_says(chance: float, samples: int) -> None:
-    """ln(eps / p) / ln(1 - p), rounded up, at a least gain of 0.01 (TTSPM)."""
-    assert samples_until(chance, 0.01) == samples
-    assert chance * (1 - chance) ** samples < 0.01 <= chance * (1 - chance) ** (samples - 1)
-
-
-def test_a_full_pool_takes_fewer_samples(tmp_path: Path) -> None:
-    """What a pool has no room for is not asked for; where it is empty the number of samples is what theory says."""
-    calls = {}
-    for rate in (0.2, 200.0):
-        result = run(scenario({"policy": "saturation", "most": 8}, 60, rate), tmp_path / str(rate))
-        calls[rate] = result.summary["calls_mean"]
-    assert calls[0.2] > 5.0
-    assert calls[200.0] < 0.7 * calls[0.2]
-
-
-def test_rules_name_the_model(tmp_path: Path) -> None:
-    """Sums go to the big model, unless the signal errs; what is long goes there in any case."""
-    router = {
-        "policy": "semantic-router",
-        "signals": [
-            {"name": "sums", "what": "domain", "equals": "sums", "true_positive": 0.9, "latency": "20 ms"},
-            {"name": "long", "what": "prompt", "above": 500.0, "latency": "5 ms"},
-        ],
-        "rules": [{"when": ["sums"], "model": BIG}, {"when": ["long"], "model": BIG, "priority": 1}],
-        "default": SMALL,
-    }
-    result = run(scenario(router, 400, 60.0), tmp_path)
-    rows = list(zip(*(column(result, name) for name in ("domain", "prompt_tokens", "model")), strict=True))
-    assert {model for _, tokens, model in rows if tokens > 500} == {BIG}
-    assert {model for domain, tokens, model in rows if domain == "chat" and tokens <= 500} == {SMALL}
-    short = [model == BIG for domain, tokens, model in rows if domain == "sums" and tokens <= 500]
-    assert np.mean(short) == pytest.approx(0.9, abs=0.06)
-    assert min(np.array(column(result, "queued_s")) - np.array(column(result, "arrival_s"))) >= 0.02
-
-
-def test_a_model_that_thinks_pays_for_its_thoughts(tmp_path: Path) -> None:
-    result = run(scenario({"policy": "router-r1"}, 60, 10.0), tmp_path)
-    assert set(column(result, "calls")) == {2}
-    assert set(column(result, "model")) == {BIG}
 
 
 def test_the_ability_of_a_model_that_joins_is_learned(tmp_path: Path) -> None:
