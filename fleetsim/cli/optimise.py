@@ -15,7 +15,7 @@ from fleetsim.cli.sweep import memory_option, override_of
 from fleetsim.units import show
 
 if TYPE_CHECKING:
-    from fleetsim.sweep.optimise import Optimised
+    from fleetsim.sweeping.optimise import Optimised
 
 INTERRUPTED = 130
 
@@ -78,8 +78,8 @@ def command(scenario: str | None, overrides: tuple[str, ...], quiet: bool, as_js
     interrupted, and with more --trials goes further. Exit codes: 0 done, 1 no trial keeps the constraints, 2 bad input,
     130 interrupted.
     """
-    from fleetsim.sweep.axes import axis_of
-    from fleetsim.sweep.optimise import optimise
+    from fleetsim.sweeping.axes import axis_of
+    from fleetsim.sweeping.optimise import optimise
 
     axes = dict(axis_of(text) for text in given.pop("axes"))
     objectives = dict.fromkeys(given.pop("minimise"), "minimise") | dict.fromkeys(given.pop("maximise"), "maximise")

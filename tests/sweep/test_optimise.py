@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from fleetsim.cli.main import cli
 from fleetsim.errors import InputError
-from fleetsim.sweep.optimise import Optimised, optimise, shortened
-from fleetsim.sweep.plan import plan
-from fleetsim.sweep.study import stated
+from fleetsim.sweeping.optimise import Optimised, optimise, shortened
+from fleetsim.sweeping.plan import plan
+from fleetsim.sweeping.study import stated
 
 optuna: Any = pytest.importorskip("optuna")
 

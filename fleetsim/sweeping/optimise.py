@@ -23,11 +23,11 @@ from fleetsim.plugins import allowing_imports
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import MixWorkload, SyntheticWorkload, TraceWorkload, TreeSearchWorkload
 from fleetsim.scenario.source import Located
-from fleetsim.sweep.axes import Choices, Combination, Span, value_text
-from fleetsim.sweep.crew import CarryOut, Engine, Options, crew
-from fleetsim.sweep.made_with import differences, made_with, require_portable
-from fleetsim.sweep.memory import expected_requests
-from fleetsim.sweep.optimise_file import (
+from fleetsim.sweeping.axes import Choices, Combination, Span, value_text
+from fleetsim.sweeping.crew import CarryOut, Engine, Options, crew
+from fleetsim.sweeping.made_with import differences, made_with, require_portable
+from fleetsim.sweeping.memory import expected_requests
+from fleetsim.sweeping.optimise_file import (
     OBJECTIVES,
     Constraint,
     Direction,
@@ -36,11 +36,11 @@ from fleetsim.sweep.optimise_file import (
     read_search,
     search_of,
 )
-from fleetsim.sweep.plan import PlannedRun, cells_of, runs_of
-from fleetsim.sweep.store import LocalStore, Store, manifest_of, read_json, store_of, write_json
-from fleetsim.sweep.study import Study, Where, collect, default_out, refuse_other, study_json, summary_table
-from fleetsim.sweep.sweep_file import Replications, base_of, name_of, study_file
-from fleetsim.sweep.work import Assignment, failure_name
+from fleetsim.sweeping.plan import PlannedRun, cells_of, runs_of
+from fleetsim.sweeping.store import LocalStore, Store, manifest_of, read_json, store_of, write_json
+from fleetsim.sweeping.study import Study, Where, collect, default_out, refuse_other, study_json, summary_table
+from fleetsim.sweeping.sweep_file import Replications, base_of, name_of, study_file
+from fleetsim.sweeping.work import Assignment, failure_name
 
 STORAGE = "optuna.db"
 TRIALS, PARETO = "trials.parquet", "pareto.parquet"
