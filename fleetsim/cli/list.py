@@ -140,6 +140,24 @@ def _prices() -> Rows:
             }
 
 
+def _qualities() -> Rows:
+    from fleetsim.catalog.data import names
+    from fleetsim.quality.profile import load_quality
+
+    for name in names("quality"):
+        profile = load_quality(name)
+        for model, fitted in profile.models.items():
+            yield {
+                "name": name,
+                "model": model,
+                "ability": show(fitted.ability),
+                "domains": ", ".join(profile.domains),
+                "log-loss held out": show(profile.fit.log_loss),
+                "of means": show(profile.fit.log_loss_domain_mean),
+                "source": profile.source,
+            }
+
+
 def _traces() -> Rows:
     from fleetsim.workload.traces import list_traces
 
@@ -210,6 +228,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "links": _links,
     "grids": _grids,
     "prices": _prices,
+    "qualities": _qualities,
     "traces": _traces,
     "profiles": _profiles,
     "metrics": _metrics,
@@ -239,8 +258,8 @@ def _of(kind: str, of: str) -> Rows:
 def command(kind: str, of: str | None, as_json: bool) -> None:
     """What can be named in a scenario.
 
-    KIND is policies, accelerators, llms, encoders, links, grids, prices, traces, profiles, metrics, scenarios, sweeps,
-    plans or papers.
+    KIND is policies, accelerators, llms, encoders, links, grids, prices, qualities, traces, profiles, metrics,
+    scenarios, sweeps, plans or papers.
     POLICIES is a kind of policies, such as routers or schedulers: `fleetsim list policies routers`.
     """
     rows = list(KINDS[kind]() if of is None else _of(kind, of))
