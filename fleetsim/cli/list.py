@@ -193,7 +193,7 @@ def _scenarios() -> Rows:
 
 
 def _sweeps() -> Rows:
-    from fleetsim.sweep.sweep_file import embedded_sweeps
+    from fleetsim.sweeping.sweep_file import embedded_sweeps
 
     for name, summary in embedded_sweeps().items():
         yield {"name": name, "summary": summary}

@@ -16,7 +16,7 @@ from fleetsim.cli.console import import_option, json_option, print_json, print_t
 from fleetsim.units import show
 
 if TYPE_CHECKING:
-    from fleetsim.sweep.study import Prepared, Progress, Study, Timing
+    from fleetsim.sweeping.study import Prepared, Progress, Study, Timing
 
 FAILED, INTERRUPTED = 1, 130
 MOST_ROWS = 60
@@ -89,10 +89,10 @@ def command(scenario: str | None, axes: tuple[str, ...], overrides: tuple[str, .
     before the first run. Finished runs are skipped when the command is given again, so that an interrupted study goes on.
     Exit codes: 0 done, 1 some runs failed (each is a row with its error), 2 bad input, 130 interrupted.
     """
-    from fleetsim.sweep.axes import axis_of
-    from fleetsim.sweep.crew import Options
-    from fleetsim.sweep.store import store_of
-    from fleetsim.sweep.study import Study, carry_out, default_out, prepare, stated
+    from fleetsim.sweeping.axes import axis_of
+    from fleetsim.sweeping.crew import Options
+    from fleetsim.sweeping.store import store_of
+    from fleetsim.sweeping.study import Study, carry_out, default_out, prepare, stated
 
     quiet, as_json = given["quiet"], given["as_json"]
     if given["collect"]:
@@ -205,8 +205,8 @@ class _Lines:
 
 
 def _list_runs(ready: Prepared, store: Any, as_json: bool) -> int:
-    from fleetsim.sweep.memory import expected_requests, need_bytes
-    from fleetsim.sweep.study import to_do
+    from fleetsim.sweeping.memory import expected_requests, need_bytes
+    from fleetsim.sweeping.study import to_do
 
     left, notes = to_do(ready, store)
     waiting = {run.id for run in left}

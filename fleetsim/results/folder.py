@@ -168,7 +168,12 @@ def open_results(*paths: str | os.PathLike[str]) -> Results:
         raise InputError("name a folder that fleetsim run or fleetsim sweep wrote")
     runs: dict[Path, Run] = {}
     missing: list[Mapping[str, Any]] = []
-    for path in map(Path, paths):
+    for address in [os.fspath(path) for path in paths]:
+        if "://" in address:
+            raise InputError(
+                Finding("is an address: results are read from folders", file=address, hint="copy it to this machine")
+            )
+        path = Path(address)
         for folder in _folders(path):
             found, absent = _open_study(folder) if _is_study(folder) else ([_open_run(folder)], [])
             for run in found:

@@ -145,6 +145,7 @@ def test_what_is_no_result_is_refused_with_what_was_found(alone: Path, tmp_path:
     assert "it holds notes.txt" in refused(tmp_path)
     assert f"name its folder: {alone}" in refused(alone / "requests.parquet")
     assert "there is nothing" in refused(alone.parent / "aloen")
+    assert "s3://bucket/study  is an address" in refused("s3://bucket/study")
     assert "results there: alone" in refused(alone.parent / "aloen")
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from pyarrow.dataset import dataset
 
 import fleetsim
 from fleetsim.cli.main import cli
@@ -120,6 +121,17 @@ def test_every_column_of_every_table_has_a_meaning(study: Path) -> None:
     units = {column.name: column.unit for column in listed["summary"].columns}
     assert (units["ttft_p99_s"], units["energy_j"], units["goodput_requests_per_s"]) == ("s", "J", "1/s")
     assert units["output_tokens_mean"] == "tokens"
+
+
+def test_a_study_is_partitioned_as_hive_does_it(study: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    found = duckdb.sql(
+        f"SELECT run, count(*) AS n FROM read_parquet('{study}/run=*/requests.parquet') GROUP BY run"
+    ).fetchall()
+    assert dict(found) == {run.id: 120 for run in open_results(study).runs}
+    part = dataset(sorted(study.glob("run=*/requests.parquet")), partitioning="hive", partition_base_dir=str(study))
+    assert part.count_rows() == 960
+    assert "run" in part.schema.names
 
 
 def test_only_tables_that_a_query_names_are_opened(study: Path) -> None:

@@ -20,11 +20,11 @@ from fleetsim.output.parquet import remove_leftovers
 from fleetsim.routing.basic import RoundRobin
 from fleetsim.scenario.export import digest
 from fleetsim.scenario.template import scenarios_folder
-from fleetsim.sweep.optimise import _check_axes
-from fleetsim.sweep.optimise_file import read_search
-from fleetsim.sweep.plan import plan
-from fleetsim.sweep.study import Progress, Study, stated, sweep
-from fleetsim.sweep.sweep_file import embedded_sweeps, read_sweep
+from fleetsim.sweeping.optimise import _check_axes
+from fleetsim.sweeping.optimise_file import read_search
+from fleetsim.sweeping.plan import plan
+from fleetsim.sweeping.study import Progress, Study, stated, sweep
+from fleetsim.sweeping.sweep_file import embedded_sweeps, read_sweep
 
 ROUTERS = ["round-robin", "least-outstanding"]
 RATES = ["5 req/s", "20 req/s"]
@@ -335,3 +335,9 @@ def test_leftovers_of_living_processes_and_other_machines_stay(tmp_path: Path) -
         folder.mkdir()
     assert remove_leftovers(tmp_path) == 1
     assert sorted(tmp_path.iterdir()) == sorted(folders[1:])
+
+
+def test_the_function_stays_a_function_whatever_is_imported() -> None:
+    """A package of its name would take its place as soon as anything imports from it."""
+    code = "import fleetsim; fleetsim.optimise; from fleetsim.sweeping import study; assert callable(fleetsim.sweep)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

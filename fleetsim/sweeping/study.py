@@ -22,13 +22,13 @@ from fleetsim.plugins import allowing_imports
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import Scenario
 from fleetsim.scenario.source import Located
-from fleetsim.sweep.axes import axes_of
-from fleetsim.sweep.crew import Engine, Options, crew
-from fleetsim.sweep.made_with import MadeWith, differences, made_with, require_portable
-from fleetsim.sweep.memory import expected_requests
-from fleetsim.sweep.plan import Plan, PlannedRun, plan
-from fleetsim.sweep.store import SUMMARY, LocalStore, Store, manifest_of, read_json, store_of, write_json
-from fleetsim.sweep.sweep_file import (
+from fleetsim.sweeping.axes import axes_of
+from fleetsim.sweeping.crew import Engine, Options, crew
+from fleetsim.sweeping.made_with import MadeWith, differences, made_with, require_portable
+from fleetsim.sweeping.memory import expected_requests
+from fleetsim.sweeping.plan import Plan, PlannedRun, plan
+from fleetsim.sweeping.store import SUMMARY, LocalStore, Store, manifest_of, read_json, store_of, write_json
+from fleetsim.sweeping.sweep_file import (
     Base,
     Replications,
     Seeds,
@@ -39,7 +39,7 @@ from fleetsim.sweep.sweep_file import (
     study_file,
     sweep_of,
 )
-from fleetsim.sweep.work import Assignment, Ended, failure_name
+from fleetsim.sweeping.work import Assignment, Ended, failure_name
 
 Where = str | os.PathLike[str] | Mapping[str, Any] | Scenario | LoadedScenario
 SUMMARY_EVERY_S = 30.0

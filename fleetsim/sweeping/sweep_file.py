@@ -6,7 +6,7 @@
     name: two-routers
     scenario: embedded:quickstart        # or a file relative to this one, or what would stand in it
     set: {workload.requests: 2000}       # laid over it, as --set; optional
-    axes:                                # see `fleetsim.sweep.axes`
+    axes:                                # see `fleetsim.sweeping.axes`
       gateway.router: [least-outstanding, power-of-two-choices]
       workload.arrivals.rate: {range: [40 req/s, 70 req/s], points: 4}
     replications: 3                      # or {count: 3, seeds: own}; common random numbers otherwise
@@ -62,7 +62,7 @@ class SweepFile(Block):
     overrides: Annotated[dict[str, Any], Field(alias="set", default_factory=dict)]
     """Values laid over the base, by path."""
     axes: dict[str, Any] | list[Any]
-    """Which values which paths take: `fleetsim.sweep.axes`."""
+    """Which values which paths take: `fleetsim.sweeping.axes`."""
     replications: Annotated[Count, Field(le=100_000)] | Replications = 1
     """How often every combination is run, and with which seeds."""
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0

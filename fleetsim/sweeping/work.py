@@ -15,8 +15,8 @@ from fleetsim.errors import FleetsimError
 from fleetsim.experiment.run import run
 from fleetsim.plugins import allowing_imports
 from fleetsim.scenario.load import LoadedScenario
-from fleetsim.sweep.made_with import MadeWith
-from fleetsim.sweep.store import Store, write_json
+from fleetsim.sweeping.made_with import MadeWith
+from fleetsim.sweeping.store import Store, write_json
 
 
 @dataclass(frozen=True, slots=True)

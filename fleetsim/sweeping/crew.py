@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fleetsim.experiment.pool import Workers, cores
-from fleetsim.sweep.memory import Guard, free_bytes, need_bytes
-from fleetsim.sweep.work import Assignment, Ended, perform, record_failure
+from fleetsim.sweeping.memory import Guard, free_bytes, need_bytes
+from fleetsim.sweeping.work import Assignment, Ended, perform, record_failure
 
 Engine = Literal["local", "ray"]
 CarryOut = Callable[[Sequence[Assignment]], Iterator[Ended]]
@@ -48,7 +48,7 @@ class Options:
 def crew(options: Options) -> Iterator[CarryOut]:
     """Somebody who carries out runs, as long as this block: what is warm stays warm between one list of runs and the next."""
     if options.engine == "ray":
-        from fleetsim.sweep.ray_engine import cluster
+        from fleetsim.sweeping.ray_engine import cluster
 
         with cluster(options.address, options.jobs) as on_ray:
             yield on_ray

@@ -32,8 +32,8 @@ from fleetsim.scenario.explain import findings_of
 from fleetsim.scenario.schema import Block, Count, Ratio
 from fleetsim.scenario.shape import Shape
 from fleetsim.scenario.source import Located, located, read_tree
-from fleetsim.sweep.axes import Choices, Span, choices_of
-from fleetsim.sweep.sweep_file import Base, base_at
+from fleetsim.sweeping.axes import Choices, Span, choices_of
+from fleetsim.sweeping.sweep_file import Base, base_at
 
 Direction = Literal["minimise", "maximise"]
 Sampler = Literal["tpe", "nsga2", "random"]

@@ -10,8 +10,8 @@ from typing import Any
 from fleetsim.errors import Finding, FleetsimError, InputError
 from fleetsim.experiment.pool import cores
 from fleetsim.experiment.replicate import code_digest
-from fleetsim.sweep.store import manifest_of
-from fleetsim.sweep.work import Assignment, Ended, perform, record_failure
+from fleetsim.sweeping.store import manifest_of
+from fleetsim.sweeping.work import Assignment, Ended, perform, record_failure
 
 TRIES_AGAIN = 3
 """Times that a run is begun again whose process or machine went away."""

@@ -13,8 +13,8 @@ from fleetsim.experiment.check import require_valid
 from fleetsim.scenario.export import digest
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.merge import path_steps
-from fleetsim.sweep.axes import Combination, combinations, told, value_text
-from fleetsim.sweep.sweep_file import Replications, Stated
+from fleetsim.sweeping.axes import Combination, combinations, told, value_text
+from fleetsim.sweeping.sweep_file import Replications, Stated
 from fleetsim.units import UNITS
 
 MOST_FINDINGS = 30
