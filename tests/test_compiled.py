@@ -106,6 +106,26 @@ pools:
     accelerator: h100-sxm
     engine: {scheduler: {policy: flow-prefill}, kv: {capacity_tokens: 40000}}
 """,
+    # two models behind a cascade: calls, judges, samples of the prefix cache
+    "models": """
+schema: 1
+name: models
+seed: 5
+workload:
+  kind: synthetic
+  requests: 300
+  arrivals: {process: poisson, rate: 15 req/s}
+  prompt_tokens: {distribution: lognormal, mean: 300, cv: 1.0, min: 1, max: 2000}
+  output_tokens: {distribution: lognormal, mean: 100, cv: 1.0, min: 1, max: 600}
+quality:
+  models:
+    llama-3.2-1b: {ability: -0.5, price: {input: 0.1, output: 0.2}}
+    llama-3.1-8b: {ability: 1.0, price: {input: 0.5, output: 1.0}}
+gateway: {model_router: {policy: acar}}
+pools:
+  - {name: small, llm: llama-3.2-1b, accelerator: rtx-4090}
+  - {name: large, llm: llama-3.1-8b, accelerator: l40s, replicas: 2}
+""",
     # the embedded trace, sessions kept together, requests cut off at the horizon
     "trace": """
 schema: 1

@@ -46,7 +46,7 @@ ROUTERS: Mapping[str, Mapping[str, Any]] = {
 """With the parameters of their cards; nothing is tuned to this fleet."""
 BEYOND: Mapping[str, Mapping[str, Any]] = {
     "queues and batches": {},
-    "feedback a minute late, of one answer in ten": {"quality.feedback": {"delay": "60 s", "share": 0.1}},
+    "feedback ten seconds late, of one answer in ten": {"quality.feedback": {"delay": "10 s", "share": 0.1}},
     "loads seen five seconds late": {
         "gateway.view": {"freshness": "delayed", "delay": "5 s", "own_counts": False},
     },
