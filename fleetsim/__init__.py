@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from fleetsim.results.query import query
     from fleetsim.scenario.load import LoadedScenario, load_scenario
     from fleetsim.scenario.schema import Scenario
-    from fleetsim.sweep.optimise import optimise
-    from fleetsim.sweep.study import Study, sweep
+    from fleetsim.sweeping.optimise import optimise
+    from fleetsim.sweeping.study import Study, sweep
 
 __version__ = "0.1.0"
 
@@ -63,18 +63,18 @@ _HOME = {
     "Result": "fleetsim.experiment.run",
     "Scenario": "fleetsim.scenario.schema",
     "ScenarioError": "fleetsim.errors",
-    "Study": "fleetsim.sweep.study",
+    "Study": "fleetsim.sweeping.study",
     "compare": "fleetsim.results.compare",
     "find_fleet": "fleetsim.planning.api",
     "find_rate": "fleetsim.planning.api",
     "load_scenario": "fleetsim.scenario.load",
     "open_results": "fleetsim.results.folder",
-    "optimise": "fleetsim.sweep.optimise",
+    "optimise": "fleetsim.sweeping.optimise",
     "plan": "fleetsim.planning.api",
     "query": "fleetsim.results.query",
     "report": "fleetsim.reporting.build",
     "run": "fleetsim.experiment.run",
-    "sweep": "fleetsim.sweep.study",
+    "sweep": "fleetsim.sweeping.study",
 }
 """Module of each public name, imported when the name is first used: ``import fleetsim`` itself stays light."""
 

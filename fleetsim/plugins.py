@@ -31,6 +31,7 @@ GROUPS = {
     "forecasters": "what demand an autoscaler expects",
     "power_managers": "clocks, caps, batch sizes and sleep states",
     "model_routers": "which LLM answers, with which reasoning budget, and whether others are asked too",
+    "budgets": "how many samples, rounds and tokens an answer may take",
     "placements": "which LLM a replica holds, and who runs there next",
     "rebalancers": "who moves to which other replica",
     "reuses": "which keys and values are reused that stand behind another start",
@@ -93,6 +94,8 @@ class Listing:
     version: str
     loaded: bool = True
     """Whether its code could be imported."""
+    tags: str = ""
+    """What kind of policy it is, where its class says so."""
 
 
 @cache
@@ -144,12 +147,16 @@ def listing() -> list[Listing]:
     rows = []
     for kind in GROUPS:
         for name, entry in sorted(_entries(kind).items()):
+            tags = ""
             try:
-                summary, loaded = (_loaded(entry).__doc__ or "").strip().split("\n")[0], True
+                policy = _loaded(entry)
+                summary, loaded = (policy.__doc__ or "").strip().split("\n")[0], True
+                tags = str(getattr(policy, "tags", ""))
             except LookupError as error:
                 summary, loaded = str(error), False
             dist = entry.dist
-            rows.append(Listing(kind, name, summary, dist.name if dist else "", dist.version if dist else "", loaded))
+            package, version = (dist.name, dist.version) if dist else ("", "")
+            rows.append(Listing(kind, name, summary, package, version, loaded, tags))
     return rows
 
 

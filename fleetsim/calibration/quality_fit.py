@@ -4,9 +4,9 @@
 
 Marginal maximum likelihood of the two-parameter model: a prompt's difficulty is normal with the mean and spread of its domain, its
 discrimination lognormal; both are integrated out on a grid. What is fitted are abilities, skills in domains (drawn towards 0),
-and each domain's mean and spread. The error that a file states is of a fifth of the answers, which that fit did not see: the chance of
-each given the answers of the other models to the same prompt, beside the mean of its model in its domain. The constants are then
-fitted to all answers.
+and each domain's mean and spread. The error that a file states is of a fifth of the answers, which that fit did not see: the chance
+of each given the answers of the other models to the same prompt, beside the mean of its model in its domain. The constants are
+then fitted to all answers.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ from fleetsim.errors import DataError, Finding
 from fleetsim.quality.irt import area_under_curve
 
 FOLDER = Path("models", "quality")
-HEADER = (
-    "# Written by `python -m fleetsim.calibration.quality_fit`. log_loss [nats] and auc are of a fifth of the answers, held out."
-)
+HEADER = "# Written by `python -m fleetsim.calibration.quality_fit`; log_loss [nats] and auc are of answers that were held out."
 DISCRIMINATION_SD = 0.3
 """Standard deviation of the logarithm of discriminations: not fitted (RADAR's generative model as the card has it)."""
 RIDGE = 0.01
@@ -180,21 +178,56 @@ def held_out_error(answers: Answers) -> dict[str, float]:
 # --- tables -------------------------------------------------------------------------------------------------------------
 
 
-_STEM = (
-    "abstract_algebra anatomy astronomy college_biology college_chemistry college_computer_science college_mathematics "
-    "college_physics computer_security conceptual_physics electrical_engineering elementary_mathematics high_school_biology "
-    "high_school_chemistry high_school_computer_science high_school_mathematics high_school_physics high_school_statistics "
-    "machine_learning"
-).split()
-_HUMANITIES = (
-    "formal_logic high_school_european_history high_school_us_history high_school_world_history international_law jurisprudence "
-    "logical_fallacies moral_disputes moral_scenarios philosophy prehistory professional_law world_religions"
-).split()
-_SOCIAL = (
-    "econometrics high_school_geography high_school_government_and_politics high_school_macroeconomics "
-    "high_school_microeconomics high_school_psychology human_sexuality professional_psychology public_relations "
-    "security_studies sociology us_foreign_policy"
-).split()
+_STEM = [
+    "abstract_algebra",
+    "anatomy",
+    "astronomy",
+    "college_biology",
+    "college_chemistry",
+    "college_computer_science",
+    "college_mathematics",
+    "college_physics",
+    "computer_security",
+    "conceptual_physics",
+    "electrical_engineering",
+    "elementary_mathematics",
+    "high_school_biology",
+    "high_school_chemistry",
+    "high_school_computer_science",
+    "high_school_mathematics",
+    "high_school_physics",
+    "high_school_statistics",
+    "machine_learning",
+]
+_HUMANITIES = [
+    "formal_logic",
+    "high_school_european_history",
+    "high_school_us_history",
+    "high_school_world_history",
+    "international_law",
+    "jurisprudence",
+    "logical_fallacies",
+    "moral_disputes",
+    "moral_scenarios",
+    "philosophy",
+    "prehistory",
+    "professional_law",
+    "world_religions",
+]
+_SOCIAL = [
+    "econometrics",
+    "high_school_geography",
+    "high_school_government_and_politics",
+    "high_school_macroeconomics",
+    "high_school_microeconomics",
+    "high_school_psychology",
+    "human_sexuality",
+    "professional_psychology",
+    "public_relations",
+    "security_studies",
+    "sociology",
+    "us_foreign_policy",
+]
 """Subjects of MMLU by the groups of its authors (arXiv:2009.03300); what is in none is `mmlu-other`."""
 
 
@@ -276,8 +309,8 @@ def page(name: str, answers: Answers, item: Item, error: dict[str, float]) -> st
     prompts = len(answers.quality)
     lines = [HEADER, f"title: {title}", f"source: {source}", f'note: "{note}"', "fit:"]
     lines.append(
-        f"  {{method: marginal maximum likelihood, prompts: {prompts}, held_out: {error['held_out']}, log_loss: {error['log_loss']:.4f}, "
-        f"log_loss_domain_mean: {error['log_loss_domain_mean']:.4f}, auc: {error['auc']:.3f}}}"
+        f"  {{method: marginal maximum likelihood, prompts: {prompts}, held_out: {error['held_out']}, "
+        f"log_loss: {error['log_loss']:.4f}, log_loss_domain_mean: {error['log_loss_domain_mean']:.4f}, auc: {error['auc']:.3f}}}"
     )
     lines += [f"discrimination_sd: {DISCRIMINATION_SD}", "domains:"]
     for k, domain in enumerate(answers.domains):

@@ -56,7 +56,8 @@ def locate(kind: str, name: str) -> Path:
     """
     path = catalogue(kind).get(name)
     if path is None:
-        raise DataError(Finding(f'unknown {kind} "{name}"', hint=nearest(name, catalogue(kind), f"{kind}s")))
+        several = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+        raise DataError(Finding(f'unknown {kind} "{name}"', hint=nearest(name, catalogue(kind), several)))
     return path
 
 

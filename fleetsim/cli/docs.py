@@ -95,7 +95,10 @@ def _page(row: Listing, places: Mapping[str, tuple[str, str]]) -> str:
     if row.kind in places:
         path, key = places[row.kind]
         lines += [f"One of the [{row.kind.replace('_', ' ')}](../{INDEX}): `{path}: {{{key}: {row.name}}}`.", ""]
-    lines += [_markdown(inspect.cleandoc(policy.__doc__ or "")), "", "## Parameters", ""]
+    lines += [_markdown(inspect.cleandoc(policy.__doc__ or "")), ""]
+    if row.tags:
+        lines += [f"**Tags:** {row.tags}.", ""]
+    lines += ["## Parameters", ""]
     rows = list(parameters(policy.Config))
     if rows:
         lines += ["| name | default | range | meaning |", "|---|---|---|---|"]

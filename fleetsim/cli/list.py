@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 Rows = Iterable[dict[str, str]]
 
 
-def _policies() -> Rows:
+def _policies(of: str | None = None) -> Rows:
     from fleetsim import plugins
 
-    for row in plugins.listing():
+    listed = [row for row in plugins.listing() if of is None or row.kind == of]
+    tagged = of is not None and any(row.tags for row in listed)
+    for row in listed:
         yield {
             "kind": row.kind,
             "name": row.name,
             "summary": row.summary,
+            **({"tags": row.tags} if tagged else {}),
             "package": f"{row.package} {row.version}".strip(),
         }
 
@@ -137,6 +140,24 @@ def _prices() -> Rows:
             }
 
 
+def _qualities() -> Rows:
+    from fleetsim.catalog.data import names
+    from fleetsim.quality.profile import load_quality
+
+    for name in names("quality"):
+        profile = load_quality(name)
+        for model, fitted in profile.models.items():
+            yield {
+                "name": name,
+                "model": model,
+                "ability": show(fitted.ability),
+                "domains": ", ".join(profile.domains),
+                "log-loss held out": show(profile.fit.log_loss),
+                "of means": show(profile.fit.log_loss_domain_mean),
+                "source": profile.source,
+            }
+
+
 def _traces() -> Rows:
     from fleetsim.workload.traces import list_traces
 
@@ -171,6 +192,13 @@ def _scenarios() -> Rows:
         yield {"name": f"embedded:{name}", "summary": summary}
 
 
+def _sweeps() -> Rows:
+    from fleetsim.sweeping.sweep_file import embedded_sweeps
+
+    for name, summary in embedded_sweeps().items():
+        yield {"name": name, "summary": summary}
+
+
 def _plans() -> Rows:
     from fleetsim.planning.problems import embedded_problems
 
@@ -200,16 +228,18 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "links": _links,
     "grids": _grids,
     "prices": _prices,
+    "qualities": _qualities,
     "traces": _traces,
     "profiles": _profiles,
     "metrics": _metrics,
     "scenarios": _scenarios,
+    "sweeps": _sweeps,
     "plans": _plans,
     "papers": _papers,
 }
 
 
-def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
+def _of(kind: str, of: str) -> Rows:
     """Only policies of one kind."""
     from fleetsim.errors import InputError, nearest
     from fleetsim.plugins import GROUPS
@@ -218,7 +248,7 @@ def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
         raise InputError(f"{kind} have no kinds: only `fleetsim list policies` takes one")
     if of not in GROUPS:
         raise InputError(f'no kind of policies "{of[:60]}". {nearest(of, GROUPS, "kinds")}')
-    return [row for row in rows if row["kind"] == of]
+    return _policies(of)
 
 
 @click.command()
@@ -228,12 +258,11 @@ def _of(rows: list[dict[str, str]], kind: str, of: str) -> list[dict[str, str]]:
 def command(kind: str, of: str | None, as_json: bool) -> None:
     """What can be named in a scenario.
 
-    KIND is policies, accelerators, llms, encoders, links, grids, prices, traces, profiles, metrics, scenarios, plans or papers.
+    KIND is policies, accelerators, llms, encoders, links, grids, prices, qualities, traces, profiles, metrics,
+    scenarios, sweeps, plans or papers.
     POLICIES is a kind of policies, such as routers or schedulers: `fleetsim list policies routers`.
     """
-    rows = list(KINDS[kind]())
-    if of is not None:
-        rows = _of(rows, kind, of)
+    rows = list(KINDS[kind]() if of is None else _of(kind, of))
     if as_json:
         print_json({"kind": kind, "items": rows})
     elif rows:

@@ -15,7 +15,7 @@ from fleetsim.cli.sweep import memory_option, override_of
 from fleetsim.units import show
 
 if TYPE_CHECKING:
-    from fleetsim.sweep.optimise import Optimised
+    from fleetsim.sweeping.optimise import Optimised
 
 INTERRUPTED = 130
 
@@ -59,7 +59,7 @@ INTERRUPTED = 130
 @click.option("--seed", type=click.IntRange(0), help="Of the search [0].")
 @set_option
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the study [fleetsim-out/NAME].")
-@click.option("--name", help="Name of the study [the scenario's].")
+@click.option("--name", help="Name of the study [the scenario's, and -search].")
 @click.option("-j", "--jobs", type=click.IntRange(0, 1024), default=0, help="Processes [one per core].")
 @memory_option
 @click.option(
@@ -78,8 +78,8 @@ def command(scenario: str | None, overrides: tuple[str, ...], quiet: bool, as_js
     interrupted, and with more --trials goes further. Exit codes: 0 done, 1 no trial keeps the constraints, 2 bad input,
     130 interrupted.
     """
-    from fleetsim.sweep.axes import axis_of
-    from fleetsim.sweep.optimise import optimise
+    from fleetsim.sweeping.axes import axis_of
+    from fleetsim.sweeping.optimise import optimise
 
     axes = dict(axis_of(text) for text in given.pop("axes"))
     objectives = dict.fromkeys(given.pop("minimise"), "minimise") | dict.fromkeys(given.pop("maximise"), "maximise")
@@ -131,19 +131,31 @@ def _tell(found: Optimised) -> None:
     word = "trade-offs" if len(found.pareto) != 1 else "trade-off"
     click.echo(f"{len(found.pareto)} best {word} of {len(found.trials)} trials{holds}: {wanted}")
     click.echo(_states(found.trials))
-    if found.pareto:
+    shown = found.pareto or _nearest(found.trials)
+    if shown:
         click.echo()
-        axes = [key for key in found.pareto[0] if key.startswith("axis.")]
-        figures = [key for key in found.pareto[0] if key in {*found.objectives, *_ALSO}]
-        first = next(iter(found.objectives))
-        rows = sorted(found.pareto, key=lambda row: row[first], reverse=found.objectives[first] == "maximise")
+        if not found.pareto:
+            click.echo("nearest to what must hold:")
+        axes = [key for key in shown[0] if key.startswith("axis.")]
+        figures = [
+            key for key in shown[0] if key in {*found.objectives, *(c.split()[0] for c in found.constraints), *_ALSO}
+        ]
+        if found.pareto:
+            first = next(iter(found.objectives))
+            shown = sorted(shown, key=lambda row: row[first], reverse=found.objectives[first] == "maximise")
         titles = ["trial", *(key.removeprefix("axis.") for key in axes), *figures]
-        cells = [[_cell(row[key]) for key in ("trial", *axes, *figures)] for row in rows]
+        cells = [[_cell(row[key]) for key in ("trial", *axes, *figures)] for row in shown]
         print_table(titles, cells, right=[0, *range(1 + len(axes), len(titles))])
     click.echo()
     click.echo(f"{found.study.path}: pareto.parquet, trials.parquet, summary.parquet, optuna.db, run=*/")
     if found.interrupted:
         click.echo("interrupted: the same command goes on where it stopped", err=True)
+
+
+def _nearest(trials: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The three that break the constraints least."""
+    ran = [row for row in trials if row["state"] == "finished"]
+    return sorted(ran, key=lambda row: (row["violation"], row["trial"]))[:3]
 
 
 _ALSO = ("cost_usd", "energy_j", "ttft_p99_s", "goodput_requests_per_s", "slo_attainment_ratio")

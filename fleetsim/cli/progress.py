@@ -55,13 +55,14 @@ def _line(done: int, total: int | None, now_s: float, rate: float) -> Table:
     for _ in range(5):
         grid.add_column(no_wrap=True)
     of = f" of {total:,}" if total else ""
-    left = f"{_clock((total - done) / rate)} left" if total and rate > 0 else ""
-    cells = [f"simulated {_clock(now_s)}", f"{done:,}{of} requests", f"{rate:,.0f}/s", left]
+    left = f"{clock_text((total - done) / rate)} left" if total and rate > 0 else ""
+    cells = [f"simulated {clock_text(now_s)}", f"{done:,}{of} requests", f"{rate:,.0f}/s", left]
     grid.add_row(ProgressBar(total=total, completed=done, width=14), *(Text(cell) for cell in cells))
     return grid
 
 
-def _clock(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -52,7 +52,7 @@ def command(
     if not arguments and not tables:
         raise InputError(Finding("give a query in quotes", hint=f'e.g. fleetsim query "{EXAMPLES[0][0]}"'))
     folders = arguments if tables else arguments[1:]
-    connection = connect(open_results(*(folders or ("fleetsim-out",))))
+    connection = connect(open_results(*(folders or ("fleetsim-out",))), None if tables else arguments[0])
     to_format = "json" if as_json else to_format or _format_of(out)
     if tables:
         _tell_tables(views(connection), to_format == "json")

@@ -82,7 +82,8 @@ def _scenario() -> str:
 
 
 def _anchor(model: type[BaseModel]) -> str:
-    return f"block-{model.__name__.lower()}"
+    module = model.__module__.rpartition(".")[2]  # there are prices of power and of tokens
+    return f"block-{module}-{model.__name__}".lower().replace("_", "-")
 
 
 def _blocks(model: type[BaseModel], path: str) -> Iterator[tuple[type[BaseModel], str]]:

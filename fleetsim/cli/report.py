@@ -15,8 +15,24 @@ from fleetsim.cli.console import json_option, print_json
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="File to write [report.html in the first DIR].")
 @click.option("--title", help="Head line [name of the scenario or study].")
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write the figures as images too (fleetsim[png]).",
+)
+@click.option(
+    "--format", "figure_format", type=click.Choice(["svg", "png", "pdf"]), default="svg", help="Of images [svg]."
+)
 @json_option
-def command(folders: tuple[Path, ...], out: Path | None, title: str | None, as_json: bool) -> int:
+def command(
+    folders: tuple[Path, ...],
+    out: Path | None,
+    title: str | None,
+    figures: Path | None,
+    figure_format: str,
+    as_json: bool,
+) -> int:
     """Write one HTML page that shows the results in DIR, of a run, several runs or a study.
 
     The page needs no other file and no network. It answers first, then shows the figures, says what was assumed and how to run
@@ -24,7 +40,7 @@ def command(folders: tuple[Path, ...], out: Path | None, title: str | None, as_j
     """
     from fleetsim.reporting.build import report
 
-    path = report(*folders, out=out, title=title)
+    path = report(*folders, out=out, title=title, figures=figures, figure_format=figure_format)
     size_bytes = path.stat().st_size
     if as_json:
         print_json({"report": path, "bytes": size_bytes})

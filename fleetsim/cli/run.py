@@ -11,6 +11,7 @@ import click
 from fleetsim import plugins
 from fleetsim.cli.console import import_option, json_option, print_json, print_table, set_option
 from fleetsim.cli.explain import explained, tell
+from fleetsim.cli.live import looking_on
 from fleetsim.cli.progress import watching
 from fleetsim.errors import InputError
 from fleetsim.experiment.run import Result, run
@@ -34,6 +35,8 @@ SLO_MISSED, INTERRUPTED = 3, 130
 )
 @click.option("--what-if", is_flag=True, help="With --explain: run again with each other replica, and compare.")
 @click.option("--force", is_flag=True, help="Run although the SLO is below what physics allows.")
+@click.option("--live", is_flag=True, help="Show what each pool is doing while it runs.")
+@click.option("--report", "with_report", is_flag=True, help="Write report.html into the folder of the results.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, warnings or files; the answer only.")
 def command(
     scenario: str | None,
@@ -46,6 +49,8 @@ def command(
     explain: tuple[int, ...],
     what_if: bool,
     force: bool,
+    live: bool,
+    with_report: bool,
     quiet: bool,
 ) -> int:
     """Simulate SCENARIO (a file, `embedded:NAME`, or a small example if left out).
@@ -59,25 +64,46 @@ def command(
             raise InputError("--fail-on-slo: the scenario has no `slo`")
         if what_if and not explain:
             raise InputError("--what-if: name a request with --explain")
-        with watching(not quiet) as progress:
+        with looking_on(live) as watch, watching(not quiet and not live) as progress:
             result = run(
-                loaded, out, check=check, allow_import=allow_import, progress=progress, force=force, explain=explain
+                loaded,
+                out,
+                check=check,
+                allow_import=allow_import,
+                progress=progress,
+                watch=watch,
+                force=force,
+                explain=explain,
             )
         decisions = explained(result, explain, lambda **steer: run(loaded, **steer, force=force), what_if)
     if not quiet:
         for warning in result.warnings:
             click.echo(f"warning: {warning}", err=True)
+    page = _report(result) if with_report else None
     if as_json:
-        print_json({**contract(result), **({"decisions": decisions} if explain else {})})
+        print_json(
+            {**contract(result), **({"decisions": decisions} if explain else {}), **({"report": page} if page else {})}
+        )
     else:
         _tell(result, quiet)
         for decision in decisions:
             tell(decision)
+        if page is not None:
+            click.echo(f"{page}: opens in any browser")
         if scenario is None and not quiet:
-            click.echo("\nnext: fleetsim init, edit scenario.yaml, fleetsim run scenario.yaml", err=True)
+            click.echo(
+                f"\nnext: fleetsim report {result.out}; fleetsim init, edit scenario.yaml, fleetsim run scenario.yaml",
+                err=True,
+            )
     if result.interrupted:
         return INTERRUPTED
     return SLO_MISSED if fail_on_slo and not result.slo_met else 0
+
+
+def _report(result: Result) -> Path:
+    from fleetsim.reporting.build import report
+
+    return report(result.out)
 
 
 def contract(result: Result) -> dict[str, Any]:

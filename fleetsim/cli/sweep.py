@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,7 @@ from fleetsim.cli.console import import_option, json_option, print_json, print_t
 from fleetsim.units import show
 
 if TYPE_CHECKING:
-    from fleetsim.sweep.study import Prepared, Progress, Study
+    from fleetsim.sweeping.study import Prepared, Progress, Study, Timing
 
 FAILED, INTERRUPTED = 1, 130
 MOST_ROWS = 60
@@ -88,10 +89,10 @@ def command(scenario: str | None, axes: tuple[str, ...], overrides: tuple[str, .
     before the first run. Finished runs are skipped when the command is given again, so that an interrupted study goes on.
     Exit codes: 0 done, 1 some runs failed (each is a row with its error), 2 bad input, 130 interrupted.
     """
-    from fleetsim.sweep.axes import axis_of
-    from fleetsim.sweep.crew import Options
-    from fleetsim.sweep.store import store_of
-    from fleetsim.sweep.study import Study, carry_out, default_out, prepare, stated
+    from fleetsim.sweeping.axes import axis_of
+    from fleetsim.sweeping.crew import Options
+    from fleetsim.sweeping.store import store_of
+    from fleetsim.sweeping.study import Study, carry_out, default_out, prepare, stated
 
     quiet, as_json = given["quiet"], given["as_json"]
     if given["collect"]:
@@ -124,7 +125,7 @@ def command(scenario: str | None, axes: tuple[str, ...], overrides: tuple[str, .
         study = carry_out(ready, store, progress, ["fleetsim", *(shlex.quote(word) for word in sys.argv[1:])])
     for warning in () if quiet else study.warnings:
         click.echo(f"warning: {warning}", err=True)
-    return _tell(study, as_json, time.perf_counter() - started)
+    return _tell(study, as_json, time.perf_counter() - started, quiet)
 
 
 def _needed(out: str | None) -> str:
@@ -204,8 +205,8 @@ class _Lines:
 
 
 def _list_runs(ready: Prepared, store: Any, as_json: bool) -> int:
-    from fleetsim.sweep.memory import expected_requests, need_bytes
-    from fleetsim.sweep.study import to_do
+    from fleetsim.sweeping.memory import expected_requests, need_bytes
+    from fleetsim.sweeping.study import to_do
 
     left, notes = to_do(ready, store)
     waiting = {run.id for run in left}
@@ -239,7 +240,7 @@ _FIGURES = {
 """Key and format of each figure by its title."""
 
 
-def _tell(study: Study, as_json: bool, wall_s: float | None) -> int:
+def _tell(study: Study, as_json: bool, wall_s: float | None, quiet: bool = False) -> int:
     code = INTERRUPTED if study.interrupted else FAILED if study.failed else 0
     if as_json:
         counts = {"finished": len(study.finished), "failed": len(study.failed), "interrupted": len(study.unfinished)}
@@ -249,6 +250,7 @@ def _tell(study: Study, as_json: bool, wall_s: float | None) -> int:
                 "out": study.path,
                 **counts,
                 "wall_s": wall_s,
+                "timing": None if study.timing is None else asdict(study.timing),
                 "runs": study.runs,
                 "warnings": study.warnings,
             }
@@ -268,6 +270,8 @@ def _tell(study: Study, as_json: bool, wall_s: float | None) -> int:
             click.echo(f"… and {len(rows) - MOST_ROWS} more combinations in summary.parquet")
     click.echo()
     click.echo(f"{study.path}: study.json, summary.parquet, run=*/")
+    if study.timing is not None and not quiet:
+        click.echo(_spent(study.timing), err=True)
     for row in study.failed[:20]:
         click.echo(f"failed: {row['run']}: {str(row['error']).splitlines()[0]}", err=True)
     if study.interrupted:
@@ -281,6 +285,14 @@ def _answer(study: Study, wall_s: float | None) -> str:
     parts += [f"{len(study.unfinished)} not done"] if study.unfinished else []
     spent = "" if wall_s is None else f" after {show(wall_s, 's', 3)}"
     return ", ".join(parts) + spent
+
+
+def _spent(timing: Timing) -> str:
+    processes = "1 process" if timing.processes == 1 else f"{timing.processes} processes"
+    return (
+        f"{processes} busy {timing.busy_ratio:.1%} of {show(timing.wall_s, 's', 3)} ({timing.cpu_ratio:.1%} of as many cores), "
+        f"{show(timing.overhead_s, 's', 2)} for each run besides running it"
+    )
 
 
 def _paths(study: Study) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappop, heappush
-from math import ceil
+from math import ceil, nan
 from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.api import Compression, LowerTiers, Reuse, SwapSpace
@@ -432,8 +432,10 @@ class Batch:
         request.target = target
         request.status = RUNNING
         if not preempted:
-            request.first_scheduled_s = self.now_s
+            self._begin(request)
             request.cached_tokens = hits * block_tokens
+        else:
+            self._resume(request)
         if self.reuse is not None:
             request.approximate_tokens = reused
         self.running[request] = None
@@ -625,6 +627,7 @@ class Batch:
     def loaded(self, request: Request) -> None:
         """The keys and values of a loading request are here: it computes on from the next step."""
         del self.loading[request]
+        self._note_transfer(request)
         request.computed = request.carried_tokens
         request.carried_tokens = 0
         self.prefilling.append(request)
@@ -632,6 +635,7 @@ class Batch:
     def rejoin(self, request: Request) -> None:
         """The keys and values of a loading request are here, and it lacks no more than its next token: it decodes on."""
         del self.loading[request]
+        self._note_transfer(request)
         covered = request.carried_tokens
         request.carried_tokens = 0
         request.computed = covered
@@ -823,12 +827,15 @@ class Batch:
         request.carried_tokens = carried
         request.status = RUNNING
         if not request.generated and not request.preemptions:
-            request.first_scheduled_s = self.now_s
+            self._begin(request)
             request.cached_tokens = carried
+        else:
+            self._resume(request)
         self.running[request] = None
         lacking = carried - hits * block_tokens
         if request.carrier is not None and lacking > 0:
             self.loading[request] = None
+            request.stopped_s = self.now_s
             request.computed = hits * block_tokens
             self.to_load.append((request, lacking))
             return 1
@@ -861,10 +868,37 @@ class Batch:
             self._leave_decode(request)
         elif request in self.loading:
             del self.loading[request]
+            self._note_transfer(request)
             if request.carrier is not None:
                 request.carrier.drop(request)
         elif not self.suspended or not self._leave_suspended(request):
             self.prefilling.remove(request)
+        request.stopped_s = self.now_s
+
+    def _begin(self, request: Request) -> None:
+        """Note that a request is scheduled for the first time, or again with nothing to show for it."""
+        request.first_scheduled_s = self.now_s
+        if request.stopped_s == request.stopped_s:
+            request.stopped_s = nan
+            request.stall_s = request.transfer_s = request.late_s = 0.0
+
+    def _resume(self, request: Request) -> None:
+        """Count the time for which a request ran nowhere until now."""
+        waited_s = self.now_s - request.stopped_s
+        request.stopped_s = nan
+        if waited_s == waited_s:
+            request.stall_s += waited_s
+            if request.first_token_s == request.first_token_s:
+                request.late_s += waited_s
+
+    def _note_transfer(self, request: Request) -> None:
+        """Count the time for which a request waited for its keys and values."""
+        waited_s = self.now_s - request.stopped_s
+        request.stopped_s = nan
+        if waited_s == waited_s:
+            request.transfer_s += waited_s
+            if request.first_token_s == request.first_token_s:
+                request.late_s += waited_s
 
     def _leave_suspended(self, request: Request) -> bool:
         """Take a request out of the suspended step that it is part of, if it is; a step without requests is dropped.

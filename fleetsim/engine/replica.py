@@ -523,6 +523,7 @@ class Replica:
         self.inbox.clear()
         self.held.clear()
         for batch in self.batches:
+            batch.now_s = now_s
             for request in (*batch.running, *batch.waiting):
                 lost.append(request)
                 if self.tiers is not None:
@@ -993,7 +994,7 @@ class Replica:
         now_s = self.clock.now_s
         parked = batch.finish_prefill(request, tokens)
         self.output_tokens += 1
-        request.first_token_s = request.last_token_s = now_s
+        request.first_token_s = request.last_token_s = request.stopped_s = now_s
         if self.on_first_token is not None:
             self.on_first_token(request)
         if self.listener is not None:
@@ -1155,6 +1156,9 @@ class Replica:
     # --- errands -----------------------------------------------------------------------------------------------------
 
     def _run_errands(self) -> None:
+        if self.errands:
+            for batch in self.batches:
+                batch.now_s = self.clock.now_s
         while self.errands:
             errands, self.errands = self.errands, []
             for errand in errands:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fleetsim.errors import DataError, Finding, nearest
-from fleetsim.quality.outcomes import read_outcomes
+from fleetsim.quality.outcomes import outcome_file, read_outcomes
 from fleetsim.quality.profile import load_quality
 from fleetsim.scenario.load import LoadedScenario
 
@@ -58,7 +58,7 @@ def _table_knows(loaded: LoadedScenario) -> Findings:
     config = loaded.scenario.quality
     assert config is not None
     assert config.outcomes is not None
-    path = loaded.base_dir / config.outcomes.path
+    path = outcome_file(loaded.base_dir, config.outcomes.path)
     if not path.is_file():
         yield loaded.finding(("quality", "outcomes", "path"), f'there is no file "{config.outcomes.path}"')
         return

@@ -115,6 +115,7 @@ class Workers:
         running: dict[Future[B], int] = {}
         if self._processes is None:
             self._processes = _Processes(self.jobs)
+            self._processes.check()
         while waiting or running:
             while waiting and len(running) < window:
                 try:
@@ -130,8 +131,6 @@ class Workers:
                     self._end(orderly=False)
                     return
                 yield done
-            if not ended:  # broken before anything was handed over
-                raise ProcessDiedError("the processes of the pool end as soon as they begin")
 
 
 def _here(work: Callable[[A], B], items: Sequence[A]) -> Iterator[Done[B]]:
@@ -170,6 +169,15 @@ class _Processes:
         self._lifeline, self._held = context.Pipe(duplex=False)
         self.pool = ProcessPoolExecutor(jobs, context, _begin, (self._lifeline,))
 
+    def check(self) -> None:
+        """Make sure that processes can begin at all: a script that asks for them while it is imported has none that can."""
+        try:
+            self.pool.submit(_nothing).result()
+        except BrokenProcessPool:
+            self.end(orderly=False)
+            hint = "in a script, ask for more than one job below `if __name__ == '__main__':`"
+            raise ProcessDiedError(f"the processes of the pool end as soon as they begin: {hint}") from None
+
     def end(self, orderly: bool) -> None:
         """Let them end what they do, or not."""
         if orderly:
@@ -177,6 +185,10 @@ class _Processes:
         self._held.close()
         self.pool.shutdown(cancel_futures=True)
         self._lifeline.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _begin(lifeline: Connection) -> None:

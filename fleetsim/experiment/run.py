@@ -23,6 +23,7 @@ from fleetsim import __version__
 from fleetsim.catalog.own import engine_profile
 from fleetsim.errors import LawError
 from fleetsim.experiment.check import open_workload, require_valid
+from fleetsim.experiment.watch import Watch, Watcher
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
@@ -43,6 +44,8 @@ from fleetsim.workload.request import Request
 Progress = Callable[[int, "int | None", float], None]
 """Called now and then with (requests ended, requests in all if known, simulated time [s])."""
 
+NO_GROUPS = pa.table({"by": pa.array([], pa.string()), "value": pa.array([], pa.string())})
+"""Of a run without requests."""
 VERIFY_EVERY = 256
 """With checks on: boundaries of a replica between full recounts of its books."""
 
@@ -96,6 +99,7 @@ def run(
     check: bool = False,
     allow_import: bool = False,
     progress: Progress | None = None,
+    watch: Watch | None = None,
     force: bool = False,
     explain: Sequence[int] = (),
     steer: Mapping[int, int] | None = None,
@@ -118,6 +122,8 @@ def run(
         Let the scenario name policies as ``module:Class``.
     progress : callable, optional
         Told how far the run is.
+    watch : callable, optional
+        Shown what each pool is doing (`fleetsim.experiment.watch.Now`), at most five times a second.
     explain : sequence of int
         Requests whose routing is explained, by id: a table ``decisions`` tells what the gateway saw of each candidate.
     steer : mapping of int to int, optional
@@ -148,7 +154,7 @@ def run(
         live.fleet.gateway.steered = dict(steer or {})
         folder = ResultFolder(target, {"scenario_digest": live.digest, "fleetsim_version": __version__})
         try:
-            return _simulate(live, folder, progress, warnings, started, notes or {})
+            return _simulate(live, folder, progress, watch, warnings, started, notes or {})
         except BaseException:
             folder.discard()
             raise
@@ -196,6 +202,7 @@ def _simulate(
     live: _Live,
     folder: ResultFolder,
     progress: Progress | None,
+    watch: Watch | None,
     warnings: list[str],
     started: float,
     notes: Mapping[str, Any],
@@ -206,6 +213,9 @@ def _simulate(
     log = live.log
     log.bind(fleet, folder, notice)
     sampler = Sampler(folder, fleet, scenario.run.interval, scenario.energy)
+    if watch is not None:
+        watcher = Watcher(fleet, log, sampler, total, watch)
+        log.bind(fleet, folder, _both(notice, watcher.pass_by))
     fleet.feed(live.workload)
     until_s = float("inf") if scenario.run.horizon is None else scenario.run.horizon
     interrupted = _run_clock(clock, until_s)
@@ -251,8 +261,7 @@ def _simulate(
     )
     summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()
-    if fleet.answering is not None:
-        summary |= answer_figures(folder.read, fleet.answering)
+    summary |= answer_figures(folder.read, fleet.answering)
     if live.check:
         _verify_totals(summary)
     slo = scenario.slo
@@ -263,7 +272,7 @@ def _simulate(
     wall_s = time.perf_counter() - started
     row = {"run": live.digest[:12], "name": scenario.name, "seed": scenario.seed, "verdict": word.word, **summary}
     folder.add_table("summary", table_of([row]))
-    folder.add_table("groups", table_of(groups or [{"by": "", "value": ""}]))
+    folder.add_table("groups", table_of(groups) if groups else NO_GROUPS)
     assumptions, extrapolated = _assumptions(fleet), _extrapolated(fleet)
     manifest = _manifest(live, row, wall_s, warnings, interrupted, word.reason)
     manifest |= {"assumptions": assumptions, "extrapolated": extrapolated, **notes}
@@ -301,6 +310,15 @@ def _remarks(live: _Live, interrupted: bool) -> list[str]:
     if interrupted:
         said.append("interrupted: what had not ended is counted as unfinished")
     return said
+
+
+def _both(notice: Callable[[int], None] | None, look: Callable[[], None]) -> Callable[[int], None]:
+    def told(ended: int) -> None:
+        if notice is not None:
+            notice(ended)
+        look()
+
+    return told
 
 
 def _uptime(fleet: Fleet, end_s: float) -> tuple[float, float]:

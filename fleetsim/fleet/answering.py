@@ -18,6 +18,7 @@ from scipy.special import ndtri
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.fleet.profile import profiles
 from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Outcome, Query, best
+from fleetsim.model_routing.budgeted import Budgeted
 from fleetsim.quality.answers import Signals
 from fleetsim.quality.api import MAX_TOKENS, Truth
 from fleetsim.quality.build import build_world
@@ -53,6 +54,7 @@ class Story:
         "calls",
         "chance",
         "content",
+        "draws",
         "failed",
         "final",
         "kept",
@@ -67,6 +69,7 @@ class Story:
         "rounds",
         "samples",
         "seen",
+        "thought_tokens",
         "truth",
         "under_way",
     )
@@ -80,6 +83,10 @@ class Story:
         self.answers: list[Answer] = []
         self.kept: list[Request] = []
         """Of each answer, the call that gave it."""
+        self.draws: list[tuple[int, int] | None] = []
+        """Of each answer, the arm and the sample that it is; None where it was cut off."""
+        self.thought_tokens = 0
+        """What models wrote for the router [tokens]."""
         self.labels: dict[int, int] = {}
         """Label of each answer that occurred, by which it is."""
         self.under_way: dict[Call, None] = {}
@@ -112,7 +119,20 @@ class Story:
 class Call:
     """One request to one model, for a story."""
 
-    __slots__ = ("arm", "followers", "judge", "pays_prompt", "sample", "sent_s", "story", "streams", "verify")
+    __slots__ = (
+        "arm",
+        "behind",
+        "cut",
+        "followers",
+        "judge",
+        "pays_prompt",
+        "sample",
+        "sent_s",
+        "story",
+        "streams",
+        "thought",
+        "verify",
+    )
 
     def __init__(self, story: Story, arm: int, sample: int, ask: Ask, sent_s: float) -> None:
         self.story = story
@@ -121,6 +141,12 @@ class Call:
         self.judge = ask.judge
         self.verify = ask.verify
         """Number of the answer that it checks; below 0: it gives one."""
+        self.thought = ask.thought > 0
+        """Whether it is for the router alone."""
+        self.behind = ask.behind
+        """Number of the answer that it thinks over; below 0: none."""
+        self.cut = False
+        """Whether its answer is longer than was asked for."""
         self.streams = False
         """Whether the client sees its tokens as they come."""
         self.sent_s = sent_s
@@ -233,8 +259,13 @@ class Answering:
         self.books = Books(self.models)
         self.router: Any = choice.create(streams.get("model_router"), self.models)
         self.name = choice.name
+        budget = scenario.gateway.budget
+        if budget is not None:
+            controller = budget.create(streams.get("budget"), self.models)
+            self.router = Budgeted(self.router, controller, budget.name)
         self._proceeds = hasattr(self.router, "proceed")
         self._learns = hasattr(self.router, "feedback")
+        self._forget = getattr(self.router, "forget", None)
         self._knows = bool(getattr(self.router, "knows_answers", False))
         self._route = self.router.route_knowing if self._knows else self.router.route
         self._verifies = bool(getattr(self.router, "verifies", False))
@@ -344,6 +375,8 @@ class Answering:
             seen.difficulty,
             seen.chance,
             self._mean,
+            turn=request.turn,
+            image_tokens=request.image_tokens,
         )
         usd = truth.usd
         if usd is None:
@@ -437,12 +470,13 @@ class Answering:
         arm = self._served(story, ask)
         if not (type(ask.samples) is int and 1 <= ask.samples <= _MOST_SAMPLES):
             raise PolicyError(f"the model router {self.name} wants {ask.samples!r} samples")
-        if ask.verify >= len(story.answers):
-            raise PolicyError(f"the model router {self.name} has answer {ask.verify} checked, which is not there")
+        if max(ask.verify, ask.behind) >= len(story.answers):
+            number = max(ask.verify, ask.behind)
+            raise PolicyError(f"the model router {self.name} has answer {number} looked at, which is not there")
         leader: Request | None = None
         for _ in range(ask.samples):
             sample = 0
-            if ask.verify < 0:
+            if ask.verify < 0 and not ask.thought:
                 sample = story.samples.get(arm, 0)
                 story.samples[arm] = sample + 1
             call = Call(story, arm, sample, ask, self._clock.now_s)
@@ -477,11 +511,19 @@ class Answering:
         prompt, output = truth.prompt_tokens, truth.output_tokens[call.arm]
         if call.verify >= 0:
             prompt = min(prompt + story.answers[call.verify].output_tokens, MAX_TOKENS)
-            output = self.config.verification.tokens
+            output = ask.thought or self.config.verification.tokens
+        elif call.thought:
+            written = story.thought_tokens + sum([answer.output_tokens for answer in story.answers])
+            prompt, output = min(prompt + written, MAX_TOKENS), ask.thought
         elif call.sample:
             spread = self.config.length_spread
             noise = float(ndtri(uniform(self._lengths[call.arm] + call.sample, truth.number)))
             output = min(max(round(output * exp(spread * noise)), 1), MAX_TOKENS)
+        if call.behind >= 0:
+            before = story.kept[call.behind]
+            prompt = min(before.prompt_tokens + before.generated, MAX_TOKENS)
+        if 0 < ask.most_tokens < output and call.verify < 0 and not call.thought:
+            output, call.cut = ask.most_tokens, True
         request = Request(
             parent.id + (story.calls << _CALLS),
             parent.arrival_s,
@@ -502,9 +544,9 @@ class Answering:
         return request
 
     def _content(self, story: Story, ask: Ask) -> Content | None:
-        """What a call's prompt is: samples have it in common, and a verification has the answer too."""
+        """What a call's prompt is: samples have it in common, and what looks at an answer has that too."""
         own = story.request.content
-        if ask.samples == 1 and ask.verify < 0 and not self._verifies:
+        if ask.samples == 1 and ask.verify < 0 and ask.behind < 0 and not ask.thought and not self._verifies:
             return own
         if own is not None and (own.hashes or (own.open_ended and ask.samples == 1)):
             return own
@@ -593,23 +635,42 @@ class Answering:
         if truth.usd is not None and call.verify < 0 and call.sample == 0:
             usd = truth.usd[call.arm]
         story.list_usd += usd
+        signals = self._signals
         if call.verify >= 0:
-            checked = story.answers[call.verify]
-            agrees = self._signals.agrees(truth, checked.arm, checked.sample, call.arm, len(checked.votes))
-            checked.votes.append(agrees)
+            checked, quality = story.answers[call.verify], self._good(story, story.draws[call.verify])
+            votes = checked.votes
+            votes.append(signals.agrees(truth, checked.arm, checked.sample, call.arm, len(votes), quality))
+        if call.thought:
+            story.thought_tokens += request.output_tokens
+        if call.verify >= 0 or call.thought:
             return
-        identity = self._signals.identity(truth, call.arm, call.sample)
+        draw = self._draw(story, call)
+        identity = -1 - len(story.answers) if draw is None else signals.identity(truth, *draw)
         label = story.labels.setdefault(identity, len(story.labels))
-        latency_s = self._clock.now_s - call.sent_s
+        latency_s, ttft_s = self._clock.now_s - call.sent_s, request.first_token_s - call.sent_s
         answer = Answer(call.arm, call.sample, label, request.output_tokens, latency_s, usd, request.energy_j)
+        answer.ttft_s = ttft_s
         if call.judge:
-            answer.score = self._signals.score(truth, call.arm, call.sample)
+            answer.score = signals.score(truth, call.arm, call.sample, self._good(story, draw))
             self._charge(story, self._judge_j, self._judge_usd)
         story.answers.append(answer)
         story.kept.append(request)
+        story.draws.append(draw)
         count = self._answered[call.arm] = self._answered[call.arm] + 1
         self._mean = self._mean.copy()
         self._mean[call.arm] += (request.output_tokens - self._mean[call.arm]) / count
+
+    def _draw(self, story: Story, call: Call) -> tuple[int, int] | None:
+        """Which draw of which arm an answer is: its own, or the one that was thought over, where that was as good."""
+        own = None if call.cut else (call.arm, call.sample)
+        before = story.draws[call.behind] if call.behind >= 0 else None
+        if own is None or (before is not None and self._good(story, before) >= self._good(story, own)):
+            return before
+        return own
+
+    def _good(self, story: Story, draw: tuple[int, int] | None) -> float:
+        """How good an answer is."""
+        return 0.0 if draw is None else self.world.quality_of(story.truth, *draw)
 
     def _round_over(self, story: Story) -> None:
         """All calls of a round have ended."""
@@ -666,7 +727,7 @@ class Answering:
         request.itl_max_s = winner.itl_max_s if streams else 0.0
         request.last_token_s = now_s
         story.arm = answer.arm
-        story.quality = self.world.quality_of(story.truth, answer.arm, answer.sample)
+        story.quality = self._good(story, story.draws[number])
         story.chance = float(story.truth.seen.chance[answer.arm])
         self._end(story, FINISHED, None)
         if self._learns and story.named < 0 and self._signals.graded(story.truth):
@@ -703,6 +764,8 @@ class Answering:
         request.reason = reason
         request.end_s = self._clock.now_s
         story.content = None
+        if self._forget is not None:
+            self._forget(story.query)
         self._fleet.end(request)
 
     def parents_of(self, left: Sequence[Request]) -> list[Request]:

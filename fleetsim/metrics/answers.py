@@ -25,8 +25,12 @@ _BINS = 10
 """Of predicted chances, for the calibration error."""
 
 
-def answer_figures(read: Callable[[str, list[str]], pa.Table], answering: Answering) -> dict[str, float | int | None]:
-    """Figures of the answers of a run, by name; None where there is nothing to average."""
+def answer_figures(
+    read: Callable[[str, list[str]], pa.Table], answering: Answering | None
+) -> dict[str, float | int | None]:
+    """Figures of the answers of a run, by name: none where nobody chooses among models; None where there is nothing to average."""
+    if answering is None:
+        return {}
     table = read("requests", ["quality", "list_usd", "expected_quality", "calls"])
     quality, usd, expected, calls = (
         np.asarray(values_of(table[name]), dtype=np.float64)

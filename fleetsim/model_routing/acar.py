@@ -9,6 +9,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Query, number_of
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 
@@ -37,6 +38,7 @@ class Acar:
     """
 
     Config: ClassVar = AcarConfig
+    tags: ClassVar[Tags] = Tags(("after",), ("query",), ("rule",), "query", ("cascade", "ensemble"))
 
     def __init__(self, config: AcarConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._probes = models, config.probes

@@ -11,6 +11,7 @@ from pydantic import Field
 from scipy.special import betainc
 
 from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Query, number_of
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 
@@ -41,6 +42,7 @@ class AdaptiveConsistency:
     """
 
     Config: ClassVar = AdaptiveConsistencyConfig
+    tags: ClassVar[Tags] = Tags(("after",), ("query",), ("rule",), "query", ("ensemble", "budget"))
 
     def __init__(self, config: AdaptiveConsistencyConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._config = models, config

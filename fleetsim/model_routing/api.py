@@ -24,7 +24,6 @@ __all__ = [
     "Query",
     "Reject",
     "best",
-    "best_row",
     "number_of",
 ]
 
@@ -48,6 +47,14 @@ class Ask:
     `proceed` always mean this."""
     verify: int = -1
     """Number of an earlier answer that the arm checks, in `samples` short answers of yes or no; below 0: it answers the request."""
+    thought: int = 0
+    """Above 0: so many tokens that the arm writes for the router and nobody else, behind the prompt and all that was written so
+    far; with `verify`, the length of its verdict instead of the scenario's [tokens]."""
+    behind: int = -1
+    """Number of an earlier answer that the arm thinks over: its prompt goes on behind that answer, and what was right stays right;
+    below 0: it answers anew."""
+    most_tokens: int = 0
+    """Longest answer that is taken: one that is cut off is as bad as a wrong one. 0: any [tokens]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,8 @@ class Answer:
     """What the judge says, 0 to 1, if it was asked."""
     votes: list[bool] = field(default_factory=list)
     """What verifiers said."""
+    ttft_s: float = float("nan")
+    """From asking for it until its first token was there [s]."""
 
 
 @dataclass(slots=True)
@@ -106,6 +115,10 @@ class Query:
     """Expected length of each arm's answer: an array, not to be changed [tokens]."""
     now_s: float = 0.0
     """Time of this decision [s]."""
+    turn: int = 0
+    """Its place in its session."""
+    image_tokens: int = 0
+    """Of the prompt, tokens of images [tokens]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +181,8 @@ class ModelsView:
         """What a token takes each arm, by its profile [J]."""
         self.usd_per_prompt_token = np.array([arm.usd_per_prompt_token for arm in arms])
         self.usd_per_output_token = np.array([arm.usd_per_output_token for arm in arms])
+        self._prompt_usd: list[float] = self.usd_per_prompt_token.tolist()
+        self._output_usd: list[float] = self.usd_per_output_token.tolist()
         self.offered = [True] * len(self.arms)
         """Whether each arm may be chosen: models join and leave."""
         self.epoch = 0
@@ -175,6 +190,8 @@ class ModelsView:
         self.now_s = 0.0
         self._replicas = replicas
         self._views: dict[int, FleetView] = {}
+        self._tpots: dict[tuple[int, str, int], float] = {}
+        """Step times by arm, pool and batch."""
         self.seats = tuple(seats) or (64,) * len(self.arms)
         """Requests that one replica of each arm runs at a time at most."""
 
@@ -208,6 +225,11 @@ class ModelsView:
         """Expected list price of an answer of each arm: an array [USD]."""
         return query.prompt_tokens * self.usd_per_prompt_token + query.output_tokens * self.usd_per_output_token
 
+    def usd_list(self, query: Query) -> list[float]:
+        """The same as a list, which costs less where it is gone through one by one [USD]."""
+        prompt, tokens = query.prompt_tokens, query.output_tokens.tolist()
+        return [prompt * a + t * b for a, b, t in zip(self._prompt_usd, self._output_usd, tokens, strict=True)]
+
     def joules(self, query: Query) -> Any:
         """Expected energy of an answer of each arm, by the profiles: an array [J]."""
         return (query.prompt_tokens + query.output_tokens) * self.joules_per_token
@@ -220,20 +242,38 @@ class ModelsView:
             return float("inf")
         return sum([view.outstanding[i] for i in members]) / (len(members) * self.seats[arm])
 
+    def alone_s(self, arm: int, query: Query) -> float:
+        """Expected time to the last token if nothing else ran [s]; of the first replica that is there."""
+        view = self.replicas(arm)
+        if not view.members:
+            return float("inf")
+        place = view.members[0]
+        return view.prefill_s(place, query.prompt_tokens, 0) + float(query.output_tokens[arm]) * view.tpot_s(place, 1)
+
+    def _tpot_s(self, view: FleetView, arm: int, place: int, batch: int) -> float:
+        """Step time of a batch: the same for all replicas of a pool."""
+        key = (arm, view.pools[place], batch)
+        known = self._tpots.get(key)
+        if known is None:
+            known = self._tpots[key] = view.tpot_s(place, batch)
+        return known
+
     def latency_s(self, arm: int, query: Query) -> float:
         """Expected time to the last token if an arm is asked now [s].
 
         At the replica with the fewest requests: its prompt alone, its answer at the step time of the batch, and where all seats are
-        taken, the time until one is free: one over the number of seats of an answer, for each request before it.
+        taken, the time until one is free: one over the number of seats of an answer, for each request before it. There are as
+        many seats as requests like this one fit the KV cache, and no more than run at a time.
         """
         view = self.replicas(arm)
         members = view.members
         if not members:
             return float("inf")
         place = min(members, key=view.outstanding.__getitem__)
-        seats, there = self.seats[arm], view.outstanding[place]
-        tokens = float(query.output_tokens[arm])
-        answer_s = tokens * view.tpot_s(place, min(there + 1, seats))
+        tokens, there = float(query.output_tokens[arm]), view.outstanding[place]
+        fit = int(view.capacity_tokens[place] / (query.prompt_tokens + tokens))
+        seats = max(min(self.seats[arm], fit), 1)
+        answer_s = tokens * self._tpot_s(view, arm, place, min(there + 1, seats))
         waiting = max(there + 1 - seats, 0)
         return view.prefill_s(place, query.prompt_tokens, 0) + answer_s * (1.0 + waiting / seats)
 
@@ -242,11 +282,13 @@ class ModelRouter(Protocol):
     """Decides which arm answers a request.
 
     Built as ``Policy(config, rng, models)``: its parameters, its own random stream, and the `ModelsView`. Class attributes say what
-    a decision takes: `decision_s` [s], `decision_j` [J], `decision_usd` [USD]; `verifies = True` that it has answers checked.
+    a decision takes: `decision_s` [s], `decision_j` [J], `decision_usd` [USD]; `verifies = True` that it has answers checked
+    or thought over, `tags` what kind of policy it is (`fleetsim.model_routing.tags`).
     Besides `route` it may have
 
     - ``proceed(query, answers) -> Decision``: asked whenever all calls that it asked for have come to an end, with the answers that
       are there, in the order in which they came; without it the first answer is given;
+    - ``forget(query)``: told that a request has come to its end, however it did, so that nothing has to be kept for it;
     - ``feedback(outcome)``: told how good the answer was that was given (of the others it learns nothing), as late as the scenario
       says, and not about all requests;
     - ``joined(arm)`` and ``left(arm)``: told that an arm may be chosen, or may not any more.
@@ -259,15 +301,12 @@ class ModelRouter(Protocol):
 
 def best(scores: Any, among: Sequence[int]) -> int:
     """Of some arms the one with the highest score, the first of equal ones."""
-    values = scores[among]
-    top = values.max()
-    return among[int((values >= top - _EQUAL * max(1.0, abs(top))).argmax())]
-
-
-def best_row(scores: Any) -> int:
-    """Of all arms the one with the highest score, the first of equal ones."""
-    top = scores.max()
-    return int((scores >= top - _EQUAL * max(1.0, abs(top))).argmax())
+    values = scores if isinstance(scores, list) else scores.tolist()
+    if len(among) < len(values):
+        values = [values[arm] for arm in among]
+    top = max(values)
+    least = top - _EQUAL * max(1.0, abs(top))
+    return next(arm for arm, value in zip(among, values, strict=True) if value >= least)
 
 
 def number_of(models: ModelsView, name: str, policy: str) -> int:

@@ -9,6 +9,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Outcome, Query, number_of
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 _MOST_KEPT = 100_000
@@ -53,6 +54,7 @@ class AutoMix:
     """
 
     Config: ClassVar = AutoMixConfig
+    tags: ClassVar[Tags] = Tags(("after",), ("query", "profile"), ("rule", "supervised"), "query", ("cascade",))
     verifies: ClassVar[bool] = True
 
     def __init__(self, config: AutoMixConfig, rng: Generator, models: ModelsView) -> None:

@@ -9,6 +9,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Query, best
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 
@@ -35,17 +36,20 @@ class AvengersPro:
     """
 
     Config: ClassVar = AvengersProConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query", "profile"), ("supervised",), "query", ("single",))
     decision_s: ClassVar[float] = 0.02
 
     def __init__(self, config: AvengersProConfig, rng: Generator, models: ModelsView) -> None:
         self._models = models
         usd = (models.usd_per_prompt_token + models.usd_per_output_token)[:, None] * np.ones(len(models.domains))
-        self._scores = config.alpha * _scaled(models.quality) + (1.0 - config.alpha) * (1.0 - _scaled(usd))
+        scores = config.alpha * _scaled(models.quality) + (1.0 - config.alpha) * (1.0 - _scaled(usd))
+        self._scores: list[list[float]] = scores.T.tolist()
+        """By domain, of each arm."""
         self._asks = [Ask(arm) for arm in range(models.count)]
 
     def route(self, query: Query) -> Ask:
         """The best arm of the request's cluster."""
-        return self._asks[best(self._scores[:, query.domain], self._models.open())]
+        return self._asks[best(self._scores[query.domain], self._models.open())]
 
 
 def _scaled(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from math import inf, sqrt
+from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from fleetsim.model_routing.api import ModelsView, Outcome, Query
@@ -44,8 +44,8 @@ class Reward:
 
     def __init__(self, config: RewardConfig, models: ModelsView) -> None:
         self._weight, self._cost = config.weight, config.cost
-        self._least = [config.least.get(domain, np.inf) for domain in models.domains]
-        self._most = [config.most.get(domain, -np.inf) for domain in models.domains]
+        self._least = [config.least.get(domain, inf) for domain in models.domains]
+        self._most = [config.most.get(domain, -inf) for domain in models.domains]
         self._learns = [(domain not in config.least, domain not in config.most) for domain in models.domains]
 
     def of(self, outcome: Outcome) -> float:
@@ -66,6 +66,10 @@ class Reward:
         return float(min(max((1.0 - self._weight) * outcome.quality + self._weight * (1.0 - scaled), 0.0), 1.0))
 
 
+Vector = tuple[int, ...]
+"""A context of zeros and ones: where the ones are."""
+
+
 class Context:
     """A request as a vector: one, its domain and its class of complexity, each as zeros and a one."""
 
@@ -73,27 +77,21 @@ class Context:
         self._domains = len(models.domains) if config.domain else 0
         self._cuts = config.cuts if config.complexity else ()
         self.size = 1 + self._domains + len(self._cuts)
-        self._vectors: dict[tuple[int, int], Any] = {}
 
-    def of(self, query: Query) -> Any:
-        """The vector; not to be changed."""
-        difficulty = query.difficulty
-        level = sum(1 for cut in self._cuts if difficulty > cut)
-        key = (query.domain, level)
-        vector = self._vectors.get(key)
-        if vector is None:
-            vector = np.zeros(self.size)
-            vector[0] = 1.0
-            if self._domains:
-                vector[1 + query.domain] = 1.0
-            if level < len(self._cuts):
-                vector[1 + self._domains + level] = 1.0
-            self._vectors[key] = vector
-        return vector
+    def of(self, query: Query) -> Vector:
+        """The vector."""
+        level = 0
+        for cut in self._cuts:
+            level += query.difficulty > cut
+        vector: Vector = (0, 1 + query.domain) if self._domains else (0,)
+        return (*vector, 1 + self._domains + level) if level < len(self._cuts) else vector
 
 
 class Ridges:
     """One ridge regression for each arm: its inverse and its solution, kept up to date by rank-one steps.
+
+    Contexts are zeros and ones, of which few are ones, and there are few of them: what an arm promises in a context is kept until
+    the arm is updated. On vectors so short lists are quicker than arrays.
 
     Parameters
     ----------
@@ -109,34 +107,50 @@ class Ridges:
 
     def __init__(self, arms: int, size: int, prior: float, noise: float = 1.0, discount: float = 1.0) -> None:
         self._size, self._prior, self._noise, self._discount = size, prior, noise, discount
-        self.inverse = np.zeros((arms, size, size))
-        self.moment = np.zeros((arms, size))
-        self.theta = np.zeros((arms, size))
+        self._inverse: list[list[list[float]]] = [[] for _ in range(arms)]
+        self.theta: list[list[float]] = [[] for _ in range(arms)]
         """The solution of each arm."""
+        self._version = [0] * arms
+        self._known: dict[Vector, tuple[list[int], list[float], list[float]]] = {}
+        """By context, of each arm: version, expected reward and its deviation."""
         for arm in range(arms):
             self.forget(arm)
 
     def forget(self, arm: int) -> None:
         """Begin anew with an arm."""
-        self.inverse[arm] = np.eye(self._size) / self._prior
-        self.moment[arm] = 0.0
-        self.theta[arm] = 0.0
+        own = 1.0 / self._prior
+        self._inverse[arm] = [[own if i == j else 0.0 for j in range(self._size)] for i in range(self._size)]
+        self.theta[arm] = [0.0] * self._size
+        self._version[arm] += 1
 
-    def update(self, arm: int, x: Any, reward: float) -> None:
+    def update(self, arm: int, x: Vector, reward: float) -> None:
         """Add an observation: ``A <- g A + x x' / v``, by the formula of Sherman and Morrison."""
-        inverse = self.inverse[arm]
+        inverse, theta = self._inverse[arm], self.theta[arm]
         if self._discount < 1.0:
-            inverse /= self._discount
-            self.moment[arm] *= self._discount
-        u = inverse @ x
-        inverse -= np.outer(u, u / (self._noise + float(x @ u)))
-        self.moment[arm] += (reward / self._noise) * x
-        self.theta[arm] = inverse @ self.moment[arm]
+            more = 1.0 / self._discount
+            inverse = [[value * more for value in row] for row in inverse]
+        u = [sum([row[i] for i in x]) for row in inverse]
+        divisor = self._noise + sum([u[i] for i in x])
+        step = (reward - sum([theta[i] for i in x])) / divisor
+        self._inverse[arm] = [
+            [value - own / divisor * other for value, other in zip(row, u, strict=True)]
+            for row, own in zip(inverse, u, strict=True)
+        ]
+        self.theta[arm] = [value + step * own for value, own in zip(theta, u, strict=True)]
+        self._version[arm] += 1
 
-    def means(self, x: Any) -> Any:
-        """Expected reward of each arm."""
-        return self.theta @ x
-
-    def variances(self, x: Any) -> Any:
-        """``x' A^-1 x`` of each arm."""
-        return np.maximum((self.inverse @ x) @ x, 0.0)
+    def look(self, x: Vector) -> tuple[list[float], list[float]]:
+        """Expected reward of each arm in a context, and ``sqrt(x' A^-1 x)``; not to be changed."""
+        known = self._known.get(x)
+        if known is None:
+            count = len(self._version)
+            known = self._known[x] = [-1] * count, [0.0] * count, [0.0] * count
+        versions, means, deviations = known
+        if versions != self._version:
+            for arm, version in enumerate(self._version):
+                if versions[arm] != version:
+                    versions[arm] = version
+                    theta, inverse = self.theta[arm], self._inverse[arm]
+                    means[arm] = sum([theta[i] for i in x])
+                    deviations[arm] = sqrt(max(sum([inverse[i][j] for i in x for j in x]), 0.0))
+        return means, deviations

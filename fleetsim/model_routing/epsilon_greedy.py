@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.bandit import Reward, RewardConfig
+from fleetsim.model_routing.tags import Tags
 
 
 class EpsilonGreedyConfig(RewardConfig):
@@ -36,13 +36,14 @@ class EpsilonGreedy:
     """
 
     Config: ClassVar = EpsilonGreedyConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("profile",), ("bandit",), "query", ("single",))
 
     def __init__(self, config: EpsilonGreedyConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._rng = models, rng
         self._epsilon, self._decay, self._floor = config.epsilon, config.decay, config.floor
         self._reward = Reward(config, models)
-        self._count = np.zeros(models.count)
-        self._mean = np.zeros(models.count)
+        self._count = [0] * models.count
+        self._mean = [0.0] * models.count
         self._asks = [Ask(arm) for arm in range(models.count)]
 
     def route(self, query: Query) -> Ask:
@@ -55,10 +56,10 @@ class EpsilonGreedy:
     def feedback(self, outcome: Outcome) -> None:
         """Learn from an answer."""
         arm = outcome.arm
-        self._count[arm] += 1.0
+        self._count[arm] += 1
         self._mean[arm] += (self._reward.of(outcome) - self._mean[arm]) / self._count[arm]
         self._epsilon = max(self._epsilon * self._decay, self._floor)
 
     def joined(self, arm: int) -> None:
         """Nothing is known of a model that joins."""
-        self._count[arm] = self._mean[arm] = 0.0
+        self._count[arm], self._mean[arm] = 0, 0.0

@@ -9,6 +9,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Query, number_of
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 _Ratio = Annotated[float, Field(ge=0, le=1, json_schema_extra={"unit": "ratio"})]
@@ -41,6 +42,7 @@ class FrugalGpt:
     """
 
     Config: ClassVar = FrugalGptConfig
+    tags: ClassVar[Tags] = Tags(("after",), ("query", "profile"), ("supervised",), "query", ("cascade",))
 
     def __init__(self, config: FrugalGptConfig, rng: Generator, models: ModelsView) -> None:
         self._models = models
@@ -61,6 +63,14 @@ class FrugalGpt:
             return Accept(len(answers) - 1)
         ask = self._next(stage + 1)
         return Accept(len(answers) - 1) if ask.arm == answer.arm else ask
+
+    def later(self, arm: int) -> list[Ask]:
+        """What may be asked from an arm's stage on, in order."""
+        among = self._models.open()
+        first = self._order.index(arm) if arm in self._order else len(self._order)
+        last = len(self._order) - 1
+        stages = [stage for stage in range(first, len(self._order)) if self._order[stage] in among]
+        return [Ask(self._order[stage], judge=stage < last, last=stage == last) for stage in stages]
 
     def _next(self, stage: int) -> Ask:
         """The arm of a stage, or of the next one that is there."""

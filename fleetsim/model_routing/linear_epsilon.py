@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.bandit import Context, ContextConfig, Reward, Ridges
+from fleetsim.model_routing.tags import Tags
 
 
 class LinearEpsilonConfig(ContextConfig):
@@ -36,6 +37,7 @@ class LinearEpsilon:
     """
 
     Config: ClassVar = LinearEpsilonConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query",), ("bandit",), "query", ("single",))
 
     def __init__(self, config: LinearEpsilonConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._rng = models, rng
@@ -50,7 +52,7 @@ class LinearEpsilon:
         among = self._models.open()
         if self._rng.random() < self._epsilon:
             return self._asks[among[int(self._rng.integers(len(among)))]]
-        return self._asks[best(self.ridges.means(self._context.of(query)), among)]
+        return self._asks[best(self.ridges.look(self._context.of(query))[0], among)]
 
     def feedback(self, outcome: Outcome) -> None:
         """Learn from an answer."""

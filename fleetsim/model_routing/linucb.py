@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.bandit import Context, ContextConfig, Reward, Ridges
+from fleetsim.model_routing.tags import Tags
 
 
 class LinUcbConfig(ContextConfig):
@@ -39,6 +39,7 @@ class LinUcb:
     """
 
     Config: ClassVar = LinUcbConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query",), ("bandit",), "query", ("single",))
 
     def __init__(self, config: LinUcbConfig, rng: Generator, models: ModelsView) -> None:
         self._models = models
@@ -51,8 +52,9 @@ class LinUcb:
 
     def route(self, query: Query) -> Ask:
         """The arm with the highest bound."""
-        x = self._context.of(query)
-        scores = self.ridges.means(x) + self._alpha * np.sqrt(self.ridges.variances(x))
+        alpha = self._alpha
+        means, deviations = self.ridges.look(self._context.of(query))
+        scores = [mean + alpha * deviation for mean, deviation in zip(means, deviations, strict=True)]
         among = self._models.open()
         if self._load_weight:
             for arm in among:

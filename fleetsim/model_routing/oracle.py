@@ -8,6 +8,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Query, best
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 
@@ -27,6 +28,7 @@ class Oracle:
     """
 
     Config: ClassVar = OracleConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query", "profile"), ("rule",), "query", ("single",))
     knows_answers: ClassVar[bool] = True
 
     def __init__(self, config: OracleConfig, rng: Generator, models: ModelsView) -> None:

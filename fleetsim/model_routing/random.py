@@ -9,6 +9,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Query, number_of
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 
@@ -27,6 +28,7 @@ class Random:
     """
 
     Config: ClassVar = RandomConfig
+    tags: ClassVar[Tags] = Tags(("before",), (), ("rule",), "query", ("single",))
 
     def __init__(self, config: RandomConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._rng = models, rng

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from numpy.random import Generator
 
 from fleetsim.model_routing.api import Ask, ModelsView, Query, best, number_of
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 
@@ -28,6 +29,7 @@ class Single:
     """
 
     Config: ClassVar = SingleConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("profile",), ("rule",), "query", ("single",))
 
     def __init__(self, config: SingleConfig, rng: Generator, models: ModelsView) -> None:
         self._models = models

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.bandit import Context, ContextConfig, Reward, Ridges
+from fleetsim.model_routing.tags import Tags
 
 
 class ThompsonConfig(ContextConfig):
@@ -37,6 +37,7 @@ class Thompson:
     """
 
     Config: ClassVar = ThompsonConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query",), ("bandit",), "query", ("single",))
 
     def __init__(self, config: ThompsonConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._rng = models, rng
@@ -50,9 +51,9 @@ class Thompson:
 
     def route(self, query: Query) -> Ask:
         """The arm with the highest draw."""
-        x = self._context.of(query)
-        noise = self._rng.standard_normal(self._models.count)
-        scores = self.ridges.means(x) + self._scale * np.sqrt(self.ridges.variances(x)) * noise
+        scale, noise = self._scale, self._rng.standard_normal(self._models.count).tolist()
+        means, deviations = self.ridges.look(self._context.of(query))
+        scores = [mean + scale * own * z for mean, own, z in zip(means, deviations, noise, strict=True)]
         return self._asks[best(scores, self._models.open())]
 
     def feedback(self, outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Query, number_of
+from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 
@@ -44,6 +45,7 @@ class Threshold:
     """
 
     Config: ClassVar = ThresholdConfig
+    tags: ClassVar[Tags] = Tags(("before",), ("query", "profile"), ("supervised",), "query", ("single",))
     decision_s: ClassVar[float] = 0.02
 
     def __init__(self, config: ThresholdConfig, rng: Generator, models: ModelsView) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleetsim.errors import Finding, InputError
-from fleetsim.output.tables import TABLES, arrow_schema
+from fleetsim.output.tables import TABLES, arrow_schema, with_meanings
 
 MANIFEST = "manifest.json"
 STUDY = "study.json"
@@ -90,9 +90,13 @@ class ResultFolder:
             return file.read(columns)
 
     def add_table(self, name: str, table: pa.Table) -> None:
-        """Write a small table at once."""
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **self._metadata})
-        pq.write_table(table, self._folder / f"{name}.parquet", compression="zstd")
+        """Write a small table of figures at once, with the unit and meaning of each."""
+        table = with_meanings(name, table)
+        table = table.replace_schema_metadata({**table.schema.metadata, **self._metadata})
+        path = self._folder / f"{name}.parquet"
+        pq.write_table(
+            table, path, compression="zstd", use_dictionary=False, write_statistics=False
+        )  # few rows, many columns
 
     def publish(self, manifest: Mapping[str, Any]) -> list[Path]:
         """Write the manifest and give the folder its name; returns the files."""

@@ -74,6 +74,16 @@ class RequestLog:
         self._sites: list[str] = []
         self._placed: np.ndarray[Any, Any] = np.zeros(0, np.int32)
         """Site of each pool, below 0 where there are none."""
+        self._good: np.ndarray[Any, Any] | None = None
+        """Requests of each pool that kept their objectives, where somebody watches."""
+
+    def count_good(self) -> None:
+        """Count from now on the requests of each pool that keep their objectives (that finish, where there are none)."""
+        self._good = np.zeros(len(self._pool_names), dtype=np.int64)
+
+    def good_by_pool(self) -> list[int]:
+        """That count; what has ended and is not written yet is missing."""
+        return [] if self._good is None else [int(count) for count in self._good]
 
     def bind(self, fleet: Fleet, sink: Sink, on_notice: Callable[[int], None] | None = None) -> None:
         """Learn which replica belongs to which pool, where batches go, and whom to tell now and then how many ended."""
@@ -136,6 +146,9 @@ class RequestLog:
             ntpot = e2el / output
         classes = list(map(attrgetter("klass"), rows))
         met = slo_met(self._slo, classes, finished, ttft, tpot, e2el) if self._slo is not None else None
+        if self._good is not None:
+            good = served & (finished if met is None else met)
+            self._good += np.bincount(pool[good], minlength=len(self._good))
         busy, energy = floats("cost_share_s"), floats("energy_j")
         cost = floats("paid_usd") + busy * np.where(served, self._usd_per_s[replica], 0.0)
         hosts = floats("host_energy_j") + busy * np.where(served, self._host_w[replica], 0.0)
@@ -180,6 +193,7 @@ class RequestLog:
             "encode_s": _float_or_null(encode_end - encode_start),
             "queue_wait_s": _float_or_null(scheduled - queued),
             "return_s": back if isinstance(back, np.ndarray) else np.zeros(len(rows)),
+            **_parts(scheduled, first, end, finished, floats),
             "itl_max_s": _float_or_null(np.where(output > 1, floats("itl_max_s"), np.nan)),
             "energy_j": energy,
             "site_energy_j": site,
@@ -262,6 +276,10 @@ class Sampler:
         self._ended = [0] * len(fleet.pools)
         self._uptimes = [(0.0, 0.0)] * len(fleet.pools)
         self.peak_power_w = 0.0
+        self.power_w = [0.0] * len(fleet.pools)
+        """Mean power of each pool's accelerators in the last interval [W]."""
+        self.on_tick: Callable[[], None] | None = None
+        """Told of each sample, where somebody watches."""
         self._billed = [(Bill(), Bill())] * len(fleet.pools)
         """What each pool had cost at the last sample, where prices change."""
         self._schedule()
@@ -275,6 +293,8 @@ class Sampler:
         if fleet.exhausted and not fleet.in_flight and not fleet.expected:
             return
         self.sample(fleet.clock.now_s)
+        if self.on_tick is not None:
+            self.on_tick()
         if fleet.clock.queue or not fleet.exhausted:  # otherwise a request was lost, and sampling would go on for ever
             self._schedule()
 
@@ -330,6 +350,7 @@ class Sampler:
             for k, value in enumerate((prompt, output, running, waiting)):
                 totals[pool.index][k] += value
         self._pool_rows(start_s, now_s, power_w, host_w, totals)
+        self.power_w = power_w
         self.peak_power_w = max(self.peak_power_w, sum(power_w))
         self._start_s = now_s
         if len(rows) >= FLUSH_ROWS:
@@ -523,6 +544,24 @@ def _coded(codes: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryAr
     known = list(dict.fromkeys(names))
     place = np.array([known.index(name) for name in names], dtype=np.int32)
     return pa.DictionaryArray.from_arrays(column(place[codes], codes < 0), array_of(known, pa.string()))
+
+
+def _parts(
+    scheduled: np.ndarray[Any, Any],
+    first: np.ndarray[Any, Any],
+    end: np.ndarray[Any, Any],
+    finished: np.ndarray[Any, Any],
+    floats: Callable[[str], np.ndarray[Any, Any]],
+) -> dict[str, Any]:
+    """What finished requests did from their first step on; the four add up to the time until their last token."""
+    stall, transfer, late = floats("stall_s"), floats("transfer_s"), floats("late_s")
+    parts = {
+        "prefill_s": first - scheduled - (stall + transfer - late),
+        "transfer_s": transfer,
+        "decode_s": end - first - late,
+        "stall_s": stall,
+    }
+    return {name: _float_or_null(np.where(finished, values, np.nan)) for name, values in parts.items()}
 
 
 def _known(values: np.ndarray[Any, Any] | None, rows: Sequence[Request]) -> pa.Array:

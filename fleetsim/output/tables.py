@@ -7,8 +7,10 @@ from functools import cache
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1"
-"""Version of the table layout, written into every file."""
+from fleetsim.metrics.described import meaning
+
+SCHEMA_VERSION = "2"
+"""Version of the table layout, written into every file; `fleetsim.results.versions` tells what changed, and reads earlier ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,32 @@ REQUESTS = (
         "encode_end_s - encode_start_s",
     ),
     Column("queue_wait_s", _F, "s", "Wait in the replica's queue", "first_scheduled_s - queued_s"),
+    Column(
+        "prefill_s",
+        _F,
+        "s",
+        "Time from its first step to its first token without what follows",
+        "first_token_s - first_scheduled_s - part of transfer_s and stall_s before first_token_s",
+    ),
+    Column(
+        "transfer_s",
+        _F,
+        "s",
+        "Time for which it waited, admitted, for keys and values from another replica, the host, drives or the store",
+    ),
+    Column(
+        "decode_s",
+        _F,
+        "s",
+        "Time from its first token to its last without these",
+        "end_s - first_token_s - part of transfer_s and stall_s after first_token_s",
+    ),
+    Column(
+        "stall_s",
+        _F,
+        "s",
+        "Time after its first step for which it ran nowhere: preempted, between replicas, in the queue of the one that decodes",
+    ),
     Column("itl_max_s", _F, "s", "Largest gap between two of its tokens; null below two tokens"),
     Column(
         "energy_j",
@@ -272,3 +300,13 @@ def arrow_schema(table: str) -> pa.Schema:
         for column in TABLES[table]
     ]
     return pa.schema(fields, metadata={"table": table, "schema_version": SCHEMA_VERSION})
+
+
+def with_meanings(name: str, table: pa.Table) -> pa.Table:
+    """A table of figures, such as ``summary``, with unit and description of each column as field metadata."""
+    fields = []
+    for field in table.schema:
+        unit, description = meaning(field.name, pa.types.is_integer(field.type))
+        told = {"unit": unit, "description": description, "formula": ""}
+        fields.append(field.with_metadata(told))
+    return table.cast(pa.schema(fields, metadata={"table": name, "schema_version": SCHEMA_VERSION}))

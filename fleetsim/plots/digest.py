@@ -19,6 +19,8 @@ BANDS = {"p50": (0.45, 0.55), "p90": (0.88, 0.92), "p95": (0.94, 0.96), "p99": (
 """Requests around a percentile, by rank: their mean is shown for it, since a single one says little."""
 MOST_BINS = 300
 """Bins of time."""
+FEW = 25
+"""Requests that a bin of time should hold at least, on average: a share of fewer is noise."""
 
 COLUMNS = (
     "arrival_s",
@@ -112,7 +114,7 @@ class RequestDigest:
             self.slowest = max(self.slowest, (float(ttft[place]), float(arrival[place])))
         for by, parts in (("ttft", parts_to_first(values)), ("e2el", parts_of(values))):
             total = values[f"{by}_s"]
-            known = ~np.isnan(total)
+            known = ~np.isnan(total) & ~np.isnan(np.sum(parts, axis=0))  # of measured runs only the ends are known
             places = bucket_of(total[known])
             self.counts[by] += np.bincount(places, minlength=BUCKETS)
             for row, part in zip(self.sums[by], parts, strict=True):
@@ -171,18 +173,21 @@ class RequestDigest:
                 means = self.sums[by] @ shares / weights.sum()
                 rows += [(label, by, band, part, float(s)) for part, s in zip(PARTS, means, strict=True)]
         names = ("label", "by", "band", "part", "seconds")
-        return pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+        kinds = (*[pa.string()] * 4, pa.float64())
+        return pa.table({n: pa.array([row[i] for row in rows], kinds[i]) for i, n in enumerate(names)})
 
     def time_table(self, label: str) -> pa.Table:
         """Arrivals and those within the objective over time: ``label, start_s, end_s, arrived, met``."""
-        edges = np.linspace(0.0, self.end_s, MOST_BINS + 1)
+        merged = min(-(-MOST_BINS * FEW // max(self.requests, 1)), MOST_BINS)
+        cuts = np.arange(0, MOST_BINS, merged)
+        edges = np.append(cuts, MOST_BINS) / MOST_BINS * self.end_s
         return pa.table(
             {
-                "label": [label] * MOST_BINS,
+                "label": [label] * len(cuts),
                 "start_s": edges[:-1],
                 "end_s": edges[1:],
-                "arrived": self.arrived,
-                "met": self.met,
+                "arrived": np.add.reduceat(self.arrived, cuts),
+                "met": np.add.reduceat(self.met, cuts),
             }
         )
 
@@ -216,6 +221,11 @@ def parts_to_first(values: dict[str, Floats]) -> Sequence[Floats]:
     queue = scheduled - values["queued_s"]
     back = values["ttft_s"] - (first - values["arrival_s"])
     zero = np.zeros(len(first))
+    if "prefill_s" in values and not np.isnan(values["prefill_s"]).all():
+        prefill = np.where(np.isnan(values["prefill_s"]), first - scheduled, values["prefill_s"])
+        rest = first - scheduled - prefill
+        transfer = np.minimum(np.nan_to_num(values["transfer_s"]), rest)
+        return there + back, gateway, encoding, queue, prefill, transfer, zero, rest - transfer
     transfer = np.minimum(values["load_s"], first - scheduled)
     return there + back, gateway, encoding, queue, first - scheduled - transfer, transfer, zero, zero
 

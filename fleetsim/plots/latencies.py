@@ -22,6 +22,16 @@ PART_COLOURS = {
     "decode": "#2b7bd6",
     "stalls": "#4c5a6b",
 }
+PART_HINTS = {
+    "network": "between where the request comes from, the gateway and the replica, both ways",
+    "gateway": "decisions, admission, and all that holds or sends a request again before it joins a queue",
+    "encoding": "the pass that encodes its images",
+    "queue": "in the replica's queue until its first step",
+    "prefill": "from its first step to its first token, without transfers and stalls",
+    "transfer": "admitted, but its keys and values are on their way from another replica, the host, drives or the store",
+    "decode": "from its first token to its last, without transfers and stalls",
+    "stalls": "after its first step, running nowhere: preempted, between replicas, in the queue of the one that decodes",
+}
 PART_TITLES = {"transfer": "KV transfer"}
 
 
@@ -66,6 +76,8 @@ def cdf(
         curves[label] = (low, high, counts)
     tops = [quantile(low, high, counts, 0.999) for low, high, counts in curves.values() if len(counts)]
     unit, factor = seconds_unit([*tops, *(limits or {}).values()])
+    if unit == "h":  # of which most may be milliseconds
+        unit, factor = "s", 1.0
     seen: list[float] = []
     for label, mark in marks_of(labels, marks).items():
         low, high, counts = curves[label]
@@ -78,6 +90,15 @@ def cdf(
         shares = [0.5, 0.9, 0.99]
         at = [quantile(low, high, counts, share) * factor for share in shares]
         told = [f" p{100 * share:g} {duration(value / factor)}" for share, value in zip(shares, at, strict=True)]
+        fig.add_scatter(
+            x=x,
+            y=y,
+            mode="lines",
+            name=label,
+            legendgroup=label,
+            line={"color": mark.colour, "dash": mark.dash, "width": 2.25},
+            hovertemplate=f"<b>%{{fullData.name}}</b><br>%{{y:.2%}} within %{{x:.4g}} {unit}<extra></extra>",
+        )
         fig.add_scatter(
             x=at,
             y=shares,
@@ -95,15 +116,6 @@ def cdf(
         seen += [first, quantile(low, high, counts, 0.9995) * factor]
         if len(labels) == 1:  # room for the last text
             seen.append(max(at[-1] * 1.35, at[-1] * (at[-1] / first) ** 0.2))
-        fig.add_scatter(
-            x=x,
-            y=y,
-            mode="lines",
-            name=label,
-            legendgroup=label,
-            line={"color": mark.colour, "dash": mark.dash, "width": 2.25},
-            hovertemplate=f"<b>%{{fullData.name}}</b><br>%{{y:.2%}} within %{{x:.4g}} {unit}<extra></extra>",
-        )
     for what, limit_s in (limits or {}).items():
         seen.append(limit_s * factor)
         fig.add_vline(x=limit_s * factor, line={"color": GREY, "dash": "dot", "width": 1.5})

@@ -186,7 +186,7 @@ class _Panel:
 
 
 _SCALING = (
-    _Panel("arrivals [requests/s]", (_Line("arrivals", "arrivals, requests/s"),), True),
+    _Panel("arrivals [requests/s]", (_Line("arrivals", "arrivals, requests/s", stepped=True),), True),
     _Panel(
         "replicas: ready; dotted: wanted; filled: starting [count]",
         (
@@ -215,9 +215,11 @@ def _scaling_line(
     if line.filled and not np.nanmax(y, initial=0.0) > 0:
         return
     if line.column == "arrivals":
-        y = y / np.maximum(series["end_s"] - series["start_s"], 1e-9)
+        x, y = _steps(series, y / np.maximum(series["end_s"] - series["start_s"], 1e-9))
+    else:  # values at the ends of intervals
+        x, y = np.append(series["start_s"][:1], series["end_s"]), np.append(y[:1], y)
     fig.add_scatter(
-        x=series["end_s"] * factor,
+        x=x * factor,
         y=y,
         row=row,
         col=1,
@@ -305,9 +307,9 @@ def meters(fleet: pa.Table, marks: Mapping[str, Mark] | None = None) -> go.Figur
     unit, factor = clock_unit(end_s)
     for row, (_, of, value) in enumerate(rates, start=1):
         for pool, mark in marks_of(pools, marks).items():
-            y = np.nan_to_num(value(series[pool]))
+            x, y = _steps(series[pool], np.nan_to_num(value(series[pool])))
             fig.add_scatter(
-                x=series[pool]["end_s"] * factor,
+                x=x * factor,
                 y=y,
                 row=row,
                 col=1,
@@ -316,7 +318,7 @@ def meters(fleet: pa.Table, marks: Mapping[str, Mark] | None = None) -> go.Figur
                 legendgroup=pool,
                 showlegend=row == 1,
                 stackgroup=f"panel{row}",
-                line={"color": mark.colour, "width": 1.25},
+                line={"color": mark.colour, "width": 1.25, "shape": "hv"},
                 hovertemplate=f"<b>%{{fullData.name}}</b>, %{{x:.4g}} {unit}<br>%{{y:,.4g}} {of}<extra></extra>",
             )
     fig.update_yaxes(rangemode="tozero", nticks=5)
@@ -324,6 +326,11 @@ def meters(fleet: pa.Table, marks: Mapping[str, Mark] | None = None) -> go.Figur
     fig.update_xaxes(**axis("simulated time", unit), row=len(rates), col=1)
     fig.update_xaxes(range=[0, end_s * factor])
     return fig
+
+
+def _steps(series: Mapping[str, Floats], values: Floats) -> tuple[Floats, Floats]:
+    """Means of intervals as a line of steps: from the begin of the first to the end of the last."""
+    return np.append(series["start_s"], series["end_s"][-1:]), np.append(values, values[-1:])
 
 
 def _series(fleet: pa.Table, pool: str) -> dict[str, Floats]:

@@ -30,6 +30,8 @@ def points(table: pa.Table, column: str) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = {name: [] for name in dict.fromkeys(names)}
     for (name, rate), values in sorted(groups.items(), key=lambda item: item[0][1]):
         mean, low, high = mean_interval(values)
+        if column.endswith("_ratio"):  # of a share, the interval of means knows no bounds
+            low, high = max(low, 0.0), min(high, 1.0)
         found[name].append((rate, mean, low, high, len(values)))
     return {name: rows for name, rows in found.items() if rows}
 

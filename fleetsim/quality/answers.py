@@ -31,9 +31,10 @@ class Signals:
         self._graded = key_of(seed, "quality.graded")
         self._ends = np.cumsum(zipf_of(config.wrong_answers)).tolist()
 
-    def score(self, truth: Truth, arm: int, sample: int) -> float:
-        """What the judge says of an answer, 0 to 1."""
-        quality = self._world.quality_of(truth, arm, sample)
+    def score(self, truth: Truth, arm: int, sample: int, quality: float | None = None) -> float:
+        """What the judge says of an answer, 0 to 1; `quality` is that of an answer that is not as it was drawn."""
+        if quality is None:
+            quality = self._world.quality_of(truth, arm, sample)
         noise = float(ndtri(uniform(self._judge[arm] + sample, truth.number)))
         return 1.0 / (1.0 + exp(-self._k * (2.0 * quality - 1.0) - noise))
 
@@ -44,10 +45,12 @@ class Signals:
         u = uniform(self._wrong[arm] + sample, truth.number)
         return 1 + next((i for i, end in enumerate(self._ends) if u < end), len(self._ends) - 1)
 
-    def agrees(self, truth: Truth, arm: int, sample: int, verifier: int, vote: int) -> bool:
-        """Whether a verifier says yes to an answer."""
+    def agrees(
+        self, truth: Truth, arm: int, sample: int, verifier: int, vote: int, quality: float | None = None
+    ) -> bool:
+        """Whether a verifier says yes to an answer; `quality` is that of an answer that is not as it was drawn."""
         config = self._config.verification
-        right = self._world.quality_of(truth, arm, sample) > 0.5
+        right = (self._world.quality_of(truth, arm, sample) if quality is None else quality) > 0.5
         u = uniform(self._verify[verifier] + 1000 * (arm + 1) + 100_003 * sample + vote, truth.number)
         return u < (config.agrees_right if right else config.agrees_wrong)
 

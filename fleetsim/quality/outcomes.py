@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fleetsim.scenario.quality import Outcomes, Quality
 
 _NEEDED = ("prompt_id", "model", "quality")
 _NUMBERS = ("quality", "prompt_tokens", "output_tokens", "cost_usd", "energy_j")
+_DATA = "data:"
 _LEAST = 0.01
 """Chances are kept so far from 0 and 1 where they are turned into odds."""
 
@@ -33,6 +35,13 @@ class Table:
     """Of each prompt."""
     values: dict[str, Any]
     """By column: quality, prompt_tokens, output_tokens, cost_usd, energy_j."""
+
+
+def outcome_file(base_dir: Path, name: str) -> Path:
+    """The file of a table: relative to the scenario, or with `data:` before it in the folder that FLEETSIM_DATA names."""
+    if name.startswith(_DATA):
+        return Path(os.environ.get("FLEETSIM_DATA", base_dir)) / name.removeprefix(_DATA)
+    return base_dir / name
 
 
 def read_outcomes(path: Path, models: tuple[str, ...], source: str | None = None) -> Table:
@@ -133,7 +142,7 @@ class OutcomeWorld:
             if arm.budget:
                 raise DataError(Finding("a table of outcomes has no budgets", path=f"quality.models.{arm.llm}.budgets"))
         self._table = table = read_outcomes(
-            base_dir / outcomes.path, tuple(arm.known_as for arm in self.arms), outcomes.source
+            outcome_file(base_dir, outcomes.path), tuple(arm.known_as for arm in self.arms), outcomes.source
         )
         self.domains = tuple(dict.fromkeys(table.category))
         number = {name: i for i, name in enumerate(self.domains)}

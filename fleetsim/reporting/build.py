@@ -6,19 +6,28 @@ import os
 import tempfile
 from pathlib import Path
 
+import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from fleetsim.errors import Finding, InputError
+from fleetsim.plots.export import save
 from fleetsim.reporting.content import page
+from fleetsim.reporting.series import MOST_DETAILED
 from fleetsim.results.folder import open_results
 
 MOST_BYTES = 8 * 10**6
 """A page is no larger than this [bytes]."""
 
 
-def report(*paths: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, title: str | None = None) -> Path:
+def report(
+    *paths: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    title: str | None = None,
+    figures: str | os.PathLike[str] | None = None,
+    figure_format: str = "svg",
+) -> Path:
     """Write one HTML file that shows results: the answer first, then figures, tables and what was assumed.
 
     Parameters
@@ -29,6 +38,10 @@ def report(*paths: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
         File to write; default ``report.html`` in the first folder.
     title : str, optional
         Head line; default the name of the scenario or the study.
+    figures : path, optional
+        Folder for the figures of the page as image files; needs ``fleetsim[png]``.
+    figure_format : str
+        ``svg``, ``png`` or ``pdf``.
 
     Returns
     -------
@@ -48,7 +61,20 @@ def report(*paths: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
     target = Path(out) if out is not None else Path(paths[0]) / "report.html"
     if target.is_dir():
         raise InputError(Finding("is a folder", file=str(target), hint="name the HTML file"))
-    _write(target, render(page(results, title)))
+    kept: dict[str, go.Figure] | None = None if figures is None else {}
+    for most_detailed in (MOST_DETAILED, 1):
+        html = render(page(results, title, kept, most_detailed))
+        size_bytes = len(html.encode())
+        if size_bytes <= MOST_BYTES:
+            break
+        if kept is not None:
+            kept.clear()
+    else:
+        hint = "name fewer folders"
+        raise InputError(Finding(f"the page would have {size_bytes / 1e6:.1f} MB", file=str(target), hint=hint))
+    _write(target, html)
+    if figures is not None and kept is not None:
+        save(kept, figures, figure_format)
     return target
 
 

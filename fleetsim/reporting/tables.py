@@ -103,6 +103,8 @@ def group_table(
     if not rows:
         return None
     known = {key for row in rows for key, value in row.items() if value is not None}
+    if "cost_usd" in known:  # all that they cost, idle time included
+        known -= {"cost_requests_usd", "energy_requests_j", "carbon_requests_g"}
     known -= {key for key in _IF_ANY if not any(row.get(key) for row in rows)}
     columns = [(head, key, show) for head, key, show in _GROUP_COLUMNS if key in known]
     heads = [Head(by, "", False), *(Head(head, formula(key)) for head, key, _ in columns)]

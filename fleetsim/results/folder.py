@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleetsim.errors import Finding, InputError, nearest
-from fleetsim.output.parquet import MANIFEST
-from fleetsim.output.tables import TABLES
+from fleetsim.output.parquet import MANIFEST, STUDY
+from fleetsim.output.tables import TABLES, with_meanings
 from fleetsim.results.labels import labelled
-from fleetsim.results.versions import current_batch, current_manifest, current_schema
+from fleetsim.results.versions import current_batch, current_figures, current_manifest, current_schema
 
-STUDY = "study.json"
 PARTITION = "run="
 """Begin of the name of a run's folder within a study."""
 AXIS = "axis."
@@ -51,6 +50,11 @@ class Run:
     """None if it was measured, not simulated."""
     study: str = ""
     """Name of its study; empty outside studies."""
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """Its row of the table ``summary``."""
+        return dict(self.manifest.get("summary") or {})
 
     @property
     def is_measured(self) -> bool:
@@ -87,21 +91,11 @@ class Results:
 
     def summary(self) -> pa.Table:
         """One row per run: ``run``, ``label``, ``replication``, ``axis.<path>`` for every axis, then the figures."""
-        rows = []
-        for run in self.runs:
-            figures = self.table("summary", run)
-            told = {"run": run.id, "label": run.label, "replication": run.replication}
-            row = pa.table({name: [value] for name, value in told.items()})
-            for name in figures.column_names:
-                if name not in told:
-                    row = row.append_column(figures.schema.field(name), figures[name])
-            rows.append(row)
-        whole = (
-            pa.concat_tables(rows, promote_options="permissive")
-            if rows
-            else pa.table({"run": pa.array([], pa.string())})
-        )
-        whole = whole.replace_schema_metadata(None)
+        told = ("run", "label", "replication")
+        names = dict.fromkeys((*told, *(name for run in self.runs for name in run.figures)))
+        rows = [{**run.figures, "run": run.id, "label": run.label, "replication": run.replication} for run in self.runs]
+        whole = pa.table({name: _figures([row.get(name) for row in rows]) for name in names})
+        whole = with_meanings("summary", whole).replace_schema_metadata(None)
         for place, (path, values) in enumerate(self.axes().items()):
             whole = whole.add_column(3 + place, f"{AXIS}{path}", values)
         return whole
@@ -174,7 +168,12 @@ def open_results(*paths: str | os.PathLike[str]) -> Results:
         raise InputError("name a folder that fleetsim run or fleetsim sweep wrote")
     runs: dict[Path, Run] = {}
     missing: list[Mapping[str, Any]] = []
-    for path in map(Path, paths):
+    for address in [os.fspath(path) for path in paths]:
+        if "://" in address:
+            raise InputError(
+                Finding("is an address: results are read from folders", file=address, hint="copy it to this machine")
+            )
+        path = Path(address)
         for folder in _folders(path):
             found, absent = _open_study(folder) if _is_study(folder) else ([_open_run(folder)], [])
             for run in found:
@@ -256,10 +255,9 @@ def _open_study(folder: Path) -> tuple[list[Run], list[Mapping[str, Any]]]:
         for child in sorted(folder.glob(f"{PARTITION}*"))
         if (child / MANIFEST).is_file()
     }
-    rows = _plan(folder)
     runs: list[Run] = []
     missing: list[Mapping[str, Any]] = []
-    for row in rows:
+    for row in _plan(folder, study):
         child = there.pop(str(row["run"]), None)
         if child is None:
             missing.append(row)
@@ -267,22 +265,24 @@ def _open_study(folder: Path) -> tuple[list[Run], list[Mapping[str, Any]]]:
         axes = {key.removeprefix(AXIS): value for key, value in row.items() if key.startswith(AXIS)}
         run = replace(_open_run(child), axes=axes, replication=int(row.get("replication") or 0), study=name)
         runs.append(run)
-    # of a study that is still going, or was killed: what is there, without a summary of it
-    runs += [replace(_open_run(child), study=name) for child in there.values()]
+    if "runs" not in study:  # what an earlier plan left is no part of the study, unless there is no plan to tell
+        runs += [replace(_open_run(child), study=name) for child in there.values()]
     return runs, missing
 
 
-def _plan(folder: Path) -> list[dict[str, Any]]:
+def _plan(folder: Path, study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the planned runs: what they have on the axes, and how they ended; a killed study may lack the summary that tells."""
+    ended: dict[str, dict[str, Any]] = {}
     path = folder / "summary.parquet"
-    if not path.is_file():
-        return []
-    with _parquet(path) as file:
-        table = file.read()
-    if "run" not in table.column_names:
-        raise InputError(Finding("has no column run", file=str(path), hint="it is not the summary of a study"))
-    names = [name for name in ("run", "status", "error", "seed", "replication") if name in table.column_names]
-    names += [name for name in table.column_names if name.startswith(AXIS)]
-    rows: list[dict[str, Any]] = table.select(names).to_pylist()
+    if path.is_file():
+        with _parquet(path) as file:
+            names = [name for name in ("run", "status", "error") if name in file.schema_arrow.names]
+            ended = {str(row["run"]): row for row in file.read(names).to_pylist()}
+    rows = []
+    for planned in study.get("runs") or ():
+        axes = {f"{AXIS}{path}": value for path, value in (planned.get("axes") or {}).items()}
+        told = ended.get(str(planned["run"]), {"status": "interrupted", "error": None})
+        rows.append({**told, **{key: value for key, value in planned.items() if key != "axes"}, **axes})
     return rows
 
 
@@ -317,7 +317,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 def _read(run: Run, name: str) -> pa.Table:
     with _parquet(run.path / f"{name}.parquet") as file:
-        return file.read()
+        return current_figures(name, file.read(), str(run.manifest["schema_version"]))
 
 
 def _batches(run: Run, table: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -336,6 +336,11 @@ def _beside(run: str, batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with a first column that names its run."""
     codes = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(batch)), pa.array([run]))
     return batch.add_column(0, "run", codes)
+
+
+def _figures(values: Sequence[Any]) -> pa.Array:
+    """A column of figures; of floats where there is nothing."""
+    return pa.array(values, pa.float64() if all(value is None for value in values) else None)
 
 
 def _axis(values: Sequence[Any]) -> pa.Array:

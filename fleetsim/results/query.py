@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fleetsim.errors import Finding, InputError
+from fleetsim.errors import Finding, InputError, nearest
 from fleetsim.output.tables import TABLES, Column
 from fleetsim.results.columns import TABLE_TEXTS, columns_of, in_order
 from fleetsim.results.folder import SMALL, Results, open_results
@@ -85,11 +85,19 @@ def query(sql: str, *paths: str | os.PathLike[str] | Results) -> pa.Table:
     if opened and len(paths) > 1:
         raise InputError("query: give paths, or runs that were opened together, not both")
     results = opened[0] if opened else open_results(*(paths or ("fleetsim-out",)))  # type: ignore[arg-type]
-    return answer(connect(results), sql).read_all()
+    return answer(connect(results, sql), sql).read_all()
 
 
-def connect(results: Results) -> DuckDBPyConnection:
-    """A connection to a database in memory whose views are the tables of these runs; it can read their files and nothing else."""
+def connect(results: Results, sql: str | None = None) -> DuckDBPyConnection:
+    """A connection to a database in memory whose views are the tables of these runs; it can read their files and nothing else.
+
+    Parameters
+    ----------
+    results : Results
+        The runs.
+    sql : str, optional
+        A query that it is for: tables whose names do not occur in it are left out, as hundreds of runs take a while to open.
+    """
     duckdb = _duckdb()
     if not results.runs:
         raise InputError("no run of these folders has finished: nothing to ask")
@@ -100,16 +108,21 @@ def connect(results: Results) -> DuckDBPyConnection:
         "python_enable_replacements": False,
         "temp_directory": str(scratch),
     }
+
+    def is_asked(table: str) -> bool:
+        return sql is None or re.search(rf"\b{table}\b", sql, re.IGNORECASE) is not None
+
     connection: DuckDBPyConnection = duckdb.connect(":memory:", config=config)
+    connection.execute("SET enable_progress_bar = false")
     connection.register("_runs", _runs(results))
     connection.execute("CREATE TABLE runs AS SELECT * FROM _runs")
-    for name in SMALL:
+    connection.unregister("_runs")
+    for name in filter(is_asked, SMALL):
         connection.register(f"_{name}", results.summary() if name == "summary" else _labelled(results, name))
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
-    for name in ("_runs", *(f"_{name}" for name in SMALL)):
-        connection.unregister(name)
+        connection.unregister(f"_{name}")
     files: list[str] = []
-    for name in (*TABLES, OPTIONAL):
+    for name in filter(is_asked, (*TABLES, OPTIONAL)):
         own = {run.id: str((run.path / f"{name}.parquet").resolve()) for run in results.runs}
         own = {run: file for run, file in own.items() if Path(file).is_file()}
         if own:
@@ -156,6 +169,10 @@ def _told(error: Exception) -> Finding:
     message, _, place = str(error).partition("\n\nLINE ")
     first, _, suggestion = message.partition("\n")
     hint = suggestion.strip() or "fleetsim query --tables lists the tables and their columns"
+    if unknown := re.search(
+        r"Table with name (\w+) does not exist", first
+    ):  # DuckDB knows only the tables that were opened
+        hint = nearest(unknown[1], TABLE_TEXTS, "tables")
     if place and "syntax error" in first:
         hint = f"LINE {place}\n    {hint}".replace("\n", "\n    ")
     if "file system operations are disabled" in first:
@@ -206,7 +223,11 @@ def _labelled(results: Results, name: str) -> pa.Table:
 
 def _view(name: str, files: Mapping[str, str]) -> str:
     """A view of the same table of all runs; nulls for columns that the files lack."""
-    there = {column for file in files.values() for column in pq.read_schema(file).names}
+    schemas = [frozenset(pq.read_schema(file).names) for file in files.values()]
+    there = frozenset[str]().union(*schemas)
+    by_name = (
+        "true" if len(set(schemas)) > 1 else "false"
+    )  # where all have the same, only the first has to be looked at
     if name in TABLES:
         chosen = [
             f"t.{_name(column.name)}"
@@ -220,7 +241,7 @@ def _view(name: str, files: Mapping[str, str]) -> str:
     by_file = ", ".join(f"({_text(run)}, {_text(file)})" for run, file in files.items())
     return (
         f"CREATE VIEW {name} AS SELECT r.run, r.label, {', '.join(chosen)} "
-        f"FROM read_parquet([{listed}], union_by_name = true, hive_partitioning = false, filename = true) AS t "
+        f"FROM read_parquet([{listed}], union_by_name = {by_name}, hive_partitioning = false, filename = true) AS t "
         f"JOIN (VALUES {by_file}) AS f(run, filename) ON f.filename = t.filename JOIN runs AS r ON r.run = f.run"
     )
 

@@ -3,21 +3,25 @@
 A table may gain columns within a version: files without them are read with nulls there. What cannot be said so (a column renamed,
 a unit changed) gets a new version in `fleetsim.output.tables` and a converter here; `tests/results/data` keeps files of every
 version.
+
+Version 2: the tables ``summary`` and ``groups`` carry units and meanings as the others do, and a run without groups has none (in
+version 1, one row of empty names).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fleetsim.errors import Finding, InputError
-from fleetsim.output.tables import SCHEMA_VERSION, arrow_schema
+from fleetsim.output.tables import SCHEMA_VERSION, arrow_schema, with_meanings
 
-READABLE = ("1",)
+READABLE = ("1", "2")
 """Versions that can be read, the current one last."""
 
 
@@ -58,3 +62,20 @@ def current_batch(table: str, batch: pa.RecordBatch, columns: list[str]) -> pa.R
         array = batch.column(name)
         arrays.append(array if array.type == kind else array.cast(kind))
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([schema.field(name) for name in columns]))
+
+
+def current_figures(name: str, table: pa.Table, version: str) -> pa.Table:
+    """A table of figures (``summary``, ``groups``) of some version as today's."""
+    for earlier in READABLE[READABLE.index(version) : -1]:
+        table = _CONVERTERS[earlier](name, table)
+    return table
+
+
+def _from_1(name: str, table: pa.Table) -> pa.Table:
+    if name == "groups":
+        table = table.filter(pc.not_equal(table["by"], ""))
+    return with_meanings(name, table)
+
+
+_CONVERTERS: Mapping[str, Callable[[str, pa.Table], pa.Table]] = {"1": _from_1}
+"""From a version to the next."""

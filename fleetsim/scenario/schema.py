@@ -1103,6 +1103,9 @@ class Gateway(Block):
     """Chooses the replica for the answer, of pools that are not for prompts only; default: as `router`."""
     model_router: Annotated[Choice, PolicyField("model_routers")] | None = None
     """Chooses, for requests that name no LLM, which of `quality.models` answers, and whether others are asked too."""
+    budget: Annotated[Choice, PolicyField("budgets")] | None = None
+    """Decides how many samples, rounds and tokens each answer may take that the model router asks for; by default one answer as
+    long as it is."""
     admission: Annotated[Choice, PolicyField("admissions")] | None = None
     """Who is let in, put off or turned away; by default everybody is let in."""
     predictor: Annotated[Choice, PolicyField("predictors")] | None = None
@@ -1232,6 +1235,10 @@ class Scenario(Block):
     def _models_are_chosen(self) -> Self:
         if self.quality is None and self.gateway.model_router is not None:
             raise ValueError("gateway.model_router chooses among LLMs whose answers differ: say how in `quality`")
+        if self.quality is None and self.gateway.budget is not None:
+            raise ValueError(
+                "gateway.budget is spent on answers that a model router asks for: give `quality` and the router"
+            )
         if self.quality is not None and self.gateway.model_router is None:
             raise ValueError("quality: nobody chooses among the models: give `gateway.model_router`, such as `single`")
         return self

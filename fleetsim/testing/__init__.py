@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from fleetsim.testing.admission import check_admission
 from fleetsim.testing.autoscaler import check_autoscaler
+from fleetsim.testing.budget import check_budget
 from fleetsim.testing.eviction import check_cache
 from fleetsim.testing.fleet_autoscaler import check_fleet_autoscaler
 from fleetsim.testing.model_router import check_model_router
@@ -30,6 +31,7 @@ __all__ = [
     "Report",
     "check_admission",
     "check_autoscaler",
+    "check_budget",
     "check_cache",
     "check_fleet_autoscaler",
     "check_model_router",

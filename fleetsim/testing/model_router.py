@@ -18,10 +18,10 @@ from fleetsim.testing.report import Config, Policy, Report
 from fleetsim.testing.station import Station
 
 _REQUESTS = 250
-_ARMS = (1, 2, 3, 8)
+_ARMS = (1, 3, 8)
 _SPEED = 5000.0
 _ROUNDS = 100
-_DELAYS = (0, 1, 17)
+_DELAYS = (0, 17)
 """Requests that come before the router hears how good an answer was."""
 _COSTS = (2, 8, 16)
 _LEAVES, _BACK = 100, 180
@@ -58,10 +58,10 @@ def check_model_router(policy: type | str, config: Config = None) -> Report:
     checked = Policy("model_routers", policy, config, ["route"])
     for arms in _ARMS:
         for delay in _DELAYS:
-            expected = _Course(checked, arms, delay).steps()
+            expected = Course(checked, arms, delay).steps()
             if not any(step[1] == "accept" for step in expected):
                 checked.fail(f"gives none of {_REQUESTS} requests an answer with {arms} models")
-            if _Course(checked, arms, delay, beside=True).steps() != expected:
+            if Course(checked, arms, delay, beside=True).steps() != expected:
                 checked.fail(
                     "answers otherwise with the same seed: draw only from the given `rng`, keep state in the instance"
                 )
@@ -72,18 +72,33 @@ def check_model_router(policy: type | str, config: Config = None) -> Report:
     checked.passed("query and view are left as they are")
     costs = {}
     for arms in _COSTS:
-        course = _Course(checked, arms, 3)
+        course = Course(checked, arms, 3)
         course.steps()
-        costs[f"{arms} models"] = course.spent_ns / _REQUESTS / 1e3
+        costs[f"{arms} models"] = course.us_per_request()
     return checked.report(costs)
 
 
-class _Course:
-    """Requests that are answered at once by models whose answers are drawn, and the router before them."""
+class Course:
+    """Requests that are answered at once by models whose answers are drawn, and the router before them.
 
-    def __init__(self, checked: Policy, arms: int, delay: int, beside: bool = False) -> None:
+    Parameters
+    ----------
+    checked : Policy
+        What is under test.
+    arms : int
+        Models to choose among.
+    delay : int
+        Requests that come before the router hears how good an answer was.
+    beside : bool
+        Whether another instance decides the same, with another seed.
+    load : int
+        Requests at each replica.
+    """
+
+    def __init__(self, checked: Policy, arms: int, delay: int, beside: bool = False, load: int = 0) -> None:
         self._checked = checked
         self._delay = delay
+        self._load = load
         config = _quality(arms)
         self._world = IrtWorld(config, 7)
         self._signals = Signals(config, 7, self._world)
@@ -93,16 +108,29 @@ class _Course:
         self._outputs = np.maximum(rng.lognormal(4.5, 1.0, _REQUESTS), 1).astype(int).tolist()
         self._stations = [[Station(_SPEED, 16, self._time_s) for _ in range(1 + arm % 3)] for arm in range(arms)]
         self._now_s = 0.0
-        self._models, self._policy = self._made(np.random.default_rng(5))
+        self._models: ModelsView
+        self.policy: Any
+        """The router."""
+        self._models, self.policy = self._made(np.random.default_rng(5))
         self._other = self._made(np.random.default_rng(6)) if beside else None
         self._due: deque[tuple[int, Outcome]] = deque()
         self.spent_ns = 0
+        self._qualities: list[float] = []
+        """Of the answers to the request that is being answered."""
+        self._identities: list[int] = []
+
+    def us_per_request(self) -> float:
+        """Time that the router took so far, by request [µs]."""
+        return self.spent_ns / _REQUESTS / 1e3
 
     def _made(self, rng: Any) -> tuple[ModelsView, Any]:
         views = [
             FleetView([f"pool-{arm}"] * len(stations), (), stations, Freshness(), self._time_s)
             for arm, stations in enumerate(self._stations)
         ]
+        for view in views:
+            for place in view.members:
+                view.outstanding[place] = self._load
         count = len(views)
         joules = [0.05 * (1 + arm) for arm in range(count)]
         models = ModelsView(
@@ -120,9 +148,10 @@ class _Course:
             self._now_s = 0.05 * number
             if number in (_LEAVES, _BACK) and self._models.count > 1:
                 self._offer(number == _BACK)
-            truth, query = self._query(number)
+            truth, query = self.query(number)
             before = _facts(query, self._models)
             steps += self._answered(number, truth, query)
+            self._forget(query)
             if _facts(query, self._models) != before:
                 self._checked.fail("changes the query or the view of the models; a policy only answers")
             while self._due and self._due[0][0] <= number - self._delay:
@@ -131,7 +160,7 @@ class _Course:
 
     def _offer(self, offered: bool) -> None:
         """The first arm leaves or joins."""
-        for models, policy in filter(None, [(self._models, self._policy), self._other]):
+        for models, policy in filter(None, [(self._models, self.policy), self._other]):
             models.offered[0] = offered
             models.epoch += 1
             told = getattr(policy, "joined" if offered else "left", None)
@@ -139,7 +168,8 @@ class _Course:
                 with self._checked.complaining("cannot be told that a model joins or leaves"):
                     told(0)
 
-    def _query(self, number: int) -> tuple[Truth, Query]:
+    def query(self, number: int) -> tuple[Truth, Query]:
+        """A request: what is true of it, and what a router sees."""
         truth = self._world.meet(number, None, self._prompts[number], self._outputs[number])
         expected = self._world.longer[0] * 90.0 + self._world.longer[1]
         seen = truth.seen
@@ -164,6 +194,7 @@ class _Course:
         """Ask until there is an answer."""
         steps: list[Step] = []
         answers: list[Answer] = []
+        self._qualities, self._identities = [], []
         samples: dict[int, int] = {}
         labels: dict[int, int] = {}
         said = self._say("route", truth, query)
@@ -175,28 +206,29 @@ class _Course:
             if isinstance(said, Accept):
                 if type(said.answer) is not int or not 0 <= said.answer < len(answers):
                     self._checked.fail(f"accepts answer {said.answer!r} of request {number}; there are {len(answers)}")
-                self._given(number, truth, query, answers[said.answer])
+                self._given(number, query, answers[said.answer], self._qualities[said.answer])
                 return [*steps, (number, "accept", said.answer)]
             asks = self._asks(number, said, len(answers))
             for ask in asks:
-                steps.append((number, "ask", ask.arm, ask.samples, ask.judge, ask.verify))
+                steps.append((number, "ask", ask.arm, ask.samples, ask.judge, ask.verify, ask.thought, ask.behind))
                 self._call(ask, truth, answers, samples, labels)
             last = len(asks) == 1 and asks[0].last
-            if last or not hasattr(self._policy, "proceed"):
-                self._given(number, truth, query, answers[-1 if last else 0])
+            if last or not hasattr(self.policy, "proceed"):
+                given = -1 if last else 0
+                self._given(number, query, answers[given], self._qualities[given])
                 return [*steps, (number, "accept", -1)]
             said = self._say("proceed", truth, query, answers)
         self._checked.fail(f"never comes to an end with request {number}")
 
     def _say(self, method: str, truth: Truth, query: Query, *more: Any) -> Any:
         """What the router says."""
-        if method == "route" and getattr(self._policy, "knows_answers", False):
+        if method == "route" and getattr(self.policy, "knows_answers", False):
             method, more = "route_knowing", (truth.quality,)
         self._checked.decisions += 1
         self._models.now_s = self._now_s
         start_ns = thread_time_ns()
         with self._checked.complaining(f"`{method}` failed for request {query.id}"):
-            said: Any = getattr(self._policy, method)(query, *more)
+            said: Any = getattr(self.policy, method)(query, *more)
         self.spent_ns += thread_time_ns() - start_ns
         if self._other is not None:
             self._other[0].now_s = self._now_s
@@ -213,7 +245,7 @@ class _Course:
                 self._checked.fail(f"asks arm {ask.arm!r}; there are {self._models.count}")
             if not self._models.offered[ask.arm]:
                 self._checked.fail(f"asks arm {ask.arm} for request {number}, which may not be chosen now")
-            if type(ask.samples) is not int or ask.samples < 1 or ask.verify >= answers:
+            if type(ask.samples) is not int or ask.samples < 1 or max(ask.verify, ask.behind) >= answers:
                 self._checked.fail(f"answered {ask!r} with {answers} answers there")
         return list(asks)
 
@@ -224,22 +256,31 @@ class _Course:
         arm = self._world.arms[ask.arm]
         for _ in range(ask.samples):
             if ask.verify >= 0:
-                checked = answers[ask.verify]
+                checked, right = answers[ask.verify], self._qualities[ask.verify]
                 votes = checked.votes
-                votes.append(self._signals.agrees(truth, checked.arm, checked.sample, ask.arm, len(votes)))
+                votes.append(self._signals.agrees(truth, checked.arm, checked.sample, ask.arm, len(votes), right))
+            if ask.verify >= 0 or ask.thought:
                 continue
             sample = samples.get(ask.arm, 0)
             samples[ask.arm] = sample + 1
-            label = labels.setdefault(self._signals.identity(truth, ask.arm, sample), len(labels))
             tokens = truth.output_tokens[ask.arm]
+            quality = self._world.quality_of(truth, ask.arm, sample)
+            identity = self._signals.identity(truth, ask.arm, sample)
+            if 0 < ask.most_tokens < tokens:
+                tokens, quality, identity = ask.most_tokens, 0.0, -1 - len(answers)
+            if ask.behind >= 0 and self._qualities[ask.behind] >= quality:
+                quality, identity = self._qualities[ask.behind], self._identities[ask.behind]
+            label = labels.setdefault(identity, len(labels))
             usd = arm.list_usd(truth.prompt_tokens, tokens)
             answer = Answer(ask.arm, sample, label, tokens, 1e-3 * tokens, usd, 0.1 * tokens)
+            answer.ttft_s = 0.1
             if ask.judge:
-                answer.score = self._signals.score(truth, ask.arm, sample)
+                answer.score = self._signals.score(truth, ask.arm, sample, quality)
             answers.append(answer)
+            self._qualities.append(quality)
+            self._identities.append(identity)
 
-    def _given(self, number: int, truth: Truth, query: Query, answer: Answer) -> None:
-        quality = self._world.quality_of(truth, answer.arm, answer.sample)
+    def _given(self, number: int, query: Query, answer: Answer, quality: float) -> None:
         outcome = Outcome(
             query,
             answer.arm,
@@ -254,8 +295,16 @@ class _Course:
         )
         self._due.append((number, outcome))
 
+    def _forget(self, query: Query) -> None:
+        """Let the router know that a request has come to its end."""
+        policies: list[Any] = [self.policy, *([] if self._other is None else [self._other[1]])]
+        for policy in policies:
+            if hasattr(policy, "forget"):
+                with self._checked.complaining(f"`forget` failed for request {query.id}"):
+                    policy.forget(query)
+
     def _tell(self, outcome: Outcome) -> None:
-        policies: list[Any] = [self._policy, *(() if self._other is None else (self._other[1],))]
+        policies: list[Any] = [self.policy, *(() if self._other is None else (self._other[1],))]
         for policy in policies:
             if hasattr(policy, "feedback"):
                 start_ns = thread_time_ns()

@@ -76,6 +76,7 @@ class Request:
         "itl_max_s",
         "klass",
         "last_token_s",
+        "late_s",
         "lenders",
         "load_s",
         "loaded_tokens",
@@ -99,9 +100,12 @@ class Request:
         "segment_mark",
         "session",
         "shared_blocks",
+        "stall_s",
         "status",
+        "stopped_s",
         "target",
         "tenant",
+        "transfer_s",
         "turn",
         "weight",
     )
@@ -176,6 +180,14 @@ class Request:
         """Tokens whose keys and values were loaded from lower tiers."""
         self.load_s = 0.0
         """Time for which it waited for them after its admission [s]."""
+        self.stopped_s = _NEVER
+        """Since when it computes nothing although it has been scheduled [s]; NaN while it does."""
+        self.stall_s = 0.0
+        """Time for which it ran nowhere after its first step [s]."""
+        self.transfer_s = 0.0
+        """Time for which it waited, admitted, for keys and values from elsewhere [s]."""
+        self.late_s = 0.0
+        """Of these two, what came after its first token [s]."""
         self.preemptions = 0
         self.migrations = 0
         self.dropped_tokens = 0

@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fleetsim
 from fleetsim.calibration.runs import Load, Run, Sent, read_runs
 from fleetsim.errors import DataError
+from fleetsim.results.export import export
 
 from .conftest import aiperf_json, aiperf_lines, guidellm_json, sent, vllm_json
 
@@ -221,3 +223,28 @@ def test_what_is_wrong_is_named(content: Any, path: tuple[str, ...], value: Any,
 def test_files_that_are_none(name: str, text: str, message: str, saved: Saved) -> None:
     with pytest.raises(DataError, match=message):
         read_runs(saved(name, text))
+
+
+def test_what_a_run_exports_as_a_benchmark_reads_back(tmp_path: Path) -> None:
+    """Requests in flight, lengths and times of `fleetsim export --format vllm-bench`, which knows latencies and no gaps."""
+    scenario = {
+        "schema": 1,
+        "name": "server",
+        "workload": {
+            "kind": "synthetic",
+            "requests": 40,
+            "arrivals": {"process": "closed-loop", "concurrency": 4},
+            "prompt_tokens": {"distribution": "lognormal", "mean": 200, "cv": 0.5, "min": 8, "max": 900},
+            "output_tokens": {"distribution": "lognormal", "mean": 20, "cv": 0.5, "min": 1, "max": 90},
+        },
+        "pools": [{"name": "main", "llm": "llama-3.1-8b", "accelerator": "h100-sxm"}],
+    }
+    result = fleetsim.run(scenario, tmp_path / "run")
+    [file] = export(result.out, "vllm-bench", tmp_path / "bench.json").files
+    [run] = read_runs(file)
+    assert run.load.concurrency == 4
+    rows = result.requests().sort_by("arrival_s")
+    assert sorted(run.prompt_tokens.tolist()) == sorted(rows["prompt_tokens"].to_pylist())
+    assert sorted(run.ttft_s.tolist()) == pytest.approx(sorted(rows["ttft_s"].to_pylist()))
+    told = sorted(t for t in rows["tpot_s"].to_pylist() if t is not None)
+    assert sorted(run.tpot_s[np.isfinite(run.tpot_s)].tolist()) == pytest.approx(told)

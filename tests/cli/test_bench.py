@@ -21,6 +21,7 @@ KEYS = {
     "replicas",
     "output_tokens",
     "events",
+    "events_times_plain",
     "verdict",
     "wall_s",
     "cpu_s",

@@ -61,6 +61,34 @@ class Thorough:
         self.told.append(outcome)
 
 
+class Thoughtful:
+    """The last arm thinks, the first answers, which may be cut off; the last looks at that and thinks it over."""
+
+    Config: ClassVar = Plain
+    verifies: ClassVar[bool] = True
+
+    def __init__(self, config: Plain, rng: Generator, models: ModelsView) -> None:
+        self._models = models
+        self.open: set[int] = set()
+
+    def route(self, query: Query) -> Ask:
+        self.open.add(query.id)
+        return Ask(self._models.open()[-1], thought=40)
+
+    def proceed(self, query: Query, answers: Sequence[Answer]) -> Ask | Accept:
+        among = self._models.open()
+        if not answers:
+            return Ask(among[0], most_tokens=60, judge=True)
+        if len(answers) == 2:
+            return Accept(1)
+        if not answers[0].votes:
+            return Ask(among[-1], verify=0, thought=25)
+        return Ask(among[-1], behind=0)
+
+    def forget(self, query: Query) -> None:
+        self.open.remove(query.id)
+
+
 class Broken:
     """Fails at the fifth request."""
 

@@ -19,7 +19,7 @@ from fleetsim.metrics.answers import (
 from fleetsim.model_routing.adaptive_consistency import sureness
 from fleetsim.model_routing.api import Ask, ModelsView, Query
 from fleetsim.model_routing.bandit import Ridges
-from fleetsim.model_routing.radar import scalarised
+from fleetsim.model_routing.radar import Radar, RadarConfig, scalarised
 from fleetsim.plugins import PolicyConfig, names
 from fleetsim.testing import check_model_router
 from tests.fleet.test_moves import column, run
@@ -68,12 +68,15 @@ def test_rank_one_steps_are_the_inverse() -> None:
         matrix, moment = 0.05 * np.eye(12), np.zeros(12)
         for _ in range(400):
             x, reward = (rng.random(12) < 0.3).astype(float), rng.random()
-            ridges.update(1, x, reward)
+            ridges.update(1, tuple(np.flatnonzero(x).tolist()), reward)
             matrix, moment = discount * matrix + np.outer(x, x) / noise, discount * moment + reward * x / noise
         np.testing.assert_allclose(ridges.theta[1], np.linalg.solve(matrix, moment), rtol=close, atol=close)
-        x = rng.random(12)
-        assert ridges.variances(x)[1] == pytest.approx(x @ np.linalg.solve(matrix, x), rel=close)
-        assert ridges.theta[0].sum() == 0.0
+        x = np.zeros(12)
+        x[[0, 4, 7]] = 1.0
+        means, deviations = ridges.look((0, 4, 7))
+        assert means[1] == pytest.approx(x @ np.linalg.solve(matrix, moment), rel=close)
+        assert deviations[1] ** 2 == pytest.approx(x @ np.linalg.solve(matrix, x), rel=close)
+        assert means[0] == 0.0
 
 
 def test_chebyshev_finds_the_model_in_a_hollow_of_the_front() -> None:
@@ -167,3 +170,53 @@ def test_bandits_learn_which_model_is_worth_it(tmp_path: Path) -> None:
             models[weight] = column(run(config, tmp_path / name / str(weight)), "model")[-200:]
         assert np.mean([model == BIG for model in models[0.0]]) > 0.9, name
         assert np.mean([model == SMALL for model in models[1.0]]) > 0.9, name
+
+
+def test_the_latency_of_now_keeps_requests_from_a_pool_that_is_full(tmp_path: Path) -> None:
+    """With the latency of an empty replica most go to the better model and wait; with that of now more go to the other one."""
+    shares, waits = {}, {}
+    for latency in ("state", "static"):
+        weights = {"quality_weight": 1.0, "latency_weight": 0.9, "cost_weight": 0.0}
+        config = scenario({"policy": "route-balance", "latency": latency, **weights}, 400, 200.0)
+        config["quality"]["models"][BIG]["ability"], config["quality"]["models"][SMALL]["ability"] = 2.5, -2.5
+        config["pools"][1]["replicas"] = 6
+        result = run(config, tmp_path / latency)
+        shares[latency] = np.mean([model == SMALL for model in column(result, "model")])
+        waits[latency] = result.summary["e2el_mean_s"]
+    assert shares["state"] > shares["static"] + 0.1
+    assert waits["state"] < 0.9 * waits["static"]
+
+
+def test_more_samples_of_a_cheap_model_match_a_dear_one(tmp_path: Path) -> None:
+    config = scenario({"policy": "best-route", "threshold": 0.75}, 200, 20.0)
+    config["quality"]["judge"] = {"auc": 0.95}
+    result = run(config, tmp_path)
+    calls, models = column(result, "calls"), column(result, "model")
+    assert {model for model, n in zip(models, calls, strict=True) if n > 1} == {SMALL}
+    assert max(calls) <= 5
+    assert len(set(calls)) > 2
+
+
+def test_the_ability_of_a_model_that_joins_is_learned(tmp_path: Path) -> None:
+    """Requests that tell most go there until it is known; the belief is then near the truth."""
+    config = scenario({"policy": "radar", "onboard": True, "weight": 0.9, "enough": 0.25}, 900, 60.0)
+    config["quality"]["models"][SMALL] |= {"ability": 0.9, "joins": "2 s"}
+    config["quality"]["features"] = {"difficulty_sd": 0.0}
+    config["quality"]["discrimination_sd"] = 0.0
+    seen: list[Radar] = []
+
+    class Watched(Radar):
+        Config = RadarConfig
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            seen.append(self)
+
+    config["gateway"]["model_router"] = {
+        "policy": Watched,
+        **{k: v for k, v in config["gateway"]["model_router"].items() if k != "policy"},
+    }
+    run(config, tmp_path)
+    mean, deviation = seen[-1].belief(1)
+    assert deviation <= 0.25
+    assert mean == pytest.approx(0.9, abs=3 * deviation)

@@ -1,6 +1,7 @@
 """Every notebook runs from top to bottom with the interpreter of this environment, prints an answer, and leads to the next one."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def code(notebook: Any) -> list[Any]:
 
 def test_notebooks_are_numbered_and_each_leads_to_the_next() -> None:
     assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02}" for n in range(1, len(NOTEBOOKS) + 1)]
-    for path, following in zip(NOTEBOOKS, NOTEBOOKS[1:], strict=False):
+    for path, following in pairwise(NOTEBOOKS):
         last = nbformat.read(path, as_version=4).cells[-1]
         assert last.cell_type == "markdown"
         assert "Next:" in last.source

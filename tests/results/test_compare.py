@@ -26,7 +26,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same requests, once to either pool in turn and once to the faster one if it has fewer."""
     folder = tmp_path_factory.mktemp("pair")
     return tuple(  # type: ignore[return-value]
-        fleetsim.run(SCENARIO, out=folder / router, overrides=[*LONGER, f"gateway.router.policy={router}"]).out
+        fleetsim.run(SCENARIO, out=folder / router, overrides=[*LONGER, f"gateway.router={router}"]).out
         for router in ROUTERS
     )
 
@@ -51,7 +51,7 @@ def test_two_runs_are_compared_request_by_request(pair: tuple[Path, Path]) -> No
 
 def test_what_differs_between_the_scenarios_is_told(pair: tuple[Path, Path]) -> None:
     (against,) = compare(*pair).blocks[0].others
-    assert against.changes == [Change(ROUTER, *ROUTERS)]
+    assert against.changes == [Change(f"{ROUTER}.policy", *ROUTERS)]
 
 
 def test_a_run_does_not_differ_from_itself(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_studies_are_compared_by_names_first_at_each_setting_of_the_rest(study: 
         (against,) = block.others
         assert against.label == "router=least-outstanding"
         assert against.method == "paired by 2 seeds"
-        assert against.changes == [Change(ROUTER, *ROUTERS)]
+        assert against.changes == [Change(f"{ROUTER}.policy", *ROUTERS)]
     runs = [run for run in open_results(study).runs if run.axes[RATE] == 20.0]
     means = [
         sum(r.manifest["summary"]["ttft_p50_s"] for r in runs if r.axes[ROUTER] == router) / 2 for router in ROUTERS
@@ -150,7 +150,7 @@ def test_the_verdict_comes_first_and_doubts_are_named(pair: tuple[Path, Path]) -
     assert lines[0].startswith("least-outstanding against round-robin: p99 TTFT")
     assert "; not significant:" in lines[0]
     assert any("not significant" in line for line in lines[3:])
-    assert f"changed: {ROUTER}: round-robin -> least-outstanding" in lines
+    assert f"changed: {ROUTER}.policy: round-robin -> least-outstanding" in lines
     assert call(*pair, "--quiet").stdout == lines[0] + "\n"
 
 
@@ -160,7 +160,7 @@ def test_json_flags_what_is_significant(pair: tuple[Path, Path]) -> None:
     flags = {difference["figure"]: difference["significant"] for difference in against["differences"]}
     assert flags["e2el_p50_s"] is True
     assert False in flags.values()
-    assert against["changes"] == [{"path": ROUTER, "old": "round-robin", "new": "least-outstanding"}]
+    assert against["changes"] == [{"path": f"{ROUTER}.policy", "old": "round-robin", "new": "least-outstanding"}]
 
 
 def test_in_a_terminal_doubts_are_grey(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,16 @@ def test_a_study_has_its_runs_in_the_order_of_the_plan(study: Path) -> None:
     ]
     assert results.runs[-1].axes == {ROUTER: "least-outstanding", RATE: 20.0}
     assert [run.replication for run in results.runs] == [0, 1] * 4
-    assert [(row["status"], row["error"]) for row in results.missing] == [("failed", "pools[0]: does not fit")]
+    assert not results.missing
+
+
+def test_runs_that_failed_are_told(half_failed: Path) -> None:
+    results = open_results(half_failed)
+    assert [run.axes[ROUTER] for run in results.runs] == ["round-robin"]
+    (row,) = results.missing
+    assert row["status"] == "failed"
+    assert "lost my way" in row["error"]
+    assert row[f"axis.{ROUTER}"] == "tests.sweep.routers:Stumbles"
 
 
 def test_the_summary_has_axes_and_figures_of_each_run(study: Path) -> None:
@@ -100,10 +109,13 @@ def test_runs_of_a_study_that_was_killed_can_be_read(study: Path, tmp_path: Path
     shutil.copytree(study, folder)
     (folder / "summary.parquet").unlink()
     (folder / "manifest.json").unlink()
+    shutil.rmtree(next(folder.glob("run=*")))
     results = open_results(folder)
-    assert len(results.runs) == 8
-    assert len({run.label for run in results.runs}) == 8
-    assert results.summary().num_rows == 8
+    assert [run.axes for run in results.runs] == [
+        run.axes for run in open_results(study).runs if (folder / run.path.name).is_dir()
+    ]
+    assert len({run.label for run in results.runs}) == results.summary().num_rows == 7
+    assert [row["status"] for row in results.missing] == ["interrupted"]
 
 
 def test_columns_that_a_file_lacks_are_null(alone: Path, tmp_path: Path) -> None:
@@ -133,6 +145,7 @@ def test_what_is_no_result_is_refused_with_what_was_found(alone: Path, tmp_path:
     assert "it holds notes.txt" in refused(tmp_path)
     assert f"name its folder: {alone}" in refused(alone / "requests.parquet")
     assert "there is nothing" in refused(alone.parent / "aloen")
+    assert "s3://bucket/study  is an address" in refused("s3://bucket/study")
     assert "results there: alone" in refused(alone.parent / "aloen")
 
 

@@ -196,6 +196,19 @@ def test_measured_and_simulated_stand_in_one_table_and_one_comparison(alone: Pat
         assert sum(map(len, results.scan(table))) == (120 if table == "requests" else 0)
 
 
+def test_measured_runs_are_reported_beside_simulated_ones(alone: Path, tmp_path: Path) -> None:
+    """With their requests, or with figures only."""
+    detailed = import_results(
+        export(alone, "vllm-bench", tmp_path / "r.json").files[0], tmp_path / "detailed", name="server"
+    )
+    figures = import_results(
+        export(alone, "llm-d", tmp_path / "l.json").files[0], tmp_path / "figures", name="figures only"
+    )
+    page = fleetsim.report(alone, detailed, figures, out=tmp_path / "report.html").read_text(encoding="utf-8")
+    for label in ("two pools", "server", "figures only"):
+        assert label in page
+
+
 @pytest.mark.skipif(not MEASURED.is_file(), reason=f"no {MEASURED} (FLEETSIM_DATA)")
 def test_a_run_of_a_real_server_is_imported_as_it_was_measured(tmp_path: Path) -> None:
     """Requests that vLLM 0.19 served, told in the file that its benchmark writes."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from pyarrow.dataset import dataset
 
 import fleetsim
 from fleetsim.cli.main import cli
@@ -122,6 +123,23 @@ def test_every_column_of_every_table_has_a_meaning(study: Path) -> None:
     assert units["output_tokens_mean"] == "tokens"
 
 
+def test_a_study_is_partitioned_as_hive_does_it(study: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    found = duckdb.sql(
+        f"SELECT run, count(*) AS n FROM read_parquet('{study}/run=*/requests.parquet') GROUP BY run"
+    ).fetchall()
+    assert dict(found) == {run.id: 120 for run in open_results(study).runs}
+    part = dataset(sorted(study.glob("run=*/requests.parquet")), partitioning="hive", partition_base_dir=str(study))
+    assert part.count_rows() == 960
+    assert "run" in part.schema.names
+
+
+def test_only_tables_that_a_query_names_are_opened(study: Path) -> None:
+    connection = connect(open_results(study), "SELECT count(*) FROM Requests")
+    names = connection.execute("SELECT table_name FROM information_schema.tables ORDER BY 1").fetchall()
+    assert names == [("requests",), ("runs",)]
+
+
 def test_the_examples_work(alone: Path) -> None:
     for sql, _ in EXAMPLES:
         assert fleetsim.query(sql, alone).num_rows > 0
@@ -166,7 +184,7 @@ def test_mistakes_are_told_with_a_suggestion(alone: Path, tmp_path: Path) -> Non
         return result.stderr
 
     assert 'Candidate bindings: "ttft_s"' in told("SELECT ttf FROM requests", alone)
-    assert "requests" in told("SELECT * FROM request", alone)
+    assert 'did you mean "requests"?' in told("SELECT * FROM request", alone)
     assert "LINE 1: SELEC 1" in told("SELEC 1", alone)
     assert "give a query in quotes" in told()
     assert "holds no results" in told("SELECT 1", tmp_path)

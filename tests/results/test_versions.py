@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import fleetsim
@@ -12,11 +14,16 @@ from fleetsim.output.tables import SCHEMA_VERSION, TABLES, arrow_schema
 from fleetsim.results.folder import open_results
 from fleetsim.results.versions import READABLE
 
+from .conftest import SCENARIO
+
 DATA = Path(__file__).parent / "data"
 
 
 def test_there_is_a_folder_of_every_version() -> None:
-    assert sorted(f"version-{version}" for version in READABLE) == sorted(folder.name for folder in DATA.iterdir())
+    assert {f"version-{version}" for version in READABLE} <= {folder.name for folder in DATA.iterdir()}
+    for folder in DATA.iterdir():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert folder.name.split("-")[1] == manifest["schema_version"]
     assert READABLE[-1] == SCHEMA_VERSION
 
 
@@ -43,6 +50,32 @@ def test_its_figures_are_those_that_were_written(version: str) -> None:
         "fast",
         "cheap",
     }
+
+
+@pytest.mark.parametrize("version", READABLE)
+def test_figures_carry_their_units_whatever_the_version(version: str) -> None:
+    results = open_results(DATA / f"version-{version}")
+    for name, column, unit in (
+        ("summary", "ttft_p99_s", b"s"),
+        ("summary", "energy_j", b"J"),
+        ("groups", "ttft_p50_s", b"s"),
+    ):
+        field = results.table(name, results.runs[0]).schema.field(column)
+        assert field.metadata[b"unit"] == unit
+        assert field.metadata[b"description"]
+
+
+def test_a_run_without_requests_has_no_groups_in_version_1_either(tmp_path: Path) -> None:
+    old = DATA / "version-1-without-requests"
+    assert pq.read_table(old / "groups.parquet").to_pylist() == [{"by": "", "value": ""}]
+    new = fleetsim.run(SCENARIO, out=tmp_path / "new", overrides=["run.horizon=1 ms", "seed=11"]).out
+    assert pq.read_table(new / "groups.parquet").num_rows == 0
+    for folder in (old, new):
+        results = open_results(folder)
+        groups = results.table("groups", results.runs[0])
+        assert (groups.num_rows, groups.column_names) == (0, ["by", "value"])
+    both = open_results(DATA / "version-1", old, new)
+    assert set(both.table("groups")["run"].to_pylist()) == {both.runs[0].id}
 
 
 @pytest.mark.parametrize("version", READABLE)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fleetsim.errors import ScenarioError
 from fleetsim.scenario.source import parse_tree
-from fleetsim.sweep.axes import axes_of, axis_of, combinations, value_text
+from fleetsim.sweeping.axes import axes_of, axis_of, combinations, value_text
 
 
 def _plain(axes: Any, seed: int = 0) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from fleetsim.sweep.study import sweep
+from fleetsim.sweeping.study import sweep
 
 SECONDS = 120.0
 """Longest wait for something that must happen."""

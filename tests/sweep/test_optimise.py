@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from fleetsim.cli.main import cli
 from fleetsim.errors import InputError
-from fleetsim.sweep.optimise import Optimised, optimise, shortened
-from fleetsim.sweep.plan import plan
-from fleetsim.sweep.study import stated
+from fleetsim.sweeping.optimise import Optimised, optimise, shortened
+from fleetsim.sweeping.plan import plan
+from fleetsim.sweeping.study import stated
 
 optuna: Any = pytest.importorskip("optuna")
 
@@ -156,7 +156,7 @@ def test_another_search_does_not_go_into_the_same_folder(tiny: Path) -> None:
         ({"objectives": {"energy_j": "minimise"}}, "another objectives"),
         ({"seed": 5}, "another constraints, replications, seed"),
         ({"overrides": {"workload.requests": 30}}, "another scenario"),
-        ({"name": "other"}, 'holds the study "tiny"'),
+        ({"name": "other"}, 'holds the study "tiny-search", not "other"'),
     ):
         with pytest.raises(InputError, match=said):
             _search(tiny, trials=2, **more)
@@ -203,4 +203,7 @@ def test_a_file_says_all_of_it_and_the_command_tells_the_best(tiny: Path) -> Non
         cli, ["optimise", "search.yaml", "-j", "1", "--constraint", "cost_usd<=0", "-o", "nothing"]
     )
     assert nothing.exit_code == 1
+    assert "nearest to what must hold:" in nothing.stdout
+    rows = pq.ParquetFile("nothing/trials.parquet").read().to_pylist()
+    assert all(row["violation"] == row["cost_usd"] and not row["feasible"] for row in rows)
     assert CliRunner().invoke(cli, ["optimise", "tiny.yaml"]).exit_code == 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fleetsim.sweep.study import Progress, Study, sweep
+from fleetsim.sweeping.study import Progress, Study, sweep
 
 ray: Any = pytest.importorskip("ray")
 

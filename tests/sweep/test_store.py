@@ -11,8 +11,8 @@ import pytest
 
 from fleetsim.errors import InputError
 from fleetsim.output.parquet import MANIFEST
-from fleetsim.sweep.store import RemoteStore, manifest_of, store_of
-from fleetsim.sweep.study import Progress, Study, sweep
+from fleetsim.sweeping.store import RemoteStore, manifest_of, store_of
+from fleetsim.sweeping.study import Progress, Study, sweep
 
 fsspec: Any = pytest.importorskip("fsspec")
 

@@ -17,10 +17,14 @@ import pytest
 import fleetsim
 from fleetsim.errors import InputError, ScenarioError
 from fleetsim.output.parquet import remove_leftovers
+from fleetsim.routing.basic import RoundRobin
 from fleetsim.scenario.export import digest
-from fleetsim.sweep.plan import plan
-from fleetsim.sweep.study import Progress, Study, stated, sweep
-from fleetsim.sweep.sweep_file import read_sweep
+from fleetsim.scenario.template import scenarios_folder
+from fleetsim.sweeping.optimise import _check_axes
+from fleetsim.sweeping.optimise_file import read_search
+from fleetsim.sweeping.plan import plan
+from fleetsim.sweeping.study import Progress, Study, stated, sweep
+from fleetsim.sweeping.sweep_file import embedded_sweeps, read_sweep
 
 ROUTERS = ["round-robin", "least-outstanding"]
 RATES = ["5 req/s", "20 req/s"]
@@ -265,9 +269,54 @@ def test_what_stands_there_is_not_replaced(tiny: Path) -> None:
 def test_a_class_may_be_a_value(tiny: Path) -> None:
     from tests.sweep.routers import Stumbles
 
-    study = sweep(tiny, {"gateway.router": ["round-robin", Stumbles]}, out="study", jobs=1)
-    assert [row["status"] for row in study.runs] == ["finished", "failed"]
-    assert study.failed[0]["axis.gateway.router"] == "tests.sweep.routers:Stumbles"
+    for jobs in (1, 2):
+        study = sweep(tiny, {"gateway.router": ["round-robin", Stumbles]}, out=f"study-{jobs}", jobs=jobs)
+        assert [row["status"] for row in study.runs] == ["finished", "failed"]
+        assert study.failed[0]["axis.gateway.router"] == "tests.sweep.routers:Stumbles"
+        assert "lost my way" in study.failed[0]["error"]
+
+
+def test_a_class_of_a_notebook_stays_in_its_process(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(RoundRobin):
+        """As if written in a notebook."""
+
+    monkeypatch.setattr(Mine, "__module__", "__main__")
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    with pytest.raises(InputError, match="put it into a module, or ask for jobs=1"):
+        sweep(tiny, {"gateway.router": [Mine]}, out="study", jobs=2)
+    assert len(sweep(tiny, {"gateway.router": [Mine]}, out="study", jobs=1).finished) == 1
+
+
+def test_a_script_without_a_guard_is_told_what_it_lacks(tiny: Path) -> None:
+    script = tiny.parent / "script.py"
+    script.write_text("import fleetsim\nfleetsim.sweep('tiny.yaml', {'seed': [1, 2]}, out='study', jobs=2)\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode != 0
+    assert "below `if __name__ == '__main__':`" in done.stderr
+
+
+def test_what_the_processes_did_is_measured(tiny: Path) -> None:
+    study = sweep(tiny, {"seed": list(range(10))}, out="study", jobs=1)
+    timing = study.timing
+    assert timing is not None
+    assert (timing.runs, timing.processes) == (10, 1)
+    assert 0.5 < timing.busy_ratio <= 1.0
+    assert 0.0 <= timing.overhead_s < timing.wall_s / 10
+    assert sweep(tiny, {"seed": list(range(10))}, out="study", jobs=1).timing is None
+
+
+def test_sweeps_that_fleetsim_carries_are_valid(tiny: Path) -> None:
+    assert {name.rpartition("/")[2] for name in embedded_sweeps()} == {"cheapest", "routers", "scale"}
+    routers = plan(stated("embedded:sweeps/routers")).runs
+    assert len(routers) == 2 * 4 * 3
+    assert {run.seed for run in routers} == {7, 8, 9}
+    scale = plan(stated("embedded:sweeps/scale")).runs
+    assert len(scale) == 200
+    assert {getattr(run.loaded.scenario.workload, "requests", 0) for run in scale} == {100_000}
+    search = read_search(scenarios_folder() / "sweeps" / "cheapest.yaml", {})
+    _check_axes(search)
+    with pytest.raises(InputError, match='did you mean "embedded:sweeps/routers"'):
+        stated("embedded:sweeps/router")
 
 
 def test_loaded_scenarios_survive_the_way_to_another_process(tiny: Path) -> None:
@@ -286,3 +335,9 @@ def test_leftovers_of_living_processes_and_other_machines_stay(tmp_path: Path) -
         folder.mkdir()
     assert remove_leftovers(tmp_path) == 1
     assert sorted(tmp_path.iterdir()) == sorted(folders[1:])
+
+
+def test_the_function_stays_a_function_whatever_is_imported() -> None:
+    """A package of its name would take its place as soon as anything imports from it."""
+    code = "import fleetsim; fleetsim.optimise; from fleetsim.sweeping import study; assert callable(fleetsim.sweep)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -6,10 +6,14 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from fleetsim.errors import Finding, InputError
+
+_CHUNK = 10_000
+"""Elements of a list that are written at once."""
 
 
 @contextmanager
@@ -46,14 +50,14 @@ def finite(value: Any) -> Any:
 
 
 def write_object(file: IO[str], fields: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> None:
-    """One JSON object: `fields` at once, then `lists` element by element."""
+    """One JSON object: `fields` at once, then `lists` piece by piece."""
     body = json.dumps(finite(fields), ensure_ascii=False, allow_nan=False, indent=2)
     file.write(body[: body.rindex("}")].rstrip())
     for name, values in lists.items():
         file.write(f",\n  {json.dumps(name)}: [")
-        first = True
-        for value in values:
-            file.write(("" if first else ", ") + text_of(value))
-            first = False
+        separator, rest = "", iter(values)
+        while chunk := list(islice(rest, _CHUNK)):
+            file.write(separator + text_of(chunk)[1:-1])
+            separator = ", "
         file.write("]")
     file.write("\n}\n")

@@ -77,7 +77,8 @@ def write(results: Results, run: Run, out: Path, options: Options) -> Written:
             if row["arrival_s"] is None or row["arrival_s"] >= high or (row["end_s"] or math.inf) < low:
                 continue
             total += 1
-            told += trace.add_all(list(_spans(row)))
+            if not trace.is_full:
+                told += trace.add_all(list(_spans(row)))
         if told < total:
             share = f"{told:,} of {total:,} requests (in the order in which they ended)"
             notes.append(
@@ -95,7 +96,8 @@ class _Trace:
         self._file, self._left = file, max_bytes - 1000  # for the end
         self._file.write('{"displayTimeUnit": "ms", "traceEvents": [')
         self._first = True
-        self._full = False
+        self.is_full = False
+        """Whether something had no room."""
 
     def add(self, event: Event) -> None:
         """One event, if there is room."""
@@ -103,10 +105,12 @@ class _Trace:
 
     def add_all(self, events: list[Event]) -> bool:
         """Events that belong together; False if there is no room for them, or was none for earlier ones."""
+        if self.is_full:
+            return False
         texts = [json.dumps(event, ensure_ascii=False, separators=(",", ":")) for event in events]
         size = sum(len(text.encode()) + 2 for text in texts)
-        if self._full or size > self._left:
-            self._full = True
+        if size > self._left:
+            self.is_full = True
             return False
         self._left -= size
         for text in texts:

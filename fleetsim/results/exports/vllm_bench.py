@@ -17,6 +17,7 @@ from fleetsim.results.exports.options import Options, Written
 from fleetsim.results.exports.population import Population, weighted_quantile
 from fleetsim.results.folder import Results, Run
 from fleetsim.results.within import figure_of
+from fleetsim.units import parse
 
 LATENCIES = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2el_s"}
 """Their name, and ours (`fleetsim.metrics.definitions`)."""
@@ -85,7 +86,7 @@ def _fields(population: Population, options: Options) -> dict[str, Any]:
 def _sent(population: Population, workload: Mapping[str, Any]) -> dict[str, Any]:
     """How the client sent: at a rate, or keeping a number in flight."""
     arrivals = workload.get("arrivals") or {}
-    if arrivals.get("process") == "closed-loop" and not arrivals.get("think_time"):
+    if arrivals.get("process") == "closed-loop" and parse(arrivals.get("think_time", 0), "time") == 0:
         return {"request_rate": "inf", "max_concurrency": arrivals["concurrency"]}
     rate = population.per_s(int(population.counted.sum())) if population.is_known else "inf"
     return {"request_rate": rate, "max_concurrency": None}

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from fleetsim import __version__
 from fleetsim.engine.gaps import BUCKETS, EDGES_S
+from fleetsim.experiment.run import NO_GROUPS
 from fleetsim.metrics.columns import array_of, column
 from fleetsim.metrics.slo import slo_met
 from fleetsim.metrics.statistics import Floats, batch_means_interval, percentiles
@@ -104,7 +105,7 @@ def write(measured: Measured, source: Path, out: Path, slo: Slo | None) -> Path:
         folder.close_tables()
         row = {"run": digest[:12], "name": measured.name, "verdict": VERDICT, **_summary(figures)}
         folder.add_table("summary", table_of([row]))
-        folder.add_table("groups", pa.table({"by": pa.array([], pa.string()), "value": pa.array([], pa.string())}))
+        folder.add_table("groups", NO_GROUPS)
         folder.publish(_manifest(measured, source, digest, row, slo))
     except BaseException:
         folder.discard()

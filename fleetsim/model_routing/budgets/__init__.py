@@ -1,0 +1,1 @@
+"""How many answers, rounds and tokens a model's answer may take."""
