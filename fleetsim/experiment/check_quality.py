@@ -60,7 +60,11 @@ def _table_knows(loaded: LoadedScenario) -> Findings:
     assert config.outcomes is not None
     path = outcome_file(loaded.base_dir, config.outcomes.path)
     if not path.is_file():
-        hint = "FLEETSIM_DATA names the folder of files with `data:` before them" if "data:" in config.outcomes.path else ""
+        hint = (
+            "FLEETSIM_DATA names the folder of files with `data:` before them"
+            if "data:" in config.outcomes.path
+            else ""
+        )
         yield loaded.finding(("quality", "outcomes", "path"), f'there is no file "{config.outcomes.path}"', hint)
         return
     names = tuple(dict.fromkeys(model.known_as or llm for llm, model in config.models.items()))
