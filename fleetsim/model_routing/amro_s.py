@@ -131,7 +131,8 @@ class AmroS:
             _add(weight, config.latency, self._latencies.of(among, query))
         if config.load:
             weight = [w + config.load * min(models.load(arm), _OVERRUN) for w, arm in zip(weight, among, strict=True)]
-        trail = (self._belief(query) @ self.tau[:, layer, before] ** config.alpha).tolist()
+        tau = self.tau[:, layer, before]
+        trail = (self._belief(query) @ (tau if config.alpha == 1.0 else tau**config.alpha)).tolist()
         least, beta = min(weight), config.beta
         ends = list(accumulate([trail[arm] * (least / w) ** beta for w, arm in zip(weight, among, strict=True)]))
         return among[min(bisect_right(ends, self._rng.random() * ends[-1]), len(among) - 1)]

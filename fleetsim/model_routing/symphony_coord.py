@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.random import Generator
@@ -15,7 +16,6 @@ from fleetsim.plugins import PolicyConfig
 
 _Ratio = Annotated[float, Field(ge=0, le=1, json_schema_extra={"unit": "ratio"})]
 _SIZE = 5
-_ONES = np.ones(_SIZE)
 _OVERRUN = 1e6
 
 
@@ -58,13 +58,17 @@ class SymphonyCoord:
     def __init__(self, config: SymphonyCoordConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._config = models, config
         self.inverse = np.eye(_SIZE)
+        """Inverse of the matrix of what was seen: ``A^-1``."""
         self._moment = np.zeros(_SIZE)
         self.theta = np.zeros(_SIZE)
+        """Its solution."""
+        self._lines: list[list[float]] = self.inverse.tolist()
+        self._weights: list[float] = self.theta.tolist()
         self.success: list[float] = models.mean_quality.tolist()
         """Running mean of the quality of each arm's answers."""
         self._latencies = Latencies(models, config.memory)
         self._skills: list[list[float]] = models.quality.T.tolist()
-        self._contexts: Remembered[Any] = Remembered()
+        self._contexts: Remembered[tuple[float, ...]] = Remembered()
 
     def route(self, query: Query) -> Ask:
         """The highest bound among those that are left."""
@@ -75,17 +79,16 @@ class SymphonyCoord:
         if len(among) > config.screened:
             told = sorted(among, key=lambda arm: (-round(skill[arm] - loads[arm], 9), arm))
             among = sorted(told[: config.screened])
-        success, patience_s = self.success, config.patience
-        x = np.array(
-            [
-                (1.0, skill[arm], _bounded(loads[arm]), _bounded(latency_s / patience_s), success[arm])
-                for arm, latency_s in zip(among, self._latencies.of(among, query), strict=True)
-            ]
-        )
-        variances = ((x @ self.inverse) * x) @ _ONES
-        rows = zip((x @ self.theta).tolist(), variances.tolist(), strict=True)
-        row = best([mean + config.alpha * max(variance, 0.0) ** 0.5 for mean, variance in rows], range(len(among)))
-        self._contexts.keep(query.id, x[row])
+        success, patience_s, alpha = self.success, config.patience, config.alpha
+        theta, inverse = self._weights, self._lines
+        rows, bounds = [], []
+        for arm, latency_s in zip(among, self._latencies.of(among, query), strict=True):
+            x = (1.0, skill[arm], _bounded(loads[arm]), _bounded(latency_s / patience_s), success[arm])
+            rows.append(x)
+            variance = _product(x, [_product(line, x) for line in inverse])
+            bounds.append(_product(theta, x) + alpha * max(variance, 0.0) ** 0.5)
+        row = best(bounds, range(len(among)))
+        self._contexts.keep(query.id, rows[row])
         return Ask(among[row])
 
     def feedback(self, outcome: Outcome) -> None:
@@ -101,10 +104,16 @@ class SymphonyCoord:
         if config.discount < 1.0:
             self.inverse /= config.discount
             self._moment *= config.discount
-        u = self.inverse @ x
-        self.inverse -= u[:, None] * (u / (1.0 + float(x @ u)))
-        self._moment += reward * x
+        seen = np.array(x)
+        u = self.inverse @ seen
+        self.inverse -= u[:, None] * (u / (1.0 + float(seen @ u)))
+        self._moment += reward * seen
         self.theta = self.inverse @ self._moment
+        self._lines, self._weights = self.inverse.tolist(), self.theta.tolist()
+
+
+def _product(a: Sequence[float], b: Sequence[float]) -> float:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3] + a[4] * b[4]
 
 
 def _bounded(value: float) -> float:

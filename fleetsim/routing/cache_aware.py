@@ -80,5 +80,7 @@ class CacheAware:
                 if not fleet.present[smallest] and fleet.members:
                     smallest = min(fleet.members, key=index.sizes.values.__getitem__)
                 chosen = smallest
-        index.insert(path, chosen)
+            index.insert_behind(blocks, node, path, chosen)
+        else:
+            index.insert(path, chosen)
         return chosen

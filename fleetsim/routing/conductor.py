@@ -13,7 +13,7 @@ from pydantic import Field
 
 from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import FleetView, Reject, RequestView, Route
-from fleetsim.routing.prefix_index import PrefixNode, first_holders
+from fleetsim.routing.prefix_index import PrefixNode
 from fleetsim.routing.ttft_scan import TtftScan
 
 
@@ -113,8 +113,7 @@ class Conductor:
     def _best_of_even(self, request: RequestView, levels: list[tuple[PrefixNode, int]]) -> tuple[int, float, int, int]:
         """The same where all are as fast: of who need not fetch the one that is free first, or who of the others beats that."""
         scan, n, threshold = self._scan, request.prompt_tokens, self._config.balancing_threshold
-        queued_s = scan.queued_s()
-        first = int(queued_s.argmin())
+        first, count = scan.soonest(), self._fleet.count
         if not levels:
             return first, scan.one_s(first, n, 0), -1, 0
         deepest, most = levels[0]
@@ -126,19 +125,15 @@ class Conductor:
             near = run
             if scan.one_s(first, n, tokens) > best_s:
                 continue
-            place = first
-            if len(run.holders) < len(queued_s):
-                holders = first_holders(run, len(run.holders))
-                place = int(holders[queued_s[holders].argmin()])
+            place = scan.soonest_of(run) if len(run.holders) < count else first
             found_s = scan.one_s(place, n, tokens)
             if found_s < best_s or (found_s == best_s and place < best):
                 best, best_s = place, found_s
         fetched = 0
-        if len(near.holders) < len(queued_s) and scan.one_s(first, n, most) < best_s:
-            left_s = queued_s.copy()
-            left_s[first_holders(near, len(near.holders))] = inf
-            for _ in range(len(queued_s) - len(near.holders)):
-                place = int(left_s.argmin())
+        if len(near.holders) < count and scan.one_s(first, n, most) < best_s:
+            tried: list[int] = []
+            while (place := scan.soonest_without(near, tried)) >= 0:
+                tried.append(place)
                 lower_s = scan.one_s(place, n, most)
                 if lower_s >= best_s:
                     break  # transfers only add to this
@@ -146,7 +141,6 @@ class Conductor:
                 ttft_s, tokens = self._plan(request, place, lower_s, hit, most, source)
                 if ttft_s < best_s or (ttft_s == best_s and not fetched):
                     best, best_s, fetched = place, ttft_s, tokens
-                left_s[place] = inf
         return best, best_s, source if fetched else -1, fetched
 
     def _scanned(self, request: RequestView) -> tuple[Any, Any, int]:

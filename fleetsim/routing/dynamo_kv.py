@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
+from math import inf
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,10 @@ from pydantic import Field
 
 from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import FleetView, RequestView
-from fleetsim.routing.prefix_index import first_holders
+from fleetsim.routing.prefix_index import PrefixNode, first_holders
+
+_FEW = 128
+"""Replicas that are looked at one by one, which is faster than in arrays."""
 
 
 class DynamoKvConfig(PolicyConfig):
@@ -37,7 +41,8 @@ class DynamoKv:
     random), or at a `temperature` T above 0 one drawn with weight ``exp(-cost / ((most - least) T))``. Blocks in use are those at
     the view's stated time, also of caches that fill while their replicas report nothing.
 
-    What is charged: nothing; the scan grows with the fleet, in vector operations; a `temperature` above 0 asks each replica.
+    What is charged: nothing; the scan grows with the fleet, in large ones in vector operations; a `temperature` above 0 asks each
+    replica.
 
     References
     ----------
@@ -55,6 +60,7 @@ class DynamoKv:
         self._per_token = config.overlap_weight / config.block_tokens
         self._temperature = config.temperature
         self._capacity = [tokens / config.block_tokens for tokens in fleet.capacity_tokens]
+        self._board = board
         self._pending: Any = np.frombuffer(board.pending_tokens)
         self._known_used = board.watch_kv(fleet.now_s)
         self._changed = board.watch()
@@ -62,9 +68,16 @@ class DynamoKv:
         self._least_used = array("d", [0.0] * fleet.count)
         """Blocks that are in use on each replica at least: when it was asked last, or when it changed if that was later."""
         self._used: Any = np.frombuffer(self._least_used)
+        self._few = fleet.count <= _FEW and config.temperature == 0.0
+        self._pending_of = [0.0] * fleet.count
+        self._used_of = [0.0] * fleet.count
+        """In a small fleet, what `_pending` and `_used` are in a large one, in lists."""
 
     def route(self, request: RequestView) -> int:
         """Choose a replica."""
+        if self._few and self._fleet.members:
+            best = self._least_of_few(request.prompt_tokens, self._fleet.levels(request, self._holders))
+            return best[0] if len(best) == 1 else best[self._rng.integers(len(best))]
         costs = self._without_use(request)
         if self._temperature > 0.0:
             costs += self._used_now()
@@ -84,14 +97,8 @@ class DynamoKv:
         A cache fills while its replica does not change, so that what was in use then, or when asked last, gives lower bounds:
         those that seem least are corrected until nobody seems to cost less.
         """
-        fleet, used, capacity, changed = self._fleet, self._least_used, self._capacity, self._changed
-        if not self._exact:
-            changed.extend(range(len(used)))  # what is shown may change without a change
-        if changed:
-            known = self._known_used
-            for place in changed:
-                used[place] = known[place] * capacity[place]
-            changed.clear()
+        fleet, used, capacity = self._fleet, self._least_used, self._capacity
+        self._catch_up()
         bounds = costs + self._used
         exact: list[int] = []
         while True:
@@ -114,6 +121,59 @@ class DynamoKv:
                 blocks = fleet.kv_used(other) * capacity[other]
                 used[other] = blocks
                 bounds[other] = costs[other] + blocks
+
+    def _catch_up(self) -> None:
+        """Bring what is in use at least, and in a small fleet what is pending, to what is known now."""
+        changed, capacity = self._changed, self._capacity
+        if not self._exact:
+            changed.extend(range(len(capacity)))  # what is shown may change without a change
+        if not changed:
+            return
+        known = self._known_used
+        if self._few:
+            used_of, pending_of, pending = self._used_of, self._pending_of, self._board.pending_tokens
+            for place in changed:
+                used_of[place] = known[place] * capacity[place]
+                pending_of[place] = pending[place]
+        else:
+            used = self._least_used
+            for place in changed:
+                used[place] = known[place] * capacity[place]
+        changed.clear()
+
+    def _least_of_few(self, tokens: int, levels: list[tuple[PrefixNode, int]]) -> list[int]:
+        """Replicas of the least cost for a prompt of so many tokens, as `_least` finds them, one by one."""
+        self._catch_up()
+        used, pending, per_token, here = self._used_of, self._pending_of, self._per_token, self._fleet.present
+        held = [0] * len(used)
+        while levels:
+            run, hit = levels.pop()
+            room = self._holders
+            for place in run.holders:
+                held[place] = hit
+                room -= 1
+                if not room:
+                    break
+        exact: list[int] = []
+        while True:
+            least, best = inf, -1
+            ties: list[int] = []
+            for place, used_blocks in enumerate(used):
+                if not here[place]:
+                    continue
+                cost = (pending[place] + float(tokens - held[place])) * per_token + used_blocks
+                if cost < least:
+                    least, best = cost, place
+                    if ties:
+                        ties = []
+                elif cost == least:
+                    ties.append(place)
+            seeming = [place for place in (best, *ties) if place not in exact]
+            if not seeming:
+                return [best, *ties]
+            for place in seeming:
+                exact.append(place)
+                used[place] = self._fleet.kv_used(place) * self._capacity[place]
 
     def _used_now(self) -> Any:
         return np.array([self._fleet.kv_used(place) * blocks for place, blocks in enumerate(self._capacity)])

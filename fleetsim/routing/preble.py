@@ -16,8 +16,6 @@ from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import FleetView, RequestView
 from fleetsim.routing.prefix_index import PrefixIndex, PrefixNode, first_holders, levels_above, mark
 
-_FEW = 6
-"""Replicas that are compared one by one, which is faster than in an array."""
 _SLACK = 1.125
 """What is remembered of a replica is cut back to its capacity whenever it exceeds it by this factor, so seldom."""
 
@@ -68,7 +66,7 @@ class Preble:
         self._even_token_s, self._even_pair_s = token_s[0], pair_s[0]
         self._capacity = [float(tokens) for tokens in fleet.capacity_tokens]
         zeros = [0.0] * count
-        self._loads = array("d", zeros)
+        self._loads = [0.0] * count
         """Seconds that were sent to each replica in the window."""
         self._waits = array("d", self._base_s)
         """The same with what every prompt takes [s]."""
@@ -78,7 +76,6 @@ class Preble:
         """Of the prompt tokens sent there in the window, the part that was sent before."""
         self._hits = [0] * count
         self._prompts = [0] * count
-        self._loads_s: Any = np.frombuffer(self._loads)
         self._waits_s: Any = np.frombuffer(self._waits)
         self._over: Any = np.frombuffer(self._surplus)
         self._reuse: Any = np.frombuffer(self._reused)
@@ -97,7 +94,7 @@ class Preble:
         chosen = self._exploit(blocks, node, tokens)
         if chosen < 0:
             chosen = self._explore(blocks, node, tokens)
-        hit = index.insert(path, chosen) * config.block_tokens
+        hit = index.insert_behind(blocks, node, path, chosen) * config.block_tokens
         if index.sizes.values[chosen] > _SLACK * self._caps[chosen]:
             index.trim(chosen, self._caps[chosen])
         self._surplus[chosen] = index.sizes.values[chosen] * config.block_tokens - self._capacity[chosen]
@@ -134,20 +131,14 @@ class Preble:
         if not blocks or blocks * self._config.block_tokens < self._config.hit_threshold * tokens:
             return -1
         limit = self._config.holders
-        if len(node.holders) > _FEW and self._fleet.whole:
-            holders = first_holders(node, limit)
-            loads_s = self._loads_s[holders]
-            place = int(loads_s.argmin())
-            if int((loads_s == loads_s[place]).sum()) == 1:
-                return int(holders[place])
-        best, chosen, loads = 0.0, -1, self._loads
+        best, chosen, loads, present = 0.0, -1, self._loads, self._fleet.present
         for position in node.holders:
             if limit <= 0:
                 break
             limit -= 1
-            if not self._fleet.present[position]:
+            if not present[position]:
                 continue
-            load_s: float = loads[position]
+            load_s = loads[position]
             if chosen < 0 or load_s < best:
                 best, chosen = load_s, position
         return chosen
@@ -213,7 +204,7 @@ class Preble:
                 self._waits[position] = self._base_s[position]
 
     def _note(self, position: int, seconds: float, tokens: int, hit: int) -> None:
-        load_s: float = self._loads[position] + seconds
+        load_s = self._loads[position] + seconds
         self._loads[position] = load_s
         self._waits[position] = load_s + self._base_s[position]
         prompts = self._prompts[position] + tokens

@@ -112,6 +112,38 @@ class PrefixIndex:
             self.sizes.add(replica, added)
         return node.end - added
 
+    def insert_behind(self, blocks: int, node: PrefixNode, path: Path, replica: int) -> int:
+        """The same as `insert`, where `longest` has just answered (`blocks`, `node`): the way to there is not looked for again."""
+        clock = self._clock = self._clock + 1
+        last = self._last[replica]
+        if blocks < node.end:
+            node = self._split(node, node.size - node.end + blocks)
+        added = 0
+        above: PrefixNode = node
+        while above.parent is not None:
+            before = above.holders.get(replica, 0)
+            if not before:
+                added += above.size
+                above.first = None
+            elif last.get(before) is above:
+                del last[before]
+            above.holders[replica] = clock
+            above = above.parent
+        for segment in path:
+            end = len(segment)
+            if blocks >= end:
+                blocks -= end
+                continue
+            node = _added(node, segment, blocks, end)
+            node.holders[replica] = clock
+            added += node.size
+            blocks = 0
+        if node is not self._root:
+            last[clock] = node
+        if added:
+            self.sizes.add(replica, added)
+        return node.end - added
+
     def mark(self, path: Path, limit: int, unit: int, hits: Any) -> None:
         """Set ``hits[replica]`` to `unit` for each leading block of `path` that it holds, for up to `limit` holders of each run."""
         blocks, node = self.longest(path)

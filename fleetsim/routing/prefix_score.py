@@ -13,7 +13,6 @@ from pydantic import Field
 from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.api import KV_FULL, FleetView, RequestView
 from fleetsim.routing.prefix_index import PrefixIndex, PrefixNode
-from fleetsim.workload.prefixes import Path
 
 _SLACK = 1.125
 """What is remembered of a replica is cut back to its capacity whenever it exceeds it by this factor, so seldom."""
@@ -79,20 +78,20 @@ class PrefixScore:
         """Choose a replica."""
         if self._precise:
             return self._best(self._published(request), request.prompt_tokens)
-        path = request.prefix(self._block_tokens)
-        chosen = self._best_estimate(self._candidates(path), request.prompt_tokens // self._block_tokens)
-        index, cap = self._index, self._caps[chosen]
-        index.insert(path, chosen)
+        index, path = self._index, request.prefix(self._block_tokens)
+        blocks, node = index.longest(path)
+        chosen = self._best_estimate(self._candidates(blocks, node), request.prompt_tokens // self._block_tokens)
+        cap = self._caps[chosen]
+        index.insert_behind(blocks, node, path, chosen)
         if index.sizes.values[chosen] > _SLACK * cap:
             index.trim(chosen, cap)
         return chosen
 
-    def _candidates(self, path: Path) -> dict[int, int]:
-        """Candidates and how many leading blocks of `path` each was sent; the least loaded one first."""
+    def _candidates(self, blocks: int, at: PrefixNode) -> dict[int, int]:
+        """Candidates and how many blocks of a prompt each was sent, of which `blocks`, up to `at`, were; the least loaded first."""
         least = self._least.smallest()
         matched = {least: 0}
         room = self._config.candidates + 1
-        blocks, at = self._index.longest(path)
         node: PrefixNode | None = at
         below = 0
         while node is not None and blocks:
@@ -114,7 +113,8 @@ class PrefixScore:
     def explain(self, request: RequestView) -> Mapping[int, Mapping[str, float]]:
         """Score of each candidate, and what it holds or was sent of the prompt."""
         unit = 1 if self._precise else self._block_tokens
-        matched = self._published(request) if self._precise else self._candidates(request.prefix(unit))
+        index = self._index
+        matched = self._published(request) if self._precise else self._candidates(*index.longest(request.prefix(unit)))
         scores = self._scores(matched, request.prompt_tokens // unit)
         return {
             candidate: {"score": score, "matched_tokens": float(held * unit)}

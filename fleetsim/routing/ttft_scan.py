@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from array import array
+from math import inf
 from typing import Any
 
 import numpy as np
 
 from fleetsim.routing.api import FleetView, RequestView
-from fleetsim.routing.prefix_index import first_holders
+from fleetsim.routing.prefix_index import PrefixNode, first_holders
 
 TIE_S = 1e-6
 """What a request that runs or waits adds, so that of idle replicas the one with the fewest requests comes first [s]."""
+
+
+_FEW = 128
+"""Replicas that are looked at one by one, which is faster than in arrays."""
 
 
 class TtftScan:
     """Time to the first token that is to be expected of each replica: prompts before it, and its own after what is cached there.
 
     A few vector operations over all replicas; where the least is all that is asked for and all chips are as fast, one over each
-    set of replicas that hold the same part of the prompt.
+    set of replicas that hold the same part of the prompt, or in a small fleet a look at each of them.
 
     Parameters
     ----------
@@ -35,10 +40,12 @@ class TtftScan:
         "_even",
         "_even_pair_s",
         "_even_token_s",
+        "_few",
         "_fleet",
         "_holders",
         "_pair_s",
         "_queued",
+        "_queued_of",
         "_queued_s",
         "_token_s",
     )
@@ -61,25 +68,66 @@ class TtftScan:
         self._queued = array("d", base_s)
         """Of each replica, what comes before a prompt's tokens: those that wait there, and what every prompt takes [s]."""
         self._queued_s: Any = np.frombuffer(self._queued)
+        self._queued_of = list(base_s)
+        """The same in a list."""
+        self._few = len(base_s) <= _FEW
 
     @property
     def even(self) -> bool:
         """Whether all replicas are there, and a token takes as long on each."""
         return self._even and self._fleet.whole
 
-    def queued_s(self) -> Any:
-        """What comes before a prompt's tokens on each replica now, one's own overhead included [s]; to be read only."""
+    def soonest(self) -> int:
+        """The replica with the least before a prompt's tokens now; the first of several."""
         self._catch_up()
-        return self._queued_s
+        if not self._few:
+            return int(self._queued_s.argmin())
+        best, best_s = 0, inf
+        for place, queued_s in enumerate(self._queued_of):
+            if queued_s < best_s:
+                best, best_s = place, queued_s
+        return best
+
+    def soonest_of(self, run: PrefixNode) -> int:
+        """The same among the holders of a run that count; after `soonest`."""
+        room = self._holders
+        if not self._few:
+            holders = first_holders(run, room)
+            return int(holders[self._queued_s[holders].argmin()])
+        queued, best, best_s = self._queued_of, -1, inf
+        for place in run.holders:
+            queued_s = queued[place]
+            if queued_s < best_s or (queued_s == best_s and place < best):
+                best, best_s = place, queued_s
+            room -= 1
+            if not room:
+                break
+        return best
+
+    def soonest_without(self, run: PrefixNode, tried: list[int]) -> int:
+        """The same among those that do not hold a run and were not `tried`; -1 if there are none."""
+        holders = run.holders
+        if not self._few:
+            left_s = self._queued_s.copy()
+            left_s[first_holders(run, len(holders))] = inf
+            left_s[tried] = inf
+            place = int(left_s.argmin())
+            return place if left_s[place] < inf else -1
+        best, best_s = -1, inf
+        for place, queued_s in enumerate(self._queued_of):
+            if queued_s < best_s and place not in holders and place not in tried:
+                best, best_s = place, queued_s
+        return best
 
     def _catch_up(self) -> None:
         """Bring that to what is known now."""
         board, changed = self._board, self._changed
         if changed:
-            queued, base_s = self._queued, self._base_s
+            queued, queued_of, base_s = self._queued, self._queued_of, self._base_s
             running, waiting, pending_s = board.running, board.waiting, board.pending_s
             for place in changed:
-                queued[place] = (running[place] + waiting[place]) * TIE_S + pending_s[place] + base_s[place]
+                queued_s: float = (running[place] + waiting[place]) * TIE_S + pending_s[place] + base_s[place]
+                queued[place] = queued_of[place] = queued_s
             changed.clear()
 
     def _before(self) -> Any:
@@ -91,18 +139,14 @@ class TtftScan:
         """The replica with the least predicted time; the first of several."""
         if not self.even:
             return int(self.seconds(request).argmin())
-        queued_s, limit, n = self.queued_s(), self._holders, request.prompt_tokens
-        first = int(queued_s.argmin())
+        limit, n = self._holders, request.prompt_tokens
+        first = self.soonest()
         place, least_s = first, self.one_s(first, n, 0)
         for run, tokens in self._fleet.levels(request, limit):
             if self.one_s(first, n, tokens) > least_s:
                 continue  # nobody waits less than this one, which would not be done earlier with as much
-            everyone = limit >= len(run.holders) == len(self._queued)
-            if everyone:
-                best = first
-            else:
-                holders = first_holders(run, limit)
-                best = int(holders[queued_s[holders].argmin()])
+            everyone = limit >= len(run.holders) == len(self._queued_of)
+            best = first if everyone else self.soonest_of(run)
             found_s = self.one_s(best, n, tokens)
             if found_s < least_s or (found_s == least_s and best < place):
                 place, least_s = best, found_s
@@ -113,7 +157,7 @@ class TtftScan:
     def one_s(self, place: int, prompt_tokens: int, cached: int) -> float:
         """What `after` says of one replica, in the same order of operations."""
         left = float(prompt_tokens - cached)
-        found_s: float = self._queued[place] + left * self._even_token_s
+        found_s = self._queued_of[place] + left * self._even_token_s
         left *= (prompt_tokens + 0.5) - 0.5 * left
         return found_s + left * self._even_pair_s
 

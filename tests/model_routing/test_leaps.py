@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fleetsim
 from fleetsim.plugins import names
 from tests.fleet.test_moves import MANY, same_in_single_steps
 from tests.model_routing.test_answering import BIG, HERE, SMALL, scenario
@@ -67,3 +68,16 @@ def test_every_router_in_leaps_and_steps(name: str, tmp_path: Path) -> None:
     config["workload"]["sessions"] = {"turns": turns, "think_time": "0.3 s", "max_context_tokens": 1500}
     result = same_in_single_steps(config, tmp_path)
     assert result.summary["finished"] + result.summary["rejected"] == 45
+
+
+@pytest.mark.parametrize("name", ["thinking", "signals"])
+def test_scenarios_of_budgets_and_signals_run_and_repeat(name: str, tmp_path: Path) -> None:
+    """As they stand in the folder of scenarios, with fewer requests: twice the same tables, to the last byte."""
+    file = Path(__file__).parents[2] / "scenarios" / "models" / f"{name}.yaml"
+    a, b = (
+        fleetsim.run(file, out=tmp_path / str(i), check=True, overrides=["workload.requests=120"]) for i in range(2)
+    )
+    assert a.summary["finished"] == 120
+    assert a.requests().equals(b.requests())
+    assert len(set(a.requests()["model"].to_pylist())) > 1
+    assert (a.requests()["calls"].to_numpy().max() > 1) == (name == "thinking")

@@ -402,3 +402,24 @@ def test_turns_are_stages(tmp_path: Path) -> None:
         calls.setdefault(turn, set()).add(count)
     assert all(len(counts) == 1 for counts in calls.values())
     assert sum(counts.pop() for counts in calls.values()) > 3
+
+
+def test_symphony_keeps_the_inverse_by_rank_one_steps() -> None:
+    """Sherman and Morrison's formula on lists against the matrix itself, with a discount."""
+    from fleetsim.model_routing.symphony_coord import SymphonyCoord, SymphonyCoordConfig
+
+    models = view(np.array([[0.3, 0.8], [0.9, 0.4], [0.5, 0.5]]), (1.0, 2.0, 3.0))
+    models.latency_s = lambda arm, query: 2.0 + arm  # type: ignore[method-assign]
+    router = SymphonyCoord(SymphonyCoordConfig(discount=0.98), np.random.default_rng(0), models)
+    rng = np.random.default_rng(1)
+    matrix, moment = np.eye(5), np.zeros(5)
+    for number in range(200):
+        query = asked(number, [0.3, 0.9, 0.5], domain=number % 2)
+        arm = router.route(query).arm
+        x = np.array(router._contexts.get(number))
+        quality, latency_s = float(rng.random() < 0.6), 1.0 + rng.random()
+        router.feedback(told(query, arm, quality, latency_s=latency_s))
+        matrix = 0.98 * matrix + np.outer(x, x)
+        moment = 0.98 * moment + (0.8 * quality + 0.2 * (1.0 - latency_s / 30.0)) * x
+    np.testing.assert_allclose(router.inverse, np.linalg.inv(matrix), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(router.theta, np.linalg.solve(matrix, moment), rtol=1e-7, atol=1e-9)

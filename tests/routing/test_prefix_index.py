@@ -77,6 +77,37 @@ def test_longest_prefix_and_its_holders_are_those_of_a_search_through_everything
         assert holders_of(node) == {replica for replica in range(4) if keys[:best] in held[replica]}
 
 
+@given(st.lists(st.tuples(paths, st.integers(0, 3), st.integers(-1, 12)), max_size=40))
+def test_to_insert_behind_what_was_looked_up_is_to_insert(
+    events: list[tuple[list[tuple[int, int, bool]], int, int]],
+) -> None:
+    searched, known = PrefixIndex(4), PrefixIndex(4)
+    for parts, replica, keep in events:
+        path = make(parts)
+        assert known.insert_behind(*known.longest(path), path, replica) == searched.insert(path, replica)
+        if keep >= 0:
+            searched.trim(replica, keep)
+            known.trim(replica, keep)
+    assert known.sizes.values == searched.sizes.values
+    assert tree(known) == tree(searched)
+    for replica in range(4):
+        assert {node.end: sent for sent, node in known._last[replica].items()} == {
+            node.end: sent for sent, node in searched._last[replica].items()
+        }
+
+
+def tree(index: PrefixIndex) -> dict[tuple[int, ...], list[tuple[int, int]]]:
+    """Holders of each run, in their order, by the keys up to its end."""
+    found: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for node in nodes(index):
+        keys: tuple[int, ...] = ()
+        above: PrefixNode | None = node
+        while above is not None:
+            keys, above = (*above.keys, *keys), above.parent
+        found[keys] = list(node.holders.items())
+    return found
+
+
 @given(
     st.lists(st.tuples(paths, st.integers(0, 3), st.integers(-1, 12)), max_size=40),
 )
