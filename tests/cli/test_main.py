@@ -28,7 +28,7 @@ HEAVY = ("numpy", "pyarrow", "pydantic", "rich", "scipy", "simpy", "ruamel")
 
 def process(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fleetsim", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, check=False)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -37,14 +37,14 @@ def test_help_imports_nothing_heavy() -> None:
         "try:\n    cli.main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stderr.strip() == "[]"
     assert "Simulate a scenario" in done.stdout
 
 
 def test_import_of_the_package_is_light() -> None:
     code = f"import sys, fleetsim; print([m for m in {HEAVY} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -154,7 +154,7 @@ def test_real_process_good_and_bad(tmp_path: Path) -> None:
 
 def test_closed_pipe_is_silent(tmp_path: Path) -> None:
     command = f"{sys.executable} -m fleetsim list metrics | head -1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=True)
     assert done.stderr == ""
 
 
@@ -164,12 +164,12 @@ def test_a_stopped_run_leaves_nothing_half_done(tmp_path: Path, sent: signal.Sig
     (tmp_path / "long.yaml").write_text(long.replace("replicas: 2", "replicas: 8"))
     command = [sys.executable, "-m", "fleetsim", "run", "long.yaml", "--out", "o"]
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not any(p.name != "long.yaml" for p in tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
     running.send_signal(sent)
-    _, stderr = running.communicate(timeout=60)
+    _, stderr = running.communicate(timeout=300)
     assert running.returncode in codes
     assert "Traceback" not in stderr
     left = {p.name for p in tmp_path.iterdir()} - {"long.yaml"}

@@ -47,7 +47,7 @@ def test_runs_and_answers(path: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     outputs = [out for cell in code(notebook) for out in cell.outputs]
     assert any(out.get("name") == "stdout" and out.text.strip() for out in outputs)

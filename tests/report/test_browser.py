@@ -43,7 +43,7 @@ class Opened:
         page.on("dialog", lambda dialog: self.wrong.append(f"dialog: {dialog.message}"))
         page.on("request", lambda request: _note(request.url, self.wrong))
         page.goto(self._paths[name].as_uri())
-        page.wait_for_selector("html[data-drawn]", timeout=120_000)
+        page.wait_for_selector("html[data-drawn]", timeout=600_000)
         return page
 
 
@@ -107,7 +107,7 @@ def test_hovering_tells_the_value(opened: Opened) -> None:
     assert point is not None
     page.mouse.move(point["x"] + point["width"] / 2 + 30, point["y"] + 2)
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2, steps=4)
-    page.wait_for_selector(".hoverlayer .hovertext", timeout=10_000)
+    page.wait_for_selector(".hoverlayer .hovertext", timeout=60_000)
     told = plot.locator(".hoverlayer").text_content()
     assert "p50" in told or "within" in told
 
