@@ -22,7 +22,7 @@ class PersonalizedRouterConfig(PolicyConfig):
 
     user: Literal["tenant", "session", "class"] = "tenant"
     """Who a user is."""
-    concentration: tuple[_Positive, _Positive, _Positive] = (1.0, 1.0, 1.0)
+    concentration: Annotated[tuple[_Positive, ...], Field(min_length=3, max_length=3)] = (1.0, 1.0, 1.0)
     """Dirichlet parameters of what users care for: quality, price, speed (assumption: uniform)."""
     patience: Annotated[float, Field(gt=0, json_schema_extra={"unit": "s"})] = 30.0
     """Latency that is worth nothing (assumption) [s]."""
