@@ -70,11 +70,14 @@ HOT_MODULES = (
     "fleetsim/fleet/fleet.py",
 )
 
+PATIENCE_S = 3600
+"""A busy machine takes ten times as long as an idle one, which needs two minutes; only a compiler that hangs is stopped [s]."""
+
 SETUP = """
 from setuptools import setup
 from mypyc.build import mypycify
 setup(name="fleetsim-hot", packages=[], ext_modules=mypycify(
-    ["--config-file=", "--ignore-missing-imports", *{modules!r}], opt_level="3", group_name="fleetsim"))
+    ["--config-file=", "--ignore-missing-imports", *{modules!r}], opt_level="3", debug_level="0", group_name="fleetsim"))
 """
 
 
@@ -118,6 +121,6 @@ def compile_hot_modules(root: Path, scratch: Path) -> list[Path]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
+        timeout=PATIENCE_S,
     )
     return [path for path in scratch.rglob("*") if path.suffix in (".so", ".pyd") and "build" not in path.parts]

@@ -155,7 +155,7 @@ def build_wheel(folder: Path, compile_wish: str, **extra: str) -> Path:
     """Build a wheel of the checkout."""
     line = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
     environment = {**os.environ, "FLEETSIM_COMPILE": compile_wish, **extra}
-    process = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=900)
+    process = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=3600)
     assert process.returncode == 0, process.stdout + process.stderr
     (wheel,) = folder.glob("fleetsim-*.whl")
     return wheel

@@ -131,19 +131,31 @@ def _tell(found: Optimised) -> None:
     word = "trade-offs" if len(found.pareto) != 1 else "trade-off"
     click.echo(f"{len(found.pareto)} best {word} of {len(found.trials)} trials{holds}: {wanted}")
     click.echo(_states(found.trials))
-    if found.pareto:
+    shown = found.pareto or _nearest(found.trials)
+    if shown:
         click.echo()
-        axes = [key for key in found.pareto[0] if key.startswith("axis.")]
-        figures = [key for key in found.pareto[0] if key in {*found.objectives, *_ALSO}]
-        first = next(iter(found.objectives))
-        rows = sorted(found.pareto, key=lambda row: row[first], reverse=found.objectives[first] == "maximise")
+        if not found.pareto:
+            click.echo("nearest to what must hold:")
+        axes = [key for key in shown[0] if key.startswith("axis.")]
+        figures = [
+            key for key in shown[0] if key in {*found.objectives, *(c.split()[0] for c in found.constraints), *_ALSO}
+        ]
+        if found.pareto:
+            first = next(iter(found.objectives))
+            shown = sorted(shown, key=lambda row: row[first], reverse=found.objectives[first] == "maximise")
         titles = ["trial", *(key.removeprefix("axis.") for key in axes), *figures]
-        cells = [[_cell(row[key]) for key in ("trial", *axes, *figures)] for row in rows]
+        cells = [[_cell(row[key]) for key in ("trial", *axes, *figures)] for row in shown]
         print_table(titles, cells, right=[0, *range(1 + len(axes), len(titles))])
     click.echo()
     click.echo(f"{found.study.path}: pareto.parquet, trials.parquet, summary.parquet, optuna.db, run=*/")
     if found.interrupted:
         click.echo("interrupted: the same command goes on where it stopped", err=True)
+
+
+def _nearest(trials: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The three that break the constraints least."""
+    ran = [row for row in trials if row["state"] == "finished"]
+    return sorted(ran, key=lambda row: (row["violation"], row["trial"]))[:3]
 
 
 _ALSO = ("cost_usd", "energy_j", "ttft_p99_s", "goodput_requests_per_s", "slo_attainment_ratio")

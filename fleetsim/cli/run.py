@@ -91,7 +91,10 @@ def command(
         if page is not None:
             click.echo(f"{page}: opens in any browser")
         if scenario is None and not quiet:
-            click.echo("\nnext: fleetsim init, edit scenario.yaml, fleetsim run scenario.yaml", err=True)
+            click.echo(
+                f"\nnext: fleetsim report {result.out}; fleetsim init, edit scenario.yaml, fleetsim run scenario.yaml",
+                err=True,
+            )
     if result.interrupted:
         return INTERRUPTED
     return SLO_MISSED if fail_on_slo and not result.slo_met else 0

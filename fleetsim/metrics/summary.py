@@ -104,8 +104,7 @@ def summarise(
         One per group, with ``by`` and ``value``.
     verdict : Verdict
     """
-    table = read("requests", ["status", *GROUPINGS])
-    status = _status(table["status"])
+    status = _status(read("requests", ["status"])["status"])
     order = np.argsort(_floats(read, "arrival_s"), kind="stable")
     cut = int(scenario.run.warmup_ratio * len(order))
     counted = np.ones(len(order), dtype=bool)
@@ -127,6 +126,7 @@ def summarise(
     summary |= _gaps(pools)
     met = _met(read) if scenario.slo is not None else status == FINISHED
     summary |= _objective(met[order], _window_s(read, counted))
+    del order
     summary |= _rates(summary, makespan_s, sum(pool.accelerators for pool in pools))
     summary |= _machines(pools, totals.end_s, int(summary["output_tokens"] or 0))
     summary |= _energy_of_requests(read, status)
@@ -155,7 +155,8 @@ def summarise(
     arrival, start, end = (_floats(read, name)[served] for name in ("arrival_s", "first_scheduled_s", "end_s"))
     word = verdict(arrival, start, end, int((~served).sum()))
     sites = {pool.config.site for pool in pools if pool.config.site is not None}
-    groups = _groups(read, table, status, met, counted, makespan_s, sites)
+    del arrival, start, end
+    groups = _groups(read, status, met, counted, makespan_s, sites)
     _add_bills(groups, pools, books)
     bounds = {pool.name: pool.accelerators * _bound(pool) for pool in pools}
     for row in groups:
@@ -169,30 +170,28 @@ def _counts(status: np.ndarray[Any, Any]) -> Figures:
 
 
 def _tokens(read: Reader) -> Figures:
-    names = ["prompt_tokens", "output_tokens", "cached_tokens", "approximate_tokens"]
-    table = read("requests", [*names, "preemptions", "migrations", "first_scheduled_s"])
-    prompts = values_of(table["prompt_tokens"])
-    scheduled = prompts[~np.isnan(_as_floats(table["first_scheduled_s"]))].sum()
-    cached = int(values_of(table["cached_tokens"]).sum())
+    prompts = _values(read, "prompt_tokens")
+    scheduled = prompts[~np.isnan(_floats(read, "first_scheduled_s"))].sum()
+    outputs = _values(read, "output_tokens")
+    cached = int(_values(read, "cached_tokens").sum())
     return {
         "prompt_tokens": int(prompts.sum()),
-        "output_tokens": int(values_of(table["output_tokens"]).sum()),
+        "output_tokens": int(outputs.sum()),
         "prompt_tokens_mean": _number(prompts.mean()) if len(prompts) else None,
-        "output_tokens_mean": _number(values_of(table["output_tokens"]).mean()) if len(prompts) else None,
+        "output_tokens_mean": _number(outputs.mean()) if len(prompts) else None,
         "cached_tokens": cached,
         "prefix_hit_ratio": cached / int(scheduled) if scheduled else 0.0,
-        "approximate_tokens": int(values_of(table["approximate_tokens"]).sum()),
-        "preemptions": int(values_of(table["preemptions"]).sum()),
-        "migrations": int(values_of(table["migrations"]).sum()),
+        "approximate_tokens": int(_values(read, "approximate_tokens").sum()),
+        "preemptions": int(_values(read, "preemptions").sum()),
+        "migrations": int(_values(read, "migrations").sum()),
     }
 
 
 def _tiers(read: Reader, pools: Sequence[Pool]) -> Figures:
     """What came from below the accelerators' memory; None where there is no such tier."""
-    table = read("requests", ["prompt_tokens", "loaded_tokens", "load_s", "first_scheduled_s"])
-    loaded = values_of(table["loaded_tokens"])
-    waits = values_of(table["load_s"])[loaded > 0]
-    scheduled = int(values_of(table["prompt_tokens"])[~np.isnan(_as_floats(table["first_scheduled_s"]))].sum())
+    loaded = _values(read, "loaded_tokens")
+    waits = _values(read, "load_s")[loaded > 0]
+    scheduled = int(_values(read, "prompt_tokens")[~np.isnan(_floats(read, "first_scheduled_s"))].sum())
     figures: Figures = {
         "loaded_tokens": int(loaded.sum()),
         "load_mean_s": _number(waits.mean()) if len(waits) else None,
@@ -216,10 +215,9 @@ def _corrupt_tokens(pools: Sequence[Pool]) -> int:
 
 
 def _makespan_s(read: Reader) -> float:
-    table = read("requests", ["arrival_s", "end_s"])
-    ends = _as_floats(table["end_s"])
+    ends = _floats(read, "end_s")
     ends = ends[~np.isnan(ends)]
-    return float(ends.max() - _as_floats(table["arrival_s"]).min()) if len(ends) else 0.0
+    return float(ends.max() - _floats(read, "arrival_s").min()) if len(ends) else 0.0
 
 
 def _window_s(read: Reader, counted: np.ndarray[Any, Any]) -> float:
@@ -460,7 +458,6 @@ def _add_bills(groups: Sequence[dict[str, Any]], pools: Sequence[Pool], books: M
 
 def _groups(
     read: Reader,
-    table: pa.Table,
     status: np.ndarray[Any, Any],
     met: np.ndarray[Any, Any],
     counted: np.ndarray[Any, Any],
@@ -471,7 +468,9 @@ def _groups(
     rows: list[dict[str, Any]] = []
     places: list[tuple[np.ndarray[Any, Any], int]] = []
     for by in GROUPINGS:
-        codes, names = _codes(table[by])
+        codes, names = _codes(read("requests", [by])[by])
+        if len(names) < 2**15:
+            codes = codes.astype(np.int16)  # they all stay until the end of this function
         for value in sorted({*names, *sites} if by == "site" else names):
             place = names.index(value) if value in names else _NOBODY
             members = codes == place
@@ -529,6 +528,10 @@ def too_short(summary: Mapping[str, Any], attainment: float) -> str | None:
 
 def _met(read: Reader) -> np.ndarray[Any, Any]:
     return np.asarray(values_of(read("requests", ["slo_met"])["slo_met"]) == 1)  # null is no
+
+
+def _values(read: Reader, column: str) -> np.ndarray[Any, Any]:
+    return values_of(read("requests", [column])[column])
 
 
 def _floats(read: Reader, column: str) -> Floats:

@@ -81,7 +81,9 @@ class AdaptiveVlm:
         """The cheapest arm that is trusted, or the strongest."""
         models = self._models
         among = [arm for arm in models.open() if arm != self._small] or models.open()
-        trusted = [arm for arm in among if query.chance[arm] >= self._config.threshold]
+        chance = query.chance.tolist()
+        trusted = [arm for arm in among if chance[arm] >= self._config.threshold]
         if trusted and not risky:
-            return Ask(best(-cost_share(models, query), trusted), last=True)
+            costs = cost_share(models, query)
+            return Ask(min(trusted, key=lambda arm: (round(costs[arm], 9), arm)), last=True)
         return Ask(self._strongest if self._strongest in among else best(models.mean_quality, among), last=True)

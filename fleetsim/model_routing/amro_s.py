@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -10,13 +12,14 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Outcome, Query
-from fleetsim.model_routing.pairs import Remembered
+from fleetsim.model_routing.pairs import Latencies, Remembered
 from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
 _Weight = Annotated[float, Field(ge=0)]
 _Ratio = Annotated[float, Field(ge=0, le=1, json_schema_extra={"unit": "ratio"})]
 _LEAST, _MOST = 0.05, 5.0
+_OVERRUN = 1e6
 
 
 class AmroSConfig(PolicyConfig):
@@ -35,9 +38,11 @@ class AmroSConfig(PolicyConfig):
     cost: _Weight = 1.0
     """Weight of the expected list price, over the dearest arm's (assumption)."""
     latency: _Weight = 1.0
-    """Weight of the expected latency, over the slowest arm's (assumption)."""
+    """Weight of the latency of requests that the arm ended, over the slowest arm's (assumption)."""
     load: _Weight = 1.0
     """Weight of the load: requests over seats (assumption). 0: blind to it."""
+    memory: Annotated[float, Field(gt=0, le=1, json_schema_extra={"unit": "ratio"})] = 0.1
+    """Weight of the last answer in a model's latency (assumption)."""
     intent_accuracy: _Ratio = 0.9793
     """How sure the small model is of a request's type."""
     shared: bool = False
@@ -74,6 +79,7 @@ class AmroS:
         """Pheromone by type, layer, model before (of the first layer the first one stands for none) and model."""
         self._beliefs = np.full((kinds, kinds), (1.0 - config.intent_accuracy) / max(kinds - 1, 1))
         np.fill_diagonal(self._beliefs, config.intent_accuracy if kinds > 1 else 1.0)
+        self._latencies = Latencies(models, config.memory)
         self._paths: Remembered[list[int]] = Remembered()
 
     def route(self, query: Query) -> Ask:
@@ -94,17 +100,18 @@ class AmroS:
 
     def feedback(self, outcome: Outcome) -> None:
         """Learn from a path whose answer was good."""
+        self._latencies.learn(outcome)
         path = self._paths.take(outcome.query.id)
         if path is None or outcome.quality < self._config.gate:
             return
         config = self._config
-        dearest = float(self._models.usd(outcome.query).max()) * config.layers
+        dearest = max(self._models.usd_list(outcome.query)) * config.layers
         cost = outcome.list_usd / dearest if dearest > 0.0 else 0.0
         deposit = config.rho * self._belief(outcome.query) * outcome.quality / (1.0 + cost)
         before = 0
         for layer, arm in enumerate(path):
-            edge = self.tau[:, layer, before, arm]
-            self.tau[:, layer, before, arm] = np.clip((1.0 - config.rho) * edge + deposit, _LEAST, _MOST)
+            edge = (1.0 - config.rho) * self.tau[:, layer, before, arm] + deposit
+            self.tau[:, layer, before, arm] = np.minimum(np.maximum(edge, _LEAST), _MOST)
             before = arm
 
     def _belief(self, query: Query) -> Any:
@@ -116,18 +123,23 @@ class AmroS:
         among = models.open()
         if len(among) == 1:
             return among[0]
-        weight = np.full(len(among), 1e-9)
-        for share, values in ((config.cost, models.usd(query)[among]), (config.latency, self._latencies(query, among))):
-            largest = float(values.max())
-            if share and largest > 0.0:
-                weight += share * values / largest
+        weight = [1e-9] * len(among)
+        if config.cost:
+            usd = models.usd_list(query)
+            _add(weight, config.cost, [usd[arm] for arm in among])
+        if config.latency:
+            _add(weight, config.latency, self._latencies.of(among, query))
         if config.load:
-            weight += config.load * np.array([min(models.load(arm), 1e6) for arm in among])
-        trail = self._belief(query) @ self.tau[:, layer, before][:, among] ** config.alpha
-        ends = np.cumsum(trail * (weight.min() / weight) ** config.beta)
-        return among[min(int(np.searchsorted(ends, self._rng.random() * ends[-1], side="right")), len(among) - 1)]
+            weight = [w + config.load * min(models.load(arm), _OVERRUN) for w, arm in zip(weight, among, strict=True)]
+        trail = (self._belief(query) @ self.tau[:, layer, before] ** config.alpha).tolist()
+        least, beta = min(weight), config.beta
+        ends = list(accumulate([trail[arm] * (least / w) ** beta for w, arm in zip(weight, among, strict=True)]))
+        return among[min(bisect_right(ends, self._rng.random() * ends[-1]), len(among) - 1)]
 
-    def _latencies(self, query: Query, among: Sequence[int]) -> Any:
-        if not self._config.latency:
-            return np.zeros(len(among))
-        return np.array([min(self._models.latency_s(arm, query), 1e9) for arm in among])
+
+def _add(weight: list[float], share: float, values: list[float]) -> None:
+    """Add values over the largest of them."""
+    largest = max(values)
+    if largest > 0.0:
+        for i, value in enumerate(values):
+            weight[i] += share * value / largest

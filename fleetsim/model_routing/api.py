@@ -181,6 +181,8 @@ class ModelsView:
         """What a token takes each arm, by its profile [J]."""
         self.usd_per_prompt_token = np.array([arm.usd_per_prompt_token for arm in arms])
         self.usd_per_output_token = np.array([arm.usd_per_output_token for arm in arms])
+        self._prompt_usd: list[float] = self.usd_per_prompt_token.tolist()
+        self._output_usd: list[float] = self.usd_per_output_token.tolist()
         self.offered = [True] * len(self.arms)
         """Whether each arm may be chosen: models join and leave."""
         self.epoch = 0
@@ -222,6 +224,11 @@ class ModelsView:
     def usd(self, query: Query) -> Any:
         """Expected list price of an answer of each arm: an array [USD]."""
         return query.prompt_tokens * self.usd_per_prompt_token + query.output_tokens * self.usd_per_output_token
+
+    def usd_list(self, query: Query) -> list[float]:
+        """The same as a list, which costs less where it is gone through one by one [USD]."""
+        prompt, tokens = query.prompt_tokens, query.output_tokens.tolist()
+        return [prompt * a + t * b for a, b, t in zip(self._prompt_usd, self._output_usd, tokens, strict=True)]
 
     def joules(self, query: Query) -> Any:
         """Expected energy of an answer of each arm, by the profiles: an array [J]."""

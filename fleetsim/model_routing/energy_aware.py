@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
@@ -61,17 +60,16 @@ class EnergyAware:
         among = models.open()
         if config.latency is not None:
             among = [arm for arm in among if models.latency_s(arm, query) <= config.latency] or among
-        joules = models.joules(query)
-        largest = float(joules.max())
-        share = joules / largest if largest > 0.0 else joules
+        joules, chance = models.joules(query).tolist(), query.chance.tolist()
+        largest = max(joules) or 1.0
         if config.kept == "mean":
-            return Ask(best(-share - self.price * (1.0 - query.chance), among))
-        chance = query.chance
+            rows = zip(joules, chance, strict=True)
+            return Ask(best([-energy / largest - self.price * (1.0 - p) for energy, p in rows], among))
         enough = [arm for arm in among if chance[arm] >= config.floor]
         if not enough:
-            top = float(np.max(chance[among])) - config.slack
+            top = max([chance[arm] for arm in among]) - config.slack
             enough = [arm for arm in among if chance[arm] >= top]
-        return Ask(best(-share, enough))
+        return Ask(best([-energy / largest for energy in joules], enough))
 
     def feedback(self, outcome: Outcome) -> None:
         """The price of quality moves."""

@@ -8,7 +8,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
-from fleetsim.model_routing.learned import LearnedConfig, Table, cost_share
+from fleetsim.model_routing.learned import LearnedConfig, Normals, Table, cost_share
 from fleetsim.model_routing.tags import Tags
 
 _Ratio = Annotated[float, Field(ge=0, le=1, json_schema_extra={"unit": "ratio"})]
@@ -51,7 +51,8 @@ class GraphRouter:
     decision_s: ClassVar[float] = 0.015
 
     def __init__(self, config: GraphRouterConfig, rng: Generator, models: ModelsView) -> None:
-        self._models, self._config, self._rng = models, config, rng
+        self._models, self._config = models, config
+        self._normals = Normals(rng)
         self._performance, self._cost = WEIGHTS[config.setting]
         self.table = Table(config, models, 1.0 - config.masked)
         self.decision_j = config.retrain_energy / config.retrain_every
@@ -60,11 +61,18 @@ class GraphRouter:
     def route(self, query: Query) -> Ask:
         """The largest effect."""
         config = self._config
-        edges = self.table.mean[:, query.domain]
-        performance = edges + config.query_weight * (query.chance - edges)
-        if config.noise:
-            performance = performance + config.noise * self._rng.standard_normal(self._models.count)
-        effect = self._performance * performance - self._cost * cost_share(self._models, query)
+        own, noise = config.query_weight, config.noise
+        rows = zip(
+            self.table.columns[query.domain],
+            query.chance.tolist(),
+            self._normals.take(self._models.count),
+            cost_share(self._models, query),
+            strict=True,
+        )
+        effect = [
+            self._performance * (edge + own * (chance - edge) + noise * error) - self._cost * cost
+            for edge, chance, error, cost in rows
+        ]
         return Ask(best(effect, self._models.open()))
 
     def feedback(self, outcome: Outcome) -> None:

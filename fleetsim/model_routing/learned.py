@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.random import Generator
 from pydantic import Field
 
 from fleetsim.model_routing.api import ModelsView, Outcome, Query
@@ -50,8 +52,11 @@ class Table:
         self._sums = known * models.quality
         self.seen = 0
         """Answers since the beginning."""
-        self.mean = self._made()
+        self.mean: Any = None
         """The table as it was trained last; not changed in place."""
+        self.columns: list[list[float]] = []
+        """Its columns: by domain, the mean of each arm."""
+        self._train()
 
     def learn(self, outcome: Outcome) -> None:
         """See an answer."""
@@ -59,11 +64,15 @@ class Table:
         self._sums[outcome.arm, outcome.query.domain] += outcome.quality
         self.seen += 1
         if self.seen % self._config.retrain_every == 0:
-            self.mean = self._made()
+            self._train()
 
     def answers(self, arm: int) -> float:
         """Answers of an arm that the table rests on."""
         return float(self._counts[arm].sum())
+
+    def _train(self) -> None:
+        self.mean = self._made()
+        self.columns = self.mean.T.tolist()
 
     def _made(self) -> Any:
         pooling, counts, sums = self._config.pooling, self._keeps * self._counts, self._keeps * self._sums
@@ -73,14 +82,36 @@ class Table:
         return (sums + pooling * arms[:, None]) / (counts + pooling)
 
 
-def cost_share(models: ModelsView, query: Query) -> Any:
-    """Expected list price of each arm over the dearest one's: an array."""
-    usd = models.usd(query)
-    largest = float(usd.max())
-    return usd / largest if largest > 0.0 else usd
+def cost_share(models: ModelsView, query: Query) -> list[float]:
+    """Expected list price of each arm over the dearest one's."""
+    usd = models.usd_list(query)
+    largest = max(usd)
+    return [price / largest for price in usd] if largest > 0.0 else usd
 
 
-def log_odds(chance: Any) -> Any:
-    """Logarithm of odds of chances, kept away from 0 and 1."""
-    chance = np.clip(chance, _LEAST, 1.0 - _LEAST)
-    return np.log(chance / (1.0 - chance))
+def log_odds(chance: float) -> float:
+    """Logarithm of the odds of a chance, kept away from 0 and 1."""
+    chance = min(max(chance, _LEAST), 1.0 - _LEAST)
+    return log(chance / (1.0 - chance))
+
+
+class Normals:
+    """Standard normal numbers, drawn many at a time.
+
+    Parameters
+    ----------
+    rng : Generator
+        Where from.
+    """
+
+    def __init__(self, rng: Generator) -> None:
+        self._rng = rng
+        self._drawn: list[float] = []
+
+    def take(self, count: int) -> list[float]:
+        """The next ones."""
+        if len(self._drawn) < count:
+            self._drawn = self._rng.standard_normal(max(1024, count)).tolist()
+        taken = self._drawn[-count:]
+        del self._drawn[-count:]
+        return taken

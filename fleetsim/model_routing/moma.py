@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Sequence
+from math import hypot
+from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
@@ -54,7 +55,7 @@ class Moma:
             domain_number(models, domain, "moma")
         agents = {domain: number_of(models, name, "moma") for domain, name in config.agents.items()}
         self._agents = [agents.get(domain, -1) for domain in models.domains]
-        self._weights = np.array([config.quality, config.cost])
+        self._weights = config.quality, config.cost
 
     def route(self, query: Query) -> Ask:
         """The agent, or the best compromise."""
@@ -62,36 +63,33 @@ class Moma:
         agent = self._agents[query.domain]
         if agent in among and self._rng.random() >= self._missed:
             return Ask(agent)
-        gains, costs = query.chance[among], self._models.usd(query)[among]
+        chance, usd = query.chance.tolist(), self._models.usd_list(query)
+        gains, costs = [chance[arm] for arm in among], [usd[arm] for arm in among]
         front = pareto(gains, costs)
-        return Ask(among[front[best(topsis(gains[front], costs[front], self._weights), range(len(front)))]])
+        scores = topsis([gains[i] for i in front], [costs[i] for i in front], *self._weights)
+        return Ask(among[front[best(scores, range(len(front)))]])
 
 
-def pareto(gains: Any, costs: Any) -> list[int]:
-    """Rows that no other row beats in one column without losing in the other; of equal rows the first."""
-    front = []
-    for i in range(len(gains)):
-        beaten = (gains >= gains[i]) & (costs <= costs[i]) & ((gains > gains[i]) | (costs < costs[i]))
-        same = (gains[:i] == gains[i]) & (costs[:i] == costs[i])
-        if not beaten.any() and not same.any():
-            front.append(i)
-    return front
+def pareto(gains: Sequence[float], costs: Sequence[float]) -> list[int]:
+    """Places that no other one beats in one column without losing in the other; of equal ones the first."""
+    kept: list[int] = []
+    top = float("-inf")
+    for i in sorted(range(len(gains)), key=lambda i: (costs[i], -gains[i], i)):
+        if gains[i] > top:
+            kept.append(i)
+            top = gains[i]
+    return sorted(kept)
 
 
-def topsis(gains: Any, costs: Any, weights: Any) -> Any:
-    """Closeness of rows to the ideal: one column is to be large, the other small.
-
-    Parameters
-    ----------
-    gains, costs : array
-        The columns.
-    weights : array
-        Their weights.
-    """
-    columns = np.array([gains, -costs], dtype=np.float64)
-    lengths = np.sqrt((columns**2).sum(axis=1, keepdims=True))
-    columns = columns / np.where(lengths > 0.0, lengths, 1.0) * (weights / weights.sum())[:, None]
-    near = np.sqrt(((columns - columns.max(axis=1, keepdims=True)) ** 2).sum(axis=0))
-    far = np.sqrt(((columns - columns.min(axis=1, keepdims=True)) ** 2).sum(axis=0))
-    total = near + far
-    return np.where(total > 0.0, far / np.where(total > 0.0, total, 1.0), 1.0)
+def topsis(gains: Sequence[float], costs: Sequence[float], gain_weight: float, cost_weight: float) -> list[float]:
+    """Closeness of each place to the ideal one, 0 to 1: gains are to be large, costs small."""
+    a, b = hypot(*gains) or 1.0, hypot(*costs) or 1.0
+    gains = [gain_weight * gain / a for gain in gains]
+    costs = [cost_weight * cost / b for cost in costs]
+    most, least, dear, cheap = max(gains), min(gains), max(costs), min(costs)
+    closeness = []
+    for gain, cost in zip(gains, costs, strict=True):
+        far = hypot(gain - most, cost - cheap)
+        near = hypot(gain - least, cost - dear)
+        closeness.append(near / (far + near) if far + near > 0.0 else 1.0)
+    return closeness

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
-from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Outcome, Query, best
+from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Outcome, Query
 from fleetsim.model_routing.pairs import Remembered
 from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
@@ -54,31 +53,28 @@ class Orch:
 
     def __init__(self, config: OrchConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._config = models, config
-        self.scores = np.array(models.mean_quality, dtype=np.float64)
+        self.scores: list[float] = models.mean_quality.tolist()
         """Running mean of each arm's rewards."""
         self._answers: Remembered[tuple[int, list[tuple[int, int, float, float]]]] = Remembered()
         """Label that was given, and of each answer: arm, label, latency, price over the dearest arm's."""
 
     def route(self, query: Query) -> list[Ask]:
         """The best arms so far."""
-        among = list(self._models.open())
-        chosen: list[int] = []
-        for _ in range(min(self._config.analysts, len(among))):
-            arm = best(self.scores, among)
-            chosen.append(arm)
-            among.remove(arm)
-        return [Ask(arm) for arm in chosen]
+        scores = self.scores
+        order = sorted(self._models.open(), key=lambda arm: (-round(scores[arm], 9), arm))
+        return [Ask(arm) for arm in order[: self._config.analysts]]
 
     def proceed(self, query: Query, answers: Sequence[Answer]) -> Accept:
         """The answer that most gave."""
         labels = [answer.label for answer in answers]
-        top = max(labels.count(label) for label in labels)
-        leading = [i for i, label in enumerate(labels) if labels.count(label) == top]
+        counts = [labels.count(label) for label in labels]
+        top = max(counts)
+        leading = [i for i, count in enumerate(counts) if count == top]
         chosen = leading[0]
         for i in leading[1:]:
             if self.scores[answers[i].arm] > self.scores[answers[chosen].arm] + 1e-9:
                 chosen = i
-        dearest = float(self._models.usd(query).max())
+        dearest = max(self._models.usd_list(query))
         facts = [(a.arm, a.label, a.latency_s, a.list_usd / dearest if dearest > 0.0 else 0.0) for a in answers]
         self._answers.keep(query.id, (labels[chosen], facts))
         return Accept(chosen)

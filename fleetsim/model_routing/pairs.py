@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from fleetsim.errors import Finding, ScenarioError, nearest
-from fleetsim.model_routing.api import ModelsView, number_of
+from fleetsim.model_routing.api import ModelsView, Outcome, Query, number_of
 
 _MOST_KEPT = 100_000
+_LONG_S = 1e6
 
 T = TypeVar("T")
 
@@ -39,6 +41,36 @@ def domain_number(models: ModelsView, name: str, policy: str) -> int:
         hint = nearest(name, models.domains, "domains")
         raise ScenarioError(Finding(f'{policy} names the domain "{name}"', path="gateway.model_router", hint=hint))
     return models.domains.index(name)
+
+
+class Latencies:
+    """Running means of the time from arrival to the last token, by arm; they begin with what was expected when first looked at.
+
+    Parameters
+    ----------
+    models : ModelsView
+        The arms.
+    memory : float
+        Weight of the last answer.
+    """
+
+    def __init__(self, models: ModelsView, memory: float) -> None:
+        self._models, self._memory = models, memory
+        self._means: list[float] = [-1.0] * models.count
+
+    def of(self, among: Sequence[int], query: Query) -> list[float]:
+        """Of some arms [s]."""
+        means = self._means
+        for arm in among:
+            if means[arm] < 0.0:
+                means[arm] = min(self._models.latency_s(arm, query), _LONG_S)
+        return [means[arm] for arm in among]
+
+    def learn(self, outcome: Outcome) -> None:
+        """An answer came."""
+        mean = self._means[outcome.arm]
+        if mean >= 0.0:
+            self._means[outcome.arm] = mean + self._memory * (outcome.latency_s - mean)
 
 
 class Remembered(Generic[T]):

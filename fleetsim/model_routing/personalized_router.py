@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.learned import cost_share
-from fleetsim.model_routing.pairs import Remembered
+from fleetsim.model_routing.pairs import Latencies, Remembered
 from fleetsim.model_routing.tags import Tags
 from fleetsim.plugins import PolicyConfig
 
@@ -32,6 +32,8 @@ class PersonalizedRouterConfig(PolicyConfig):
     """`ratings`: weights are learned from ratings; `all`: they are known (the bound); `none`: all users count as the mean one."""
     belief: Annotated[float, Field(gt=0)] = 0.3
     """Standard deviation of users' weights around the mean of all, where the learning begins (assumption)."""
+    memory: Annotated[float, Field(gt=0, le=1, json_schema_extra={"unit": "ratio"})] = 0.1
+    """Weight of the last answer in an arm's latency (assumption)."""
     most_users: Annotated[int, Field(ge=1, strict=True, json_schema_extra={"unit": "count"})] = 100_000
     """Users that are remembered; the oldest ones are forgotten first."""
 
@@ -52,9 +54,9 @@ class PersonalizedRouter:
     """PersonalizedRouter: each user's weights of quality, price and speed are learned from ratings, and each is served by them.
 
     Rule: the arm with the largest utility ``w . (p, 1 - c, 1 - l)``: predicted chance, expected list price over the dearest arm's,
-    expected latency over `patience`. Each user has weights drawn from a Dirichlet distribution, which only his ratings show:
-    utility as it came, with noise. Beliefs about a user begin with the mean of what is believed of all others (a hierarchical
-    normal model, one ridge regression of three numbers for each user).
+    past latency (a running mean) over `patience`. Each user has weights drawn from a Dirichlet distribution, which only his
+    ratings show: utility as it came, with noise. Beliefs about a user begin with the mean of what is believed of all others (a
+    hierarchical normal model, one ridge regression of three numbers for each user).
 
     Charged: 15 ms per decision for embedding and graph (assumption). Ratings come where the scenario's feedback does.
 
@@ -81,22 +83,27 @@ class PersonalizedRouter:
         self.utility = 0.0
         """Sum of true utilities of answers that were rated."""
         self.rated = 0
+        self._latencies = Latencies(models, config.memory)
 
     def route(self, query: Query) -> Ask:
         """What the user wants most."""
         user, models = self._user(query), self._models
         weights = {"ratings": user.mean, "all": user.true, "none": self._mean}[self._config.users_known]
-        among = models.open()
-        late = np.array([min(models.latency_s(arm, query) / self._config.patience, 1.0) for arm in among])
-        usd = cost_share(models, query)[among]
-        scores = weights[0] * query.chance[among] + weights[1] * (1.0 - usd) + weights[2] * (1.0 - late)
+        quality, price, speed = weights.tolist()
+        among, patience_s, latencies = models.open(), self._config.patience, self._latencies
+        chance, usd = query.chance.tolist(), cost_share(models, query)
+        scores = [
+            quality * chance[arm] - price * usd[arm] - speed * min(latency_s / patience_s, 1.0)
+            for arm, latency_s in zip(among, latencies.of(among, query), strict=True)
+        ]
         return Ask(among[best(scores, range(len(among)))])
 
     def feedback(self, outcome: Outcome) -> None:
         """A rating."""
         query, config = outcome.query, self._config
         user = self._user(query)
-        dearest = float(self._models.usd(query).max())
+        self._latencies.learn(outcome)
+        dearest = max(self._models.usd_list(query))
         usd = min(outcome.list_usd / dearest, 1.0) if dearest > 0.0 else 0.0
         x = np.array([outcome.quality, 1.0 - usd, max(1.0 - outcome.latency_s / config.patience, 0.0)])
         utility = float(user.true @ x)
@@ -105,7 +112,7 @@ class PersonalizedRouter:
         rating = utility + config.rating_noise * float(self._noise.standard_normal())
         u = user.inverse @ x
         variance = max(config.rating_noise, 0.01) ** 2
-        user.inverse = user.inverse - np.outer(u, u / (variance + float(x @ u)))
+        user.inverse = user.inverse - u[:, None] * (u / (variance + float(x @ u)))
         user.moment = user.moment + x * rating / variance
         before = user.mean
         user.mean = user.inverse @ user.moment

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 
-import numpy as np
-
 _SETTLED = 50
 """Prompts after which a rate is a baseline."""
 
@@ -32,7 +30,7 @@ class PoolInference:
         self.service_s = 0.0
         """Running mean of the time from asking to the end of an answer [s]."""
         self._served = 0
-        self._sums = np.zeros(5)
+        self._sums = [0.0] * 5
         """Discounted sums of 1, x, y, x², xy; x are prompt tokens, y times to the first token."""
         self.seen = 0
         self.baseline = 0.0
@@ -67,16 +65,18 @@ class PoolInference:
     def started(self, prompt_tokens: int, ttft_s: float) -> None:
         """A first token came."""
         x, y = float(prompt_tokens), ttft_s
-        self._sums *= self._forget
-        self._sums += (1.0, x, y, x * x, x * y)
+        self._add((1.0, x, y, x * x, x * y), self._forget, 1.0)
         self._last.append((x, y))
         if len(self._last) > self._window:
             x, y = self._last.popleft()
-            self._sums -= self._oldest * np.array([1.0, x, y, x * x, x * y])
+            self._add((1.0, x, y, x * x, x * y), 1.0, -self._oldest)
         self.seen += 1
         if self.seen == _SETTLED:
             rate = self.rate
             self.baseline = rate if rate < float("inf") else 0.0
+
+    def _add(self, terms: tuple[float, ...], kept: float, weight: float) -> None:
+        self._sums = [kept * old + weight * term for old, term in zip(self._sums, terms, strict=True)]
 
     def served(self, latency_s: float) -> None:
         """An answer came."""

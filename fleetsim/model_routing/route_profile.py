@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from numpy.random import Generator
 from pydantic import Field
@@ -10,6 +10,9 @@ from pydantic import Field
 from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.learned import LearnedConfig, Table, cost_share
 from fleetsim.model_routing.tags import Tags
+
+_FEW = 30
+"""Similar requests up to which a draw is made by hand."""
 
 
 class RouteProfileConfig(LearnedConfig):
@@ -54,26 +57,48 @@ class RouteProfile:
     def route(self, query: Query) -> Ask:
         """The best by the profile."""
         weight = self._config.cost_weight
-        scores = (1.0 - weight) * self.predicted(query) - weight * cost_share(self._models, query)
-        return Ask(best(scores, self._models.open()))
+        rows = zip(self.predicted(query), cost_share(self._models, query), strict=True)
+        return Ask(best([(1.0 - weight) * chance - weight * cost for chance, cost in rows], self._models.open()))
 
-    def predicted(self, query: Query) -> Any:
+    def predicted(self, query: Query) -> list[float]:
         """Chance of each arm by its profile."""
         config = self._config
-        table = self.table.mean[:, query.domain]
+        table = self.table.columns[query.domain]
         if config.profile == "domain":
             return table
-        similar = self._rng.binomial(config.neighbours, query.chance) / config.neighbours
+        similar = self._similar(query.chance.tolist())
         if config.profile == "query":
             return similar
-        return shrunk_towards(table, similar, config.neighbours, config.within)
+        count, within = config.neighbours, config.within
+        return [shrunk_towards(wide, narrow, count, within) for wide, narrow in zip(table, similar, strict=True)]
+
+    def _similar(self, chances: list[float]) -> list[float]:
+        """Share of right answers to similar requests, drawn for each arm."""
+        count = self._config.neighbours
+        if count > _FEW:
+            return [float(right) / count for right in self._rng.binomial(count, chances)]
+        return [binomial(count, chance, self._rng.random()) / count for chance in chances]
 
     def feedback(self, outcome: Outcome) -> None:
         """A profile grows."""
         self.table.learn(outcome)
 
 
-def shrunk_towards(wide: Any, narrow: Any, answers: int, within: float) -> Any:
+def binomial(count: int, chance: float, u: float) -> int:
+    """A draw from the binomial distribution by inversion of one from (0, 1)."""
+    if chance >= 1.0:
+        return count
+    odds = chance / (1.0 - chance)
+    mass: float = (1.0 - chance) ** count
+    right = 0
+    while u >= mass and right < count:
+        u -= mass
+        mass *= odds * (count - right) / (right + 1)
+        right += 1
+    return right
+
+
+def shrunk_towards(wide: float, narrow: float, answers: int, within: float) -> float:
     """A mean of few answers drawn towards a wider one, by how far they may differ and how noisy the few are."""
     variance = within**2
     return wide + (narrow - wide) * variance / (variance + wide * (1.0 - wide) / answers)

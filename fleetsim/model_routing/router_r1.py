@@ -5,9 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
@@ -62,6 +61,7 @@ class RouterR1:
         usd = models.usd_per_prompt_token + models.usd_per_output_token
         cheapest = min(range(models.count), key=lambda arm: (usd[arm], models.mean_quality[arm]))
         self._policy = number_of(models, config.policy_model, "router-r1") if config.policy_model else cheapest
+        self._prices: list[float] = models.usd_per_output_token.tolist()
         self._last: deque[float] = deque()
         self._sorted: list[float] = []
 
@@ -98,18 +98,26 @@ class RouterR1:
         """The arm with the largest reward."""
         config, models = self._config, self._models
         among = self._left(answers) or models.open()
-        cost = np.sqrt(models.usd_per_output_token * np.minimum(query.output_tokens, config.answer_tokens))
-        arm = best((1.0 - config.alpha) * query.chance + config.alpha * self._cost_reward(cost), among)
-        self._note(float(cost[arm]))
+        most, tokens = config.answer_tokens, query.output_tokens.tolist()
+        cost = [(price * min(length, most)) ** 0.5 for price, length in zip(self._prices, tokens, strict=True)]
+        rewards = self._cost_rewards(cost)
+        alpha = config.alpha
+        arm = best(
+            [(1.0 - alpha) * p + alpha * reward for p, reward in zip(query.chance.tolist(), rewards, strict=True)],
+            among,
+        )
+        self._note(cost[arm])
         return Ask(arm, most_tokens=config.answer_tokens)
 
-    def _cost_reward(self, cost: Any) -> Any:
+    def _cost_rewards(self, cost: list[float]) -> list[float]:
         """One for what is cheap among the last costs, zero for what is dear; among the arms' own before there are two."""
-        known = self._sorted if len(self._sorted) > 1 else sorted(cost.tolist())
-        low, high = (known[min(int(share * len(known)), len(known) - 1)] for share in (_LOW, _HIGH))
+        known = self._sorted if len(self._sorted) > 1 else sorted(cost)
+        low, high = known[int(_LOW * len(known))], known[min(int(_HIGH * len(known)), len(known) - 1)]
         if high <= low:
-            low, high = float(cost.min()), float(cost.max())
-        return 1.0 - np.clip((cost - low) / (high - low), 0.0, 1.0) if high > low else np.ones_like(cost)
+            low, high = min(cost), max(cost)
+        if high <= low:
+            return [1.0] * len(cost)
+        return [1.0 - min(max((value - low) / (high - low), 0.0), 1.0) for value in cost]
 
     def _note(self, cost: float) -> None:
         self._last.append(cost)

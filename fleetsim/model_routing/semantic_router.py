@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field, model_validator
 
@@ -140,12 +139,12 @@ class SemanticRouter:
     def _scores(self, rule: Rule, query: Query) -> Any:
         models = self._models
         if rule.by == "latency":
-            return -np.array([min(models.latency_s(arm, query), 1e9) for arm in range(models.count)])
+            return [-min(models.latency_s(arm, query), 1e9) for arm in range(models.count)]
         if rule.by in ("quality", "chance"):
             return models.mean_quality if rule.by == "quality" else query.chance
-        cost = models.usd(query) if rule.by == "price" else models.joules(query)
-        largest = float(cost.max())
-        return -cost / largest if largest > 0.0 else -cost
+        cost = models.usd_list(query) if rule.by == "price" else models.joules(query).tolist()
+        largest = max(cost) or 1.0
+        return [-value / largest for value in cost]
 
     def _says(self, name: str, query: Query) -> bool:
         """Yes or no, right or wrong."""

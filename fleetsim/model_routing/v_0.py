@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp
 from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
-from scipy.special import expit
 
 from fleetsim.model_routing.api import Accept, Answer, Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.budgets.api import best_scored
-from fleetsim.model_routing.learned import LearnedConfig, Table, cost_share, log_odds
+from fleetsim.model_routing.learned import LearnedConfig, Normals, Table, cost_share, log_odds
 from fleetsim.model_routing.tags import Tags
 
 
@@ -53,25 +52,33 @@ class V0:
 
     def __init__(self, config: V0Config, rng: Generator, models: ModelsView) -> None:
         self._models, self._config, self._rng = models, config, rng
+        self._normals = Normals(rng)
         self.table = Table(config, models)
         self.decision_j = config.retrain_energy / config.retrain_every
         self.decision_usd = config.retrain_usd / config.retrain_every
-        self._context = np.array([min(self.table.answers(arm), config.context) for arm in range(models.count)])
-        self._errors = self._error()
+        self._context = [min(self.table.answers(arm), config.context) for arm in range(models.count)]
+        self._errors = [self._error(arm) for arm in range(models.count)]
         self._unsure, self._asked = 0.5, 1.0
 
-    def _error(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        return np.asarray(self._config.noise / np.sqrt(1.0 + self._context / self._config.half))
+    def _error(self, arm: int) -> float:
+        return float(self._config.noise / (1.0 + self._context[arm] / self._config.half) ** 0.5)
 
     def route(self, query: Query) -> Ask:
         """The best arm, as often as it is unsure."""
         config = self._config
-        table = log_odds(self.table.mean[:, query.domain])
-        seen = log_odds(query.chance) + self._errors * self._rng.standard_normal(self._models.count)
-        chance = expit(table + (seen - table) / (1.0 + self._errors**2))
-        scores = (1.0 - config.cost_weight) * chance - config.cost_weight * cost_share(self._models, query)
+        rows = zip(
+            self.table.columns[query.domain],
+            query.chance.tolist(),
+            self._errors,
+            self._normals.take(self._models.count),
+            strict=True,
+        )
+        chance = [predicted(mean, seen, error, noise) for mean, seen, error, noise in rows]
+        weight = config.cost_weight
+        costs = cost_share(self._models, query)
+        scores = [(1.0 - weight) * p - weight * c for p, c in zip(chance, costs, strict=True)]
         arm = best(scores, self._models.open())
-        samples = self._samples(float(chance[arm])) if config.samples > 1.0 else 1
+        samples = self._samples(chance[arm]) if config.samples > 1.0 else 1
         return Ask(arm, samples=samples, judge=samples > 1, last=samples == 1)
 
     def _samples(self, chance: float) -> int:
@@ -91,9 +98,16 @@ class V0:
         self.table.learn(outcome)
         if self._context[outcome.arm] < self._config.context:
             self._context[outcome.arm] += 1.0
-            self._errors = self._error()
+            self._errors[outcome.arm] = self._error(outcome.arm)
 
     def joined(self, arm: int) -> None:
         """Nothing is known of a model that joins for the first time."""
         self._context[arm] = min(self.table.answers(arm), self._config.context)
-        self._errors = self._error()
+        self._errors[arm] = self._error(arm)
+
+
+def predicted(mean: float, seen: float, error: float, noise: float) -> float:
+    """Chance of an arm: log-odds as they are seen with an error, drawn towards those of the mean as that is large."""
+    table = log_odds(mean)
+    odds = table + (log_odds(seen) + error * noise - table) / (1.0 + error * error)
+    return 1.0 / (1.0 + exp(-odds))

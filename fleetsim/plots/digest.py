@@ -114,7 +114,7 @@ class RequestDigest:
             self.slowest = max(self.slowest, (float(ttft[place]), float(arrival[place])))
         for by, parts in (("ttft", parts_to_first(values)), ("e2el", parts_of(values))):
             total = values[f"{by}_s"]
-            known = ~np.isnan(total)
+            known = ~np.isnan(total) & ~np.isnan(np.sum(parts, axis=0))  # of measured runs only the ends are known
             places = bucket_of(total[known])
             self.counts[by] += np.bincount(places, minlength=BUCKETS)
             for row, part in zip(self.sums[by], parts, strict=True):
@@ -173,7 +173,8 @@ class RequestDigest:
                 means = self.sums[by] @ shares / weights.sum()
                 rows += [(label, by, band, part, float(s)) for part, s in zip(PARTS, means, strict=True)]
         names = ("label", "by", "band", "part", "seconds")
-        return pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+        kinds = (*[pa.string()] * 4, pa.float64())
+        return pa.table({n: pa.array([row[i] for row in rows], kinds[i]) for i, n in enumerate(names)})
 
     def time_table(self, label: str) -> pa.Table:
         """Arrivals and those within the objective over time: ``label, start_s, end_s, arrived, met``."""

@@ -106,7 +106,7 @@ def compared(table: pa.Table, marks: Mapping[str, Mark] | None = None) -> go.Fig
     rows = table.to_pylist()
     names = list(dict.fromkeys(row[SERIES] for row in rows))
     shown = [item for item in FIGURES if any(row.get(item[0]) is not None for row in rows)]
-    panel = 38 + 24 * len(names)
+    panel = 62 + 24 * len(names)
     fig = figure(
         "Runs side by side",
         "bars: means over runs of a name; arrows tell what is better",
@@ -115,7 +115,7 @@ def compared(table: pa.Table, marks: Mapping[str, Mark] | None = None) -> go.Fig
     )
     titles = [f"{title} {'↑' if better > 0 else '↓'}" for _, title, _, better in shown]
     fig = panels(
-        make_subplots(rows=len(shown), cols=1, vertical_spacing=38 / (panel * len(shown) + 1), subplot_titles=titles),
+        make_subplots(rows=len(shown), cols=1, vertical_spacing=62 / (panel * len(shown) + 1), subplot_titles=titles),
         fig,
     )
     for name, mark in marks_of(names, marks).items():

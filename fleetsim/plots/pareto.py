@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,7 @@ def cost_quality(
     quality: str = "quality",
     unit: str = "USD per 1,000 requests",
     marks: Mapping[str, Mark] | None = None,
+    unreachable: Collection[str] = (),
 ) -> go.Figure:
     """Quality against cost with the upper hull of what mixing answers can reach.
 
@@ -109,6 +110,8 @@ def cost_quality(
         Of the cost.
     marks : mapping, optional
         How each series looks.
+    unreachable : collection of str
+        Series that nobody can choose, such as an oracle; they are not mixed.
     """
     rows = [row for row in table.to_pylist() if row[cost] is not None and row[quality] is not None]
     fig = figure(
@@ -116,15 +119,16 @@ def cost_quality(
         "the line is what a random mix of two reaches; up and to the left is better",
         "summary.parquet",
     )
-    hull = _hull([(row[cost], row[quality]) for row in rows])
-    fig.add_scatter(
-        x=[p[0] for p in hull],
-        y=[p[1] for p in hull],
-        mode="lines",
-        name="mix of two",
-        hoverinfo="skip",
-        line={"color": GREY, "dash": "dot", "width": 1.5},
-    )
+    hull = _hull([(row[cost], row[quality]) for row in rows if row[SERIES] not in unreachable])
+    if len(hull) > 1:
+        fig.add_scatter(
+            x=[p[0] for p in hull],
+            y=[p[1] for p in hull],
+            mode="lines",
+            name="mix of two",
+            hoverinfo="skip",
+            line={"color": GREY, "dash": "dot", "width": 1.5},
+        )
     for name, mark in marks_of(dict.fromkeys(row[SERIES] for row in rows), marks).items():
         members = [row for row in rows if row[SERIES] == name]
         fig.add_scatter(

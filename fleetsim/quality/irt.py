@@ -12,6 +12,7 @@ from fleetsim.errors import Finding, ScenarioError
 from fleetsim.quality.api import MAX_TOKENS, Seen, Truth, arms_of
 from fleetsim.quality.draws import Blocks, Draws, key_of, uniform
 from fleetsim.quality.profile import Profile, load_quality
+from fleetsim.quality.shortening import mean_ratio, ratio
 from fleetsim.scenario.quality import Domain, Quality
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
@@ -36,6 +37,8 @@ class _Rows:
     """Factor on the workload's length that the difficulty gives."""
     thinking: Any
     """Reasoning tokens of each arm."""
+    ratio: Any
+    """Length of each arm's answer over that of its model without training for shorter ones."""
     seen_domain: Any
     seen_difficulty: Any
     seen_chance: Any
@@ -47,7 +50,8 @@ class IrtWorld:
     A request has a domain, a difficulty b, normal with the domain's mean and spread, and a discrimination a, lognormal; an arm has
     the ability of its model, more by ``gain ln(1 + u / unit)`` with a budget of u reasoning tokens, and its model's skill in the
     domain. Whether an arm answers well is drawn once. Its answer is as long as the workload's output times the model's verbosity
-    and ``exp(slope b)``, and a harder request uses more of the budget: 0.25 to 1 of it (assumption).
+    and ``exp(slope b)``, and a harder request uses more of the budget: 0.25 to 1 of it (assumption). Training for shorter answers
+    (`shortening`) is a factor on the whole.
 
     What a router sees is the difficulty with a normal error, and the chances that follow from it: the mean over what the
     difficulty may be, given what was seen. A predictor without information therefore says each domain's mean.
@@ -74,7 +78,9 @@ class IrtWorld:
         budgets = np.array([arm.budget for arm in self.arms], dtype=np.float64)
         self._budgets = budgets
         self._verbosity = [config.models[arm.llm].verbosity for arm in self.arms]
-        self.longer = np.array([self._verbosity, budgets * 0.625])
+        self._shortening = [config.models[arm.llm].shortening for arm in self.arms]
+        shorter = np.array([mean_ratio(shortening) for shortening in self._shortening])
+        self.longer = np.array([self._verbosity, budgets * 0.625]) * shorter
         self.energy_per_token = None
         self.profile = self._profile()
         names = ["domain", "difficulty", "discrimination", "seen difficulty", "seen domain"]
@@ -135,6 +141,7 @@ class IrtWorld:
             success,
             np.exp(self._config.length_slope * b),
             used[:, None] * self._budgets[None, :],
+            np.array([ratio(shortening, u[:, 1]) for shortening in self._shortening]).T,
             seen_domain,
             seen_b,
             self._expected(seen_domain, seen_b, error),
@@ -198,9 +205,9 @@ class IrtWorld:
         else:
             rows, row = self._make(number, 1, label), 0
         longer = float(rows.longer[row]) * output_tokens
-        thinking = rows.thinking[row]
+        thinking, ratios = rows.thinking[row], rows.ratio[row]
         lengths = [
-            min(max(round(longer * verbosity + float(thinking[arm])), 1), MAX_TOKENS)
+            min(max(round((longer * verbosity + float(thinking[arm])) * float(ratios[arm])), 1), MAX_TOKENS)
             for arm, verbosity in enumerate(self._verbosity)
         ]
         seen = Seen(int(rows.seen_domain[row]), float(rows.seen_difficulty[row]), rows.seen_chance[row])

@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from fleetsim.errors import Finding, InputError
 from fleetsim.plots.export import save
 from fleetsim.reporting.content import page
+from fleetsim.reporting.series import MOST_DETAILED
 from fleetsim.results.folder import open_results
 
 MOST_BYTES = 8 * 10**6
@@ -61,7 +62,17 @@ def report(
     if target.is_dir():
         raise InputError(Finding("is a folder", file=str(target), hint="name the HTML file"))
     kept: dict[str, go.Figure] | None = None if figures is None else {}
-    _write(target, render(page(results, title, kept)))
+    for most_detailed in (MOST_DETAILED, 1):
+        html = render(page(results, title, kept, most_detailed))
+        size_bytes = len(html.encode())
+        if size_bytes <= MOST_BYTES:
+            break
+        if kept is not None:
+            kept.clear()
+    else:
+        hint = "name fewer folders"
+        raise InputError(Finding(f"the page would have {size_bytes / 1e6:.1f} MB", file=str(target), hint=hint))
+    _write(target, html)
     if figures is not None and kept is not None:
         save(kept, figures, figure_format)
     return target

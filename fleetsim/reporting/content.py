@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from typing import Any
 
@@ -21,7 +21,7 @@ from fleetsim.plots.latencies import PART_HINTS, PART_TITLES
 from fleetsim.plots.rates import NAMES
 from fleetsim.plots.style import Mark, marks_of, number
 from fleetsim.reporting.detail import Detail, Limits, limits_of, read
-from fleetsim.reporting.series import Placed, axes_for_grid, detailed, placed, summary_of
+from fleetsim.reporting.series import MOST_DETAILED, Placed, axes_for_grid, detailed, placed, summary_of
 from fleetsim.reporting.tables import Cell, Head, HtmlTable, formula, group_table, name, plain, ratio, seconds
 from fleetsim.results.folder import Results, Run
 
@@ -125,14 +125,19 @@ def _subplots(fig: go.Figure) -> bool:
     return "xaxis2" in fig.to_dict()["layout"]
 
 
-def page(results: Results, title: str | None = None, figures: dict[str, go.Figure] | None = None) -> Page:
+def page(
+    results: Results,
+    title: str | None = None,
+    figures: dict[str, go.Figure] | None = None,
+    most_detailed: int = MOST_DETAILED,
+) -> Page:
     """Read results and lay out the page; `figures` takes those that it shows."""
     places = placed(results)
     summary = summary_of(results, places)
     limits = limits_of(results.runs[0])
     target = None if limits is None else limits.attainment
     best = rates.max_rates(summary, target) if target is not None and _rates_of(places) else {}
-    chosen = detailed(places, best)
+    chosen = detailed(places, best, most_detailed)
     labels = _labels(chosen)
     details = [read(results, place.run, labels[i]) for i, place in enumerate(chosen)]
     marks = marks_of(dict.fromkeys(place.series for place in places))
@@ -154,7 +159,7 @@ def page(results: Results, title: str | None = None, figures: dict[str, go.Figur
     one = len(results.runs) == 1
     word, tone, sentence = _verdict(results, summary, best, target)
     return Page(
-        title=title or (first.name if one or not first.study else first.study),
+        title=title or _title(results.runs),
         subtitle=_subtitle(results, places),
         word=word,
         tone=tone,
@@ -175,6 +180,14 @@ def page(results: Results, title: str | None = None, figures: dict[str, go.Figur
         versions=_versions(first),
         metrics=[(metric.name, metric.unit, metric.formula) for metric in METRICS],
     )
+
+
+def _title(runs: Sequence[Run]) -> str:
+    """Names of the scenarios, or of the studies, that the runs are of."""
+    names = list(dict.fromkeys(run.study or run.name for run in runs))
+    if len(names) == 1 and len(runs) > 1 and not runs[0].study:
+        names = [run.label for run in runs]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _rates_of(places: Sequence[Placed]) -> bool:
@@ -211,7 +224,7 @@ def _verdict(
         if tone == "good" and target is not None and attained is not None and attained < target:
             tone = "fair"
         return word, tone, str(runs[0].manifest.get("verdict_reason") or "imported from another tool")
-    missing = f"; {len(results.missing)} runs failed or are missing" if results.missing else ""
+    missing = f"; {len(results.missing)} more failed or are missing" if results.missing else ""
     ranked = sorted(((rate, series) for series, rate in best.items() if rate is not None), reverse=True)
     if best and not ranked:
         return "MISSED", "bad", f"no run keeps the SLO at every rate up to its own{missing}"
@@ -222,16 +235,27 @@ def _verdict(
             return (
                 f"{number(top)} req/s",
                 "good",
-                f"highest rate run that keeps the SLO, under {', '.join(equal)}{missing}",
+                f"highest rate run that keeps the SLO, under {', '.join(equal)}{_beyond(summary, equal, top)}{missing}",
             )
         rest = [f"{series} {number(rate)}" for rate, series in ranked[1:4]]
         rest += [f"{series} at none" for series, rate in best.items() if rate is None][: 3 - len(rest)]
         against = f"; {', '.join(rest)}" if rest else ""
         return f"{number(top)} req/s", "good", f"highest rate run that keeps the SLO: {leader}{against}{missing}"
     words = summary["verdict"].to_pylist() if "verdict" in summary.column_names else []
-    counts = {word: words.count(word) for word in ("STABLE", "BACKLOGGED", "OVERLOADED") if word in words}
+    counts = {word: words.count(word) for word in (*_TONES, "MEASURED") if word in words}
     tone = "bad" if "OVERLOADED" in counts else "fair" if "BACKLOGGED" in counts else "good"
     return f"{len(runs)} runs", tone, ", ".join(f"{count} {word}" for word, count in counts.items()) + missing
+
+
+def _beyond(summary: pa.Table, equal: Sequence[str], top: float) -> str:
+    """Which of several lines that are equally good so far keeps most at the next rate."""
+    found = {name: rows for name, rows in rates.points(summary, "slo_attainment_ratio").items() if name in equal}
+    later = min((row[0] for rows in found.values() for row in rows if row[0] > top), default=None)
+    if later is None:
+        return ""
+    there = {name: row[1] for name, rows in found.items() for row in rows if row[0] == later}
+    leader = max(there, key=lambda name: there[name])
+    return f"; at {number(later)} {leader} keeps most, {ratio(there[leader]).text}"
 
 
 def _subtitle(results: Results, places: Sequence[Placed]) -> str:
@@ -401,6 +425,7 @@ def _across(
         return
     target = None if limits is None else limits.attainment
     by_rate = _rates_of(places)
+    whole, summary = summary, _best_lines(summary, target)
     section = Section("rates", "Against the rate" if by_rate else "Side by side")
     known = _known(summary)
     if by_rate:
@@ -414,14 +439,42 @@ def _across(
                     section.figures.append(draw(rates.latency(summary, metric, percentile, limit, marks)))
     elif len({place.series for place in places}) > 1:
         section.figures.append(draw(grid.compared(summary, marks), wide=True))
-    yield section
+    yield _told_if_fewer(section, whole, summary)
     trade = Section("pareto", "Trade-offs")
-    if {"tpot_p50_s", "output_tokens_per_s_per_accelerator"} <= known:
+    pair = ("tpot_p50_s", "output_tokens_per_s_per_accelerator")
+    if set(pair) <= known and sum(all(row[name] for name in pair) for row in summary.to_pylist()) > 1:
         trade.figures.append(draw(pareto.throughput_interactivity(summary, marks), wide=True))
     both = axes_for_grid(summary)
     if both is not None and "slo_attainment_ratio" in known and limits is not None:
         trade.figures.append(draw(grid.attainment_grid(summary, *both, target), wide=True))
-    yield trade
+    yield _told_if_fewer(trade, whole, summary)
+
+
+MOST_LINES = 12
+"""Lines of a figure at most: more cannot be told apart."""
+
+
+def _best_lines(summary: pa.Table, target: float | None) -> pa.Table:
+    """The summary, of studies of many lines that of the best: by the highest rate that keeps the SLO, then by goodput."""
+    names = summary["series"].to_pylist()
+    if len(set(names)) <= MOST_LINES:
+        return summary
+    best = rates.max_rates(summary, target) if target is not None else {}
+    good: dict[str, float] = {}
+    for line, value in zip(names, summary["goodput_requests_per_s"].to_pylist(), strict=True):
+        good[line] = good.get(line, 0.0) + (value or 0.0)
+    kept = set(sorted(good, key=lambda line: (-(best.get(line) or 0.0), -good[line]))[:MOST_LINES])
+    return summary.filter(pa.array([line in kept for line in names]))
+
+
+def _told_if_fewer(section: Section, whole: pa.Table, shown: pa.Table) -> Section:
+    """Say under each figure that it shows the best lines only."""
+    if len(shown) < len(whole):
+        count = len(set(whole["series"].to_pylist()))
+        section.figures = [
+            replace(fig, note=f"{fig.note}; the {MOST_LINES} best of {count} lines") for fig in section.figures
+        ]
+    return section
 
 
 def _quality(summary: pa.Table, marks: Mapping[str, Mark], draw: _Figures) -> Section:
@@ -441,7 +494,9 @@ def _quality(summary: pa.Table, marks: Mapping[str, Mark], draw: _Figures) -> Se
         names = ("series", "cost_usd", "quality")
         table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
         unit = "USD at list prices per 1,000 requests"
-        section.figures.append(draw(pareto.cost_quality(table, unit=unit, marks=marks), wide=True))
+        section.figures.append(
+            draw(pareto.cost_quality(table, unit=unit, marks=marks, unreachable=(_REFERENCES[1][0],)), wide=True)
+        )
     return section
 
 
@@ -488,7 +543,7 @@ def _times(details: Sequence[Detail], draw: _Figures) -> Section:
     figures = [
         draw(latencies.where_time_goes(table, by), wide=len(details) > 1) for by in ("ttft", "e2el") if by in known
     ]
-    return Section("time", "Where the time goes", figures, [_parts(details)])
+    return Section("time", "Where the time goes", figures, [_parts(details)] if figures else [])
 
 
 def _parts(details: Sequence[Detail]) -> HtmlTable:

@@ -113,9 +113,9 @@ def summary_of(results: Results, places: Sequence[Placed]) -> pa.Table:
     )
 
 
-def detailed(places: Sequence[Placed], best: dict[str, float | None]) -> list[Placed]:
+def detailed(places: Sequence[Placed], best: dict[str, float | None], most: int = MOST_DETAILED) -> list[Placed]:
     """The runs that are shown one by one: of each line, the first at the highest rate that any line keeps its objective at."""
-    if len(places) <= MOST_DETAILED:
+    if len(places) <= most:
         return list(places)
     kept = [rate for rate in best.values() if rate is not None]
     rates = sorted({place.rate_per_s for place in places if place.rate_per_s is not None})
@@ -125,7 +125,7 @@ def detailed(places: Sequence[Placed], best: dict[str, float | None]) -> list[Pl
         if wanted is None or place.rate_per_s == wanted:
             chosen.setdefault(place.series, place)
     order = sorted(chosen.values(), key=lambda place: -(best.get(place.series) or 0.0))
-    return order[:MOST_DETAILED]
+    return order[:most]
 
 
 def axes_for_grid(table: pa.Table) -> tuple[str, str] | None:

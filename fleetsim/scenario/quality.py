@@ -48,6 +48,10 @@ class Answering(_Block):
     """Reasoning budgets with which it may be asked [tokens]; each is an arm of its own."""
     verbosity: Annotated[_Number, Field(gt=0, le=100)] = 1.0
     """Length of its answers over the workload's."""
+    shortening: Literal["hbpo", "drqa"] | None = None
+    """Training that makes its answers, reasoning included, shorter: `hbpo` by a factor of 0.25 for the easiest to 0.8 for the
+    hardest requests of a domain, 0.394 on average; `drqa` by 0.675. What it does to `ability` is for the scenario to say
+    (published: 3 points more, and nothing)."""
     price: TokenPrice = TokenPrice()
     """List price of its tokens, for figures in `list_usd`; what the fleet costs is another matter."""
     energy_per_token: _EnergyJ | None = None
@@ -202,6 +206,9 @@ class Quality(_Block):
     def _one_world(self) -> Self:
         if self.profile is not None and self.outcomes is not None:
             raise ValueError("profile and outcomes: one or the other")
+        shorter = [name for name, model in self.models.items() if model.shortening is not None]
+        if self.outcomes is not None and shorter:
+            raise ValueError(f"models.{shorter[0]}.shortening: with outcomes, lengths are the table's")
         if self.outcomes is not None and self.domains:
             raise ValueError("domains: with outcomes, domains are the table's categories")
         if self.profile is None and self.outcomes is None:

@@ -474,7 +474,7 @@ class _Searching:
                 hint = nearest(figure, summaries[0], "figures")
                 raise InputError(Finding(f'the summary of a run has no figure "{figure}"', "objectives", hint=hint))
         found = {}
-        for figure in dict.fromkeys([*wanted, *REPORTED]):
+        for figure in self._shown():
             values = [summary.get(figure) for summary in summaries]
             if all(isinstance(value, int | float) for value in values):
                 found[figure] = math.fsum(map(float, values)) / len(values)  # type: ignore[arg-type]
@@ -517,19 +517,25 @@ class _Searching:
     ) -> dict[str, Any]:
         figures = trial.user_attrs.get("figures", {})
         shown = cells or {path: value_text(value.plain()) for path, value in combination.items()}
-        broken = [c for c in self.constraints if figures and c.violation(figures[c.figure]) > 0]
+        violation = max([0.0, *(c.violation(figures[c.figure]) for c in self.constraints)]) if figures else None
         state = {"COMPLETE": "finished", "PRUNED": "pruned"}.get(trial.state.name, "failed")
         return {
             "trial": trial.number,
             "state": state,
             "pareto": trial.number in best,
-            "feasible": not broken if figures else None,
+            "feasible": None if violation is None else violation <= 0.0,
+            "violation": violation,
             "reason": trial.user_attrs.get("reason") or None,
             **{f"axis.{path}": value for path, value in shown.items()},
             "verdict": trial.user_attrs.get("verdict") or None,
-            **{figure: figures.get(figure) for figure in dict.fromkeys([*self.search.asked.objectives, *REPORTED])},
+            **{figure: figures.get(figure) for figure in self._shown()},
             "runs": " ".join(trial.user_attrs.get("runs", [])) or None,
         }
+
+    def _shown(self) -> list[str]:
+        """Figures in the table of trials."""
+        bounded = (constraint.figure for constraint in self.constraints)
+        return list(dict.fromkeys([*self.search.asked.objectives, *bounded, *REPORTED]))
 
     def _write_study(self, runs: Sequence[PlannedRun], units: Mapping[str, str]) -> None:
         asked = self.search.asked

@@ -18,10 +18,10 @@ from fleetsim.testing.report import Config, Policy, Report
 from fleetsim.testing.station import Station
 
 _REQUESTS = 250
-_ARMS = (1, 2, 3, 8)
+_ARMS = (1, 3, 8)
 _SPEED = 5000.0
 _ROUNDS = 100
-_DELAYS = (0, 1, 17)
+_DELAYS = (0, 17)
 """Requests that come before the router hears how good an answer was."""
 _COSTS = (2, 8, 16)
 _LEAVES, _BACK = 100, 180

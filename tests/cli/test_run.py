@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 import fleetsim
-from fleetsim.cli.progress import _clock, _line, watching
+from fleetsim.cli.progress import _line, clock_text, watching
 from fleetsim.cli.run import _latencies
 from fleetsim.experiment.run import folder_name
 
@@ -171,7 +171,7 @@ def test_progress_is_off_without_a_terminal() -> None:
 def test_progress_line() -> None:
     cells = [str(c) for column in _line(50, 200, 3725.0, 10.0).columns[1:] for c in column.cells]
     assert cells == ["simulated 1:02:05", "50 of 200 requests", "10/s", "0:15 left"]
-    assert _clock(59.9) == "0:59"
+    assert clock_text(59.9) == "0:59"
 
 
 def test_what_python_accepts_as_a_scenario(tiny: str, folder: Path) -> None:

@@ -112,14 +112,13 @@ def test_a_path_is_as_long_as_its_layers_and_gets_better(tmp_path: Path) -> None
 def test_topsis_and_pareto_of_a_known_case() -> None:
     """Three models, the last beaten by the first; distances by hand."""
     gains, costs = np.array([0.9, 0.6, 0.8]), np.array([4.0, 1.0, 5.0])
-    assert pareto(gains, costs) == [0, 1]
-    assert pareto(np.array([0.5, 0.5]), np.array([1.0, 1.0])) == [0]
-    weights = np.array([0.5, 0.5])
+    assert pareto(gains.tolist(), costs.tolist()) == [0, 1]
+    assert pareto([0.5, 0.5], [1.0, 1.0]) == [0]
     a, b = 0.5 * np.array([0.9, 0.6]) / np.hypot(0.9, 0.6), 0.5 * np.array([4.0, 1.0]) / np.hypot(4.0, 1.0)
     near = np.array([b[0] - b[1], a[0] - a[1]])  # to the ideal (a[0], b[1]); each is best in one column
     far = near[::-1]
-    np.testing.assert_allclose(topsis(gains[:2], costs[:2], weights), far / (far + near))
-    np.testing.assert_allclose(topsis(np.array([0.5]), np.array([1.0]), weights), [1.0])
+    np.testing.assert_allclose(topsis(gains[:2].tolist(), costs[:2].tolist(), 0.5, 0.5), far / (far + near))
+    np.testing.assert_allclose(topsis([0.5], [1.0], 0.5, 0.5), [1.0])
 
 
 def test_users_get_what_they_care_for(tmp_path: Path) -> None:
@@ -163,7 +162,9 @@ def test_shrunk_profiles_beat_biased_and_noisy_ones() -> None:
     error = {}
     for profile in ("domain", "query", "both"):
         router = RouteProfile(RouteProfileConfig(profile=profile, neighbours=10), np.random.default_rng(1), models)
-        error[profile] = np.mean([(router.predicted(asked(i, chances[i])) - chances[i]) ** 2 for i in range(4000)])
+        error[profile] = np.mean(
+            [(np.array(router.predicted(asked(i, chances[i]))) - chances[i]) ** 2 for i in range(4000)]
+        )
     assert error["both"] < 0.75 * min(error["domain"], error["query"])
     assert shrunk_towards(0.5, 0.9, 10, 1e-6) == pytest.approx(0.5)
     assert shrunk_towards(0.5, 0.9, 10**9, 0.2) == pytest.approx(0.9)

@@ -19,7 +19,7 @@ from fleetsim.metrics.answers import (
 from fleetsim.model_routing.adaptive_consistency import sureness
 from fleetsim.model_routing.api import Ask, ModelsView, Query
 from fleetsim.model_routing.bandit import Ridges
-from fleetsim.model_routing.radar import scalarised
+from fleetsim.model_routing.radar import Radar, RadarConfig, scalarised
 from fleetsim.plugins import PolicyConfig, names
 from fleetsim.testing import check_model_router
 from tests.fleet.test_moves import column, run
@@ -195,3 +195,28 @@ def test_more_samples_of_a_cheap_model_match_a_dear_one(tmp_path: Path) -> None:
     assert {model for model, n in zip(models, calls, strict=True) if n > 1} == {SMALL}
     assert max(calls) <= 5
     assert len(set(calls)) > 2
+
+
+def test_the_ability_of_a_model_that_joins_is_learned(tmp_path: Path) -> None:
+    """Requests that tell most go there until it is known; the belief is then near the truth."""
+    config = scenario({"policy": "radar", "onboard": True, "weight": 0.9, "enough": 0.25}, 900, 60.0)
+    config["quality"]["models"][SMALL] |= {"ability": 0.9, "joins": "2 s"}
+    config["quality"]["features"] = {"difficulty_sd": 0.0}
+    config["quality"]["discrimination_sd"] = 0.0
+    seen: list[Radar] = []
+
+    class Watched(Radar):
+        Config = RadarConfig
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            seen.append(self)
+
+    config["gateway"]["model_router"] = {
+        "policy": Watched,
+        **{k: v for k, v in config["gateway"]["model_router"].items() if k != "policy"},
+    }
+    run(config, tmp_path)
+    mean, deviation = seen[-1].belief(1)
+    assert deviation <= 0.25
+    assert mean == pytest.approx(0.9, abs=3 * deviation)

@@ -98,6 +98,10 @@ def test_quality_against_cost_draws_the_upper_hull() -> None:
     fig = pareto.cost_quality(table)
     hull = next(t for t in fig.data if t.name == "mix of two")
     assert list(zip(hull.x, hull.y, strict=True)) == [(1.0, 0.5), (2.0, 0.8), (4.0, 0.9)]
+    without = pareto.cost_quality(table, unreachable=("mix",))
+    hull = next(t for t in without.data if t.name == "mix of two")
+    assert list(zip(hull.x, hull.y, strict=True)) == [(1.0, 0.5), (4.0, 0.9)]
+    assert "mix" in [t.name for t in without.data]
     assert_told(fig)
 
 

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 import fleetsim
-from tests.results.conftest import SCENARIO, lay_out_study
+from tests.results.conftest import RATE, RATES, ROUTER, ROUTERS, SCENARIO
 
 HOSTILE = "<script>document.title='taken'</script>&\"'{{ 7 * 7 }}</script>"
 """A name that does harm where it is not escaped."""
@@ -47,7 +47,19 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of routers and rates with two seeds each; not to be changed."""
-    return lay_out_study(tmp_path_factory.mktemp("report") / "routers")
+    out = tmp_path_factory.mktemp("report") / "routers"
+    axes = {ROUTER: list(ROUTERS), RATE: [f"{rate:g} req/s" for rate in RATES]}
+    fleetsim.sweep(SCENARIO, axes, out=out, name="routers", replications=2, jobs=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def half_failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two runs of which one failed; not to be changed."""
+    out = tmp_path_factory.mktemp("report") / "half-failed"
+    axes = {ROUTER: ["round-robin", "tests.sweep.routers:Stumbles"]}
+    fleetsim.sweep(SCENARIO, axes, out=out, name="half failed", jobs=1, allow_import=True)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
@@ -16,7 +17,7 @@ import fleetsim
 from fleetsim.cli.main import cli
 from fleetsim.errors import InputError
 from fleetsim.reporting.build import MOST_BYTES
-from fleetsim.reporting.content import page
+from fleetsim.reporting.content import MOST_LINES, _best_lines, _beyond, page
 from fleetsim.results.folder import open_results
 from tests.report.conftest import HOSTILE
 
@@ -38,8 +39,6 @@ def test_the_answer_of_a_study(study: Path) -> None:
     content = page(open_results(study))
     assert [section.id for section in content.sections][:2] == ["rates", "pareto"]
     assert content.word.endswith("req/s")
-    assert "1 runs failed" in content.sentence
-    assert any("does not fit" in warning for warning in content.warnings)
     colours = set()
     for section in content.sections[:1]:
         for figure in section.figures:
@@ -131,3 +130,63 @@ def test_figures_as_images(hostile: Path, tmp_path: Path, chromium: str, monkeyp
         assert int.from_bytes(head[16:20], "big") == 1800
     with pytest.raises(InputError, match="no image format"):
         fleetsim.report(hostile, out=tmp_path / "page.html", figures=tmp_path / "images", figure_format="bmp")
+
+
+def test_measured_runs_stand_beside_simulated_ones(hostile: Path, tmp_path: Path) -> None:
+    """Of a measured run only what was measured is shown."""
+    run = CliRunner().invoke
+    measured = tmp_path / "measured"
+    assert (
+        run(cli, ["export", str(hostile), "--format", "vllm-bench", "-o", str(tmp_path / "bench.json")]).exit_code == 0
+    )
+    assert run(cli, ["import", str(tmp_path / "bench.json"), "-o", str(measured)]).exit_code == 0
+    alone = page(open_results(measured))
+    assert alone.word == "MEASURED"
+    assert {section.id for section in alone.sections} <= {"latencies", "gantt", "groups"}
+    both = page(open_results(hostile, measured))
+    cdf = json.loads(both.sections[[s.id for s in both.sections].index("latencies")].figures[0].json)
+    assert len([trace for trace in cdf["data"] if trace["mode"] == "lines"]) == 2
+    assert "1 MEASURED" in both.sentence
+
+
+def test_a_run_can_write_its_page(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        cli, ["run", "-o", str(tmp_path / "out"), "--report", "--live", "--json", "--set", "workload.requests=200"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["report"] == str(tmp_path / "out" / "report.html")
+    assert (tmp_path / "out" / "report.html").stat().st_size < MOST_BYTES
+
+
+def test_lines_that_are_equal_so_far_are_told_apart_by_the_next_rate() -> None:
+    rows = [("a", 10.0, 1.0), ("b", 10.0, 1.0), ("a", 20.0, 0.6), ("b", 20.0, 0.8)]
+    names = ("series", "rate_per_s", "slo_attainment_ratio")
+    table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+    assert _beyond(table, ["a", "b"], 10.0) == "; at 20 b keeps most, 80%"
+    assert _beyond(table, ["a", "b"], 20.0) == ""
+
+
+def test_runs_that_failed_are_told(half_failed: Path) -> None:
+    content = page(open_results(half_failed))
+    assert any("failed" in warning for warning in content.warnings), content.warnings
+    assert next(section.id for section in content.sections) == "latencies"
+
+
+def test_of_many_lines_the_best_are_drawn() -> None:
+    rows = [(f"line {i}", rate, 1.0 if rate <= i else 0.5, rate) for i in range(20) for rate in (5.0, 10.0, 15.0)]
+    names = ("series", "rate_per_s", "slo_attainment_ratio", "goodput_requests_per_s")
+    table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+    kept = set(_best_lines(table, 0.9)["series"].to_pylist())
+    assert len(kept) == MOST_LINES
+    assert {f"line {i}" for i in range(10, 20)} <= kept
+    few = table.slice(0, 9)
+    assert _best_lines(few, 0.9).equals(few)
+
+
+def test_a_page_that_would_be_too_large_is_refused(
+    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetsim.reporting.build.MOST_BYTES", 1_000_000)
+    with pytest.raises(InputError, match="would have"):
+        fleetsim.report(hostile, out=tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())

@@ -203,4 +203,7 @@ def test_a_file_says_all_of_it_and_the_command_tells_the_best(tiny: Path) -> Non
         cli, ["optimise", "search.yaml", "-j", "1", "--constraint", "cost_usd<=0", "-o", "nothing"]
     )
     assert nothing.exit_code == 1
+    assert "nearest to what must hold:" in nothing.stdout
+    rows = pq.ParquetFile("nothing/trials.parquet").read().to_pylist()
+    assert all(row["violation"] == row["cost_usd"] and not row["feasible"] for row in rows)
     assert CliRunner().invoke(cli, ["optimise", "tiny.yaml"]).exit_code == 2
