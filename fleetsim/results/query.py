@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,8 @@ def connect(results: Results, sql: str | None = None) -> DuckDBPyConnection:
         return sql is None or re.search(rf"\b{table}\b", sql, re.IGNORECASE) is not None
 
     connection: DuckDBPyConnection = duckdb.connect(":memory:", config=config)
-    connection.execute("SET enable_progress_bar = false")
+    with suppress(duckdb.Error):  # in a notebook without widgets there is no bar, and it refuses to be told so
+        connection.execute("SET enable_progress_bar = false")
     connection.register("_runs", _runs(results))
     connection.execute("CREATE TABLE runs AS SELECT * FROM _runs")
     connection.unregister("_runs")
