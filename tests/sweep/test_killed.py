@@ -129,7 +129,7 @@ def test_control_c_ends_at_once_and_says_what_is_left(slow: Path) -> None:
     assert process.returncode == 130, told
     assert b"the same command goes on where it stopped" in told
     assert b"not done" in said
-    assert not any(map(_alive, workers))
+    _wait_for("the pool to end with its owner", lambda: not any(map(_alive, workers)))
     assert not list(out.glob(".*"))
     status = pq.ParquetFile(out / "summary.parquet").read()["status"].to_pylist()
     assert status.count("finished") == len(_finished(out)) >= 1
