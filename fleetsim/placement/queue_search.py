@@ -61,7 +61,7 @@ class _Search:
         self.rest_s = [0.0]
         """From each group on: the least that all that are still to be placed can add [s]."""
         for times in reversed(program.place_s):
-            self.rest_s.append(self.rest_s[-1] + min([time_s for time_s in times if time_s >= 0.0]))
+            self.rest_s.append(self.rest_s[-1] + min([time_s for time_s in times if time_s >= 0.0], default=inf))
         self.rest_s.reverse()
         self.kinds = [
             (
@@ -75,7 +75,8 @@ class _Search:
         """Replicas that are alike: only one of those without a group is tried."""
 
     def run(self) -> list[list[int]] | None:
-        self._place(0, sum(self.ends_s))
+        if self.rest_s[0] < inf:  # else somebody can run nowhere
+            self._place(0, sum(self.ends_s))
         return self.best
 
     def _place(self, group: int, total_s: float) -> None:

@@ -83,3 +83,9 @@ def test_a_search_that_is_stopped_answers_with_queues_that_keep_all_limits_or_no
         assert sorted(group for queue in queues for group in queue) == list(range(len(program.models)))
     if nodes < len(program.models):
         assert queues is None
+
+
+def test_who_can_run_nowhere_has_no_queue() -> None:
+    """The replicas that a group could go to are lost."""
+    program = Program(["a", "b"], [[1.0], [-1.0]], [10.0, 10.0], [0.0], ["a"], [{"a": 1.0, "b": 1.0}])
+    assert assigned(program, 100) is None
