@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fleetsim.cli.console import print_table
+from fleetsim.errors import Finding, InputError
 
 
 @click.command()
@@ -18,9 +19,17 @@ def command(out: Path, blind: bool) -> None:
     """Compare the physics with published measurements and write the page that shows the errors.
 
     The measurements are read in the folder that FLEETSIM_DATA names (else ../shared/data): operators, collectives, served
-    models, whole runs, power. Takes a few minutes.
+    models, whole runs, power. Takes a few minutes. Needs the extra `accuracy`.
     """
-    from fleetsim.calibration.tables import require_data
+    try:
+        from fleetsim.calibration.tables import require_data
+    except ModuleNotFoundError as error:
+        if error.name != "pandas":
+            raise
+        hint = "pip install 'fleetsim[accuracy]'"
+        raise InputError(
+            Finding("comparisons with measurements need pandas, which is not installed", hint=hint)
+        ) from None
 
     require_data()
     if blind:
