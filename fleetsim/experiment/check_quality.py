@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fleetsim.errors import DataError, Finding, nearest
-from fleetsim.quality.outcomes import outcome_file, read_outcomes
 from fleetsim.quality.profile import load_quality
 from fleetsim.scenario.load import LoadedScenario
 
@@ -55,6 +54,8 @@ def _profile_knows(loaded: LoadedScenario, name: str) -> Findings:
 
 
 def _table_knows(loaded: LoadedScenario) -> Findings:
+    from fleetsim.quality.outcomes import outcome_file, read_outcomes
+
     config = loaded.scenario.quality
     assert config is not None
     assert config.outcomes is not None

@@ -44,7 +44,7 @@ from fleetsim.workload.request import Request
 Progress = Callable[[int, "int | None", float], None]
 """Called now and then with (requests ended, requests in all if known, simulated time [s])."""
 
-NO_GROUPS = pa.table({"by": pa.array([], pa.string()), "value": pa.array([], pa.string())})
+NO_GROUPS = pa.Table.from_batches([], pa.schema({"by": pa.string(), "value": pa.string()}))
 """Of a run without requests."""
 VERIFY_EVERY = 256
 """With checks on: boundaries of a replica between full recounts of its books."""

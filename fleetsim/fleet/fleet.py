@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleetsim.engine.api import Scheduler
 from fleetsim.engine.batch import Batch
@@ -20,7 +20,6 @@ from fleetsim.engine.orders.order import Outlook
 from fleetsim.engine.replica import Replica
 from fleetsim.engine.swap import Swap
 from fleetsim.errors import LawError
-from fleetsim.fleet.answering import Answering
 from fleetsim.fleet.copies import Copies
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Ledger
@@ -41,6 +40,9 @@ from fleetsim.routing.places import Places
 from fleetsim.scaling.future import Future
 from fleetsim.scenario.schema import KvTiers, Scenario, Slo
 from fleetsim.workload.request import FINISHED, UNFINISHED, Request, Workload, each_released
+
+if TYPE_CHECKING:
+    from fleetsim.fleet.answering import Answering
 
 
 class Fleet:
@@ -139,6 +141,8 @@ class Fleet:
         self.answering: Answering | None = None
         """Lets a model router decide who answers, where there is one."""
         if scenario.gateway.model_router is not None:
+            from fleetsim.fleet.answering import Answering  # which loads SciPy: other fleets need not
+
             self.answering = Answering(self, scenario, streams)
             self.take = self.front = self.answering.take
         self._workload: Workload | None = None

@@ -20,12 +20,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from fleetsim.catalog.accelerator import Accelerator, load_accelerator
 from fleetsim.catalog.link import Link, load_link
 from fleetsim.scenario import schema
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _PEER = 0.5
 """Hops that a link between accelerators counts: those that have one use it."""
@@ -111,6 +113,8 @@ def build_graph(scenario: schema.Scenario) -> nx.DiGraph:
     DataError
         If an accelerator or a link is not in the catalogue.
     """
+    import networkx as nx  # fleets without a network need not load it
+
     layouts = [layout_of(pool) for pool in scenario.pools]
     graph = nx.DiGraph()
     campuses = {name: Campus(graph, scenario, name) for name in scenario.sites or ("",)}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from fleetsim.fleet.answering import Answering, Story
 from fleetsim.metrics.columns import column
 from fleetsim.workload.request import Request
+
+if TYPE_CHECKING:
+    from fleetsim.fleet.answering import Answering
 
 _FLOATS = ("quality", "expected_quality", "best_quality", "list_usd")
 _COUNTS = ("calls", "call_prompt_tokens", "call_output_tokens", "budget_tokens")
@@ -22,6 +24,8 @@ def answer_columns(rows: Sequence[Request], answering: Answering | None) -> dict
     if answering is None:
         empty: dict[str, Any] = {name: pa.nulls(count, pa.float64()) for name in _FLOATS}
         return empty | {name: pa.nulls(count, pa.int64()) for name in _COUNTS} | {"domain": [None] * count}
+    from fleetsim.fleet.answering import Story
+
     stories = [request.call if type(request.call) is Story else None for request in rows]
     arms, domains = answering.world.arms, answering.world.domains
     told = [

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from fleetsim.engine.gaps import BUCKETS, edge_s
 from fleetsim.engine.replica import Meter
-from fleetsim.fleet.answering import Answering
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.fleet.gateway import Gateway
 from fleetsim.fleet.ledger import Bill
@@ -27,6 +26,9 @@ from fleetsim.output.tables import arrow_schema
 from fleetsim.scenario.schema import Energy, Slo
 from fleetsim.units import UNITS
 from fleetsim.workload.request import FINISHED, STATUS, Request
+
+if TYPE_CHECKING:
+    from fleetsim.fleet.answering import Answering
 
 KWH_J = UNITS["energy"]["kWh"]
 NO_BILL = Bill()
