@@ -5,7 +5,7 @@ where service is exponential, so its tie rule, longest unchanged first, is as go
 for two servers comes from the truncated Markov chain; those for ten and more are the card's simulation of 4 M events,
 taken as known to 1 %. t-interval at 99.9 % over 16 replications of 3,000 requests (24 of 50,000 in the long version),
 the first tenth as warm-up. Service 3 % slower must fail. The short version of the shortest queue asks instead that the interval
-does not reach what one queue before all ten servers would give with service 5 % slower: no router beats that, and it is 2.6, not 1.91.
+does not reach what one queue before all ten servers gives with service 5 % slower: no router beats that, and it is 2.6, not 1.91.
 """
 
 from __future__ import annotations
