@@ -23,6 +23,8 @@ STUDY = "study.json"
 """In the folder of a study, whose results stand in folders of their own: what was asked."""
 GROUP_ROWS = 1 << 16
 """Rows of a Parquet row group."""
+FEW_ROWS = 1 << 14
+"""A finished table with no more rows than this is read once, not once for each column that somebody asks for."""
 PARTIAL = ".partial"
 """How the name of a folder ends that is being written: ``.NAME.HOST-PROCESS.XXXX.partial``."""
 _OWNER = re.compile(r"\.([^.]+)-(\d+)\.[^.]+$")
@@ -45,6 +47,7 @@ class ResultFolder:
         self._metadata = {key.encode(): value.encode() for key, value in metadata.items()}
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._waiting: dict[str, list[pa.RecordBatch]] = {}
+        self._small: dict[str, pa.Table] = {}
         _refuse_unusable(out)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,9 +88,14 @@ class ResultFolder:
 
     def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
         """A finished table that is not published yet."""
-        # pq.read_table would import pandas wherever that is installed
-        with pq.ParquetFile(self._folder / f"{table}.parquet", memory_map=True) as file:
-            return file.read(columns)
+        if table not in self._small:
+            # pq.read_table would import pandas wherever that is installed
+            with pq.ParquetFile(self._folder / f"{table}.parquet", memory_map=True) as file:
+                if file.metadata.num_rows > FEW_ROWS:
+                    return file.read(columns)
+                self._small[table] = file.read(use_threads=False)
+        whole = self._small[table]
+        return whole if columns is None else whole.select([name for name in columns if name in whole.column_names])
 
     def add_table(self, name: str, table: pa.Table) -> None:
         """Write a small table of figures at once, with the unit and meaning of each."""
