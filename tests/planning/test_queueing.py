@@ -112,7 +112,7 @@ def test_overload_waits_for_ever() -> None:
 )
 def test_the_simulator_agrees_within_15_percent(servers: int, cv2: float, rho: float, tmp_path: Path) -> None:
     """Mean waits of simulated stations, each the mean of as many runs as makes the formula's claim testable."""
-    count, runs, waits = 5_000, 6 if rho < 0.8 else 10, []
+    count, runs, waits = 8_000, 6 if rho < 0.8 else 10, []
     for seed in range(runs):
         rng = np.random.default_rng(seed)
         service = rng.standard_exponential(count) if cv2 == 1.0 else hyperexponential(rng, count, cv2)
