@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
 import socket
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 import fleetsim
 from fleetsim.errors import InputError, ScenarioError
 from fleetsim.output.parquet import remove_leftovers
+from fleetsim.plugins import PolicyConfig
 from fleetsim.routing.basic import RoundRobin
 from fleetsim.scenario.export import digest
 from fleetsim.scenario.template import scenarios_folder
@@ -106,6 +110,46 @@ def test_processes_do_not_change_a_byte(tiny: Path) -> None:
     there = sweep(tiny, AXES, out="there", replications=2, jobs=2)
     assert _figures(here) == _figures(there)
     assert _tables(tiny.parent / "here") == _tables(tiny.parent / "there") != {}
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """Nothing is frozen; what was is again afterwards."""
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
+
+
+@pytest.mark.usefixtures("thawed")
+def test_what_a_run_in_this_process_leaves_is_given_back_and_nothing_stays_frozen(tiny: Path) -> None:
+    made: list[weakref.ref[Any]] = []
+
+    class Loop:
+        """Garbage that only a search finds."""
+
+        Config = PolicyConfig
+
+        def __init__(self, *_: object) -> None:
+            self.itself = self
+            made.append(weakref.ref(self))
+
+        def route(self, request: object) -> int:
+            return 0
+
+    sweep(tiny, {"seed": [1, 2]}, out="study", jobs=1, overrides={"gateway.router": Loop})
+    assert len(made) >= 2
+    assert not [policy for policy in made if policy() is not None]
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.usefixtures("thawed")
+def test_what_a_caller_froze_stays_frozen(tiny: Path) -> None:
+    gc.freeze()
+    sweep(tiny, {"seed": [1]}, out="study", jobs=1)
+    assert gc.get_freeze_count() > 0
 
 
 def test_finished_runs_are_skipped(tiny: Path) -> None:
