@@ -21,7 +21,7 @@ AFFINE = {
     "step": "5 ms",
     **dict.fromkeys(("prompt_token", "prompt_pair", "context_token", "sequence"), "0 s"),
 }
-LOADS = ((Load(concurrency=1), 40), (Load(concurrency=12), 80), (Load(concurrency=48), 120))
+LOADS = ((Load(concurrency=1), 30), (Load(concurrency=12), 60), (Load(concurrency=48), 100))
 """With the number of requests."""
 
 
