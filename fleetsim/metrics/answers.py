@@ -8,7 +8,7 @@ quality over cost, divided by the range of cost (RouterBench, arXiv:2403.12031).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fleetsim.fleet.answering import Answering
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
-_BINS = 10
+CALIBRATION_BINS = 10
 """Of predicted chances, for the calibration error."""
 
 
@@ -60,6 +60,21 @@ def answer_figures(
         "predictor_calibration_error": calibration_error(expected[answered], quality[answered]),
         **curve_figures(*(np.frombuffer(values) for values in books.pairs)),
     }
+
+
+def with_arms(groups: Sequence[Mapping[str, Any]], answering: Answering | None) -> Sequence[Mapping[str, Any]]:
+    """The groups of a run, and where somebody chooses among models a row for each arm: what it would come to if it answered all."""
+    if answering is None or not groups:
+        return groups
+    books = answering.books
+    count = max(books.requests, 1)
+    rows = [{**row, "quality_alone_mean": None, "list_usd_alone": None} for row in groups]
+    nothing = dict.fromkeys(rows[0])
+    for arm in answering.world.arms:
+        quality, usd = float(books.quality[arm.number]) / count, float(books.list_usd[arm.number])
+        told = {"requests": books.requests, "quality_alone_mean": quality, "list_usd_alone": usd}
+        rows.append({**nothing, "by": "arm", "value": arm.name, **told})
+    return rows
 
 
 def curve_figures(
@@ -150,8 +165,8 @@ def calibration_error(expected: Floats, quality: Floats) -> float | None:
     """Mean difference between predicted and observed quality over ten bins of the prediction, by requests in them."""
     if not len(expected):
         return None
-    bins = np.minimum((expected * _BINS).astype(np.int64), _BINS - 1)
-    gaps = np.bincount(bins, expected - quality, _BINS)
+    bins = np.minimum((expected * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, expected - quality, CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(expected))
 
 

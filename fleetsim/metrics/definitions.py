@@ -153,6 +153,8 @@ METRICS = (
     Metric("list_usd", "USD", "list price of all calls, decisions and judgements"),
     Metric("list_usd_best", "USD", "list price of the cheapest of the best answers to each request"),
     Metric("list_usd_single", "USD", "list price of the best single model's answers"),
+    Metric("quality_alone_mean", "", "of an arm (groups): mean quality if it answered every request"),
+    Metric("list_usd_alone", "USD", "of an arm (groups): list price if it answered every request"),
     Metric("calls_mean", "count", "calls for a request: answers, samples and verifications"),
     Metric("calls_rerouted", "count", "calls given up because nobody served their model any more; the router was asked again"),
     Metric("model_stand_ins", "count", "calls that went to another model because nobody served the one that was named"),
