@@ -50,6 +50,7 @@ def answer_figures(
         "quality_single_mean": float(per_arm[single]) if count else None,
         "quality_random_mean": float(per_arm.mean()) if count else None,
         "quality_regret_mean": None if got is None else books.best / count - got,
+        "pgr": None if got is None else recovered(got, per_arm[books.weak], per_arm[books.strong]),
         "list_usd": float(usd[known].sum()),
         "list_usd_best": books.best_usd,
         "list_usd_single": float(books.list_usd[single]),
@@ -60,6 +61,11 @@ def answer_figures(
         "predictor_calibration_error": calibration_error(expected[answered], quality[answered]),
         **curve_figures(*(np.frombuffer(values) for values in books.pairs)),
     }
+
+
+def recovered(quality: float, weak: float, strong: float) -> float | None:
+    """Part of the gap between a weak and a strong model that answers of some mean quality recover; None where there is no gap."""
+    return float((quality - weak) / (strong - weak)) if strong > weak else None
 
 
 def with_arms(groups: Sequence[Mapping[str, Any]], answering: Answering | None) -> Sequence[Mapping[str, Any]]:
@@ -99,11 +105,11 @@ def curve_figures(
     gap = quality[-1] - quality[0]
     if gap <= 0.0:
         return dict.fromkeys(names, None)
-    recovered = (quality - quality[0]) / gap
+    part = (quality - quality[0]) / gap
     return {
-        "apgr": float(((recovered[1:] + recovered[:-1]) / 2.0 * np.diff(share)).sum()),
-        "cpt_50_ratio": share_that_recovers(share, recovered, 0.5),
-        "cpt_80_ratio": share_that_recovers(share, recovered, 0.8),
+        "apgr": float(((part[1:] + part[:-1]) / 2.0 * np.diff(share)).sum()),
+        "cpt_50_ratio": share_that_recovers(share, part, 0.5),
+        "cpt_80_ratio": share_that_recovers(share, part, 0.8),
         "aiq": area_under_hull(list(zip(usd.tolist(), quality.tolist(), strict=True))),
     }
 

@@ -150,6 +150,7 @@ METRICS = (
     Metric("quality_single_mean", "", "mean quality of the one model that is best for all requests"),
     Metric("quality_random_mean", "", "mean over models of their mean quality"),
     Metric("quality_regret_mean", "", "quality_best_mean - quality_per_request"),
+    Metric("pgr", "", "(quality_per_request - cheapest model's quality) / (best model's quality - cheapest model's)"),
     Metric("list_usd", "USD", "list price of all calls, decisions and judgements"),
     Metric("list_usd_best", "USD", "list price of the cheapest of the best answers to each request"),
     Metric("list_usd_single", "USD", "list price of the best single model's answers"),

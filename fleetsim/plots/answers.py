@@ -223,6 +223,8 @@ def shares_over_time(table: pa.Table, colours: Mapping[str, str] | None = None) 
 def regret(table: pa.Table, marks: Mapping[str, Mark] | None = None) -> go.Figure:
     """Regret to the per-query oracle, summed over requests in order of arrival; of several runs of a line their mean and its band.
 
+    Votes among several answers can be better than every single one, so that a regret may be negative.
+
     Parameters
     ----------
     table : pa.Table
@@ -288,7 +290,7 @@ def _over_runs(lines: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats, Floa
     x = np.linspace(0.0, min(float(requests[-1]) for requests, _ in lines), _MOST_REGRETS)
     values = np.array([np.interp(x, requests, regrets) for requests, regrets in lines])
     mean, low, high = np.array([mean_interval(column.tolist()) for column in values.T]).T
-    return x, mean, np.maximum(low, 0.0), high
+    return x, mean, low, high
 
 
 def calibration(table: pa.Table, marks: Mapping[str, Mark] | None = None) -> go.Figure:

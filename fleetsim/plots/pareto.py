@@ -203,9 +203,10 @@ def quality_latency(
     scale, factor = seconds_unit([row[latency] for row in rows])
     top = max((row[cost] for row in rows), default=0.0) or 1.0
     low = min((row[cost] for row in rows), default=0.0)
+    joined = "lines join rising rates; " if len({row[RATE] for row in rows}) > 1 else ""
     fig = figure(
         "Quality, latency and cost",
-        f"area of a point: cost, {number(low)} to {number(top)} {unit}; lines join rising rates; means over replications; "
+        f"area of a point: cost, {number(low)} to {number(top)} {unit}; {joined}means over replications; "
         "up, to the left and small is better",
         "summary.parquet",
         430,
