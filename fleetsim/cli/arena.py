@@ -125,7 +125,8 @@ def command(
         told += [f"--scenarios {','.join(scenarios)}"] if scenarios else []
         told += [f"--seeds {seeds}"] if seeds != 5 else []
         out.mkdir(parents=True, exist_ok=True)
-        shown = _draw(result, out) if suite == "models" else {}
+        with allowing_imports(allow_import):
+            shown = _draw(result, out) if suite == "models" else {}
         name = "arena.md" if suite == "fleet" else f"arena-{suite}.md"
         (out / name).write_text(page(result, " ".join([*told, f"--out {out}"]), shown), encoding="utf-8")
     if as_json:

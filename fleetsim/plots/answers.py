@@ -167,7 +167,7 @@ def shades(models: Iterable[str]) -> dict[str, str]:
     """A colour for each model, from light to dark in order."""
     names = in_order(models)
     ends = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in RAMP], dtype=np.float64)
-    places = np.linspace(0, len(RAMP) - 1, len(names)) if len(names) > 1 else np.array([1.0])
+    places = np.array([1.0]) if len(names) == 1 else np.linspace(0, len(RAMP) - 1, len(names))
     mixed = np.stack([np.interp(places, range(len(RAMP)), ends[:, i]) for i in range(3)], axis=1)
     return {name: "#" + "".join(f"{round(v):02x}" for v in row) for name, row in zip(names, mixed, strict=True)}
 

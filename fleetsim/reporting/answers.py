@@ -70,7 +70,9 @@ def _alone(results: Results, runs: Sequence[str]) -> list[tuple[str, float, floa
 
 def against_latency(table: pa.Table, marks: Mapping[str, Mark]) -> list[go.Figure]:
     """Quality, latency and cost of several runs: as points, and where two axes vary as maps."""
-    figures = []
+    figures: list[go.Figure] = []
+    if table["e2el_p99_s"].null_count == len(table):  # nobody got an answer
+        return figures
     if len(set(zip(table[SERIES].to_pylist(), table[RATE].to_pylist(), strict=True))) > 1:
         figures.append(pareto.quality_latency(table, "e2el_p99_s", unit=UNIT, marks=marks))
     axes = axes_for_grid(table)

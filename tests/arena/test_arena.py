@@ -29,6 +29,7 @@ from fleetsim.cli.main import cli
 from fleetsim.errors import InputError
 from fleetsim.experiment.check import check_scenario
 from fleetsim.experiment.run import run
+from fleetsim.model_routing.api import Ask, ModelsView, Query
 from fleetsim.plugins import PolicyConfig, allowing_imports, names
 from fleetsim.routing.api import Reject
 from fleetsim.scenario.load import load_scenario
@@ -74,6 +75,18 @@ class Broken(Picky):
 
     def route(self, request: object) -> int:  # type: ignore[override]
         return 99
+
+
+class Cheapest:
+    """The model with the lowest list price."""
+
+    Config = PolicyConfig
+
+    def __init__(self, config: PolicyConfig, rng: object, models: ModelsView) -> None:
+        self._models = models
+
+    def route(self, query: Query) -> Ask:
+        return Ask(min(self._models.open(), key=self._models.usd(query).__getitem__))
 
 
 @pytest.fixture
@@ -369,19 +382,19 @@ def test_the_command_writes_the_page_of_model_routers(
     routed: tuple[Contest, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fleetsim.plots.export.find_spec", lambda _: None)
-    options = ["arena", "--model-routers", "random", "--scenarios", routed[1], "--seeds", "2", "--no-timing", "-j", "1"]
-    done = CliRunner().invoke(cli, [*options, "--out", str(tmp_path), "--json"])
+    field = f"random,{__name__}:Cheapest"
+    options = ["arena", "--model-routers", field, "--scenarios", routed[1], "--seeds", "2", "--no-timing", "-j", "1"]
+    done = CliRunner().invoke(cli, [*options, "--allow-import", "--out", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["suite_version"] == version("models")
-    assert [row["policy"] for row in report["rankings"]["model_routers"]]
+    rows = {row["policy"]: row["scenarios"][routed[1]] for row in report["rankings"]["model_routers"]}
+    assert set(rows) == {"single", *field.split(",")}
+    assert rows[f"{__name__}:Cheapest"]["pgr"] == pytest.approx(0.0)
     assert set(report["rankings"]["model_routers"][0]["scenarios"][routed[1]]) == set(KINDS["model_routers"].measures)
     assert [path.name for path in tmp_path.iterdir()] == ["arena-models.md"]
     assert "no pictures: images need an extra" in done.stderr
-    assert (
-        "`fleetsim arena --suite models --model-routers random --scenarios"
-        in (tmp_path / "arena-models.md").read_text()
-    )
+    assert "`fleetsim arena --suite models --model-routers random," in (tmp_path / "arena-models.md").read_text()
     mixed = CliRunner().invoke(cli, ["arena", "--suite", "models", "--routers", "random"])
     assert mixed.exit_code == 2
     assert "no routers meet in the suite of models" in mixed.stderr

@@ -161,6 +161,19 @@ def test_requests_of_whom_nobody_knows_the_quality_are_left_out() -> None:
     assert len(empty.calibration_table("a")) == 0
 
 
+def test_a_run_in_which_nobody_gets_an_answer_is_drawn() -> None:
+    digest = AnswerDigest(10.0)
+    columns: dict[str, Any] = {name: pa.array([None] * 3, pa.float64()) for name in answers.COLUMNS}
+    columns |= {
+        "arrival_s": pa.array([0.0, 1.0, 2.0]), "best_quality": pa.array([0.5] * 3), "model": pa.array([None] * 3, pa.string()),
+    }  # fmt: skip
+    digest.add(pa.RecordBatch.from_pydict(columns))
+    shares = answers.shares_over_time(digest.share_table("a"))
+    assert [(line.name, set(line.y)) for line in shares.data] == [(NOBODY, {1.0})]
+    assert answers.regret(digest.regret_table("a")).data[0].y[-1] == 1.5
+    assert len(answers.calibration(digest.calibration_table("a")).data) == 1, "the diagonal alone"
+
+
 def rated() -> pa.Table:
     """Two routers at two rates with two replications each, one of them without an answer."""
     rows = [

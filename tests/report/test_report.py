@@ -19,9 +19,11 @@ import fleetsim
 from fleetsim.cli.main import cli
 from fleetsim.errors import InputError
 from fleetsim.plots.style import COLOURS
+from fleetsim.plugins import PolicyConfig
 from fleetsim.reporting.build import MOST_BYTES
 from fleetsim.reporting.content import MOST_LINES, _best_lines, _beyond, page
 from fleetsim.results.folder import open_results
+from fleetsim.routing.api import Reject
 from tests.report.conftest import HOSTILE
 
 
@@ -91,6 +93,27 @@ def test_a_single_run_of_a_model_router_has_one_colour(routed: Path) -> None:
     traces = [trace for fig in kept.values() if fig.layout.meta["title"] in titles for trace in fig.data]
     looks = [colour_of(trace) for trace in traces if trace.name == results.runs[0].label]
     assert looks == [COLOURS[0]] * 3
+
+
+def test_a_model_router_that_answers_nobody_has_a_page(tmp_path: Path) -> None:
+    overrides = {"workload.requests": 30, "gateway.model_router": Refuses}
+    scenario = Path(__file__).parents[2] / "scenarios/models/three-models.yaml"
+    result = fleetsim.run(scenario, out=tmp_path / "run", overrides=overrides)
+    assert result.summary["rejected"] == 30
+    sections = {section.id: section for section in page(open_results(result.out)).sections}
+    assert [figure.title for figure in sections["quality"].figures] == ["Quality against cost"]
+
+
+class Refuses:
+    """A model router that turns everybody away."""
+
+    Config = PolicyConfig
+
+    def __init__(self, config: PolicyConfig, *_: object) -> None:
+        pass
+
+    def route(self, query: object) -> Reject:
+        return Reject("not today")
 
 
 def colour_of(trace: Any) -> str:
