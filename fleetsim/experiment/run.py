@@ -259,9 +259,9 @@ def _simulate(
         _uptime(fleet, end_s),
         0 if fleet.lifecycle is None else fleet.lifecycle.gateway_loss.failed_tries,
     )
-    summary, groups, word = summarise(folder.read, fleet.pools, scenario, totals)
+    summary, groups, word = summarise(folder, fleet.pools, scenario, totals)
     summary |= getattr(live.workload, "figures", dict)()
-    summary |= answer_figures(folder.read, fleet.answering)
+    summary |= answer_figures(folder, fleet.answering)
     if live.check:
         _verify_totals(summary)
     slo = scenario.slo

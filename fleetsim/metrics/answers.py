@@ -8,34 +8,27 @@ quality over cost, divided by the range of cost (RouterBench, arXiv:2403.12031).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
-from fleetsim.metrics.columns import values_of
+from fleetsim.metrics.columns import Columns, Floats
 
 if TYPE_CHECKING:
     from fleetsim.fleet.answering import Answering
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 _BINS = 10
 """Of predicted chances, for the calibration error."""
 
 
-def answer_figures(
-    read: Callable[[str, list[str]], pa.Table], answering: Answering | None
-) -> dict[str, float | int | None]:
+def answer_figures(tables: Columns, answering: Answering | None) -> dict[str, float | int | None]:
     """Figures of the answers of a run, by name: none where nobody chooses among models; None where there is nothing to average."""
     if answering is None:
         return {}
-    table = read("requests", ["quality", "list_usd", "expected_quality", "calls"])
-    quality, usd, expected, calls = (
-        np.asarray(values_of(table[name]), dtype=np.float64)
-        for name in ("quality", "list_usd", "expected_quality", "calls")
-    )
+    names = ("quality", "list_usd", "expected_quality", "calls")
+    quality, usd, expected, calls = (tables.floats("requests", name) for name in names)
     known = ~np.isnan(calls)
     answered = ~np.isnan(quality)
     books = answering.books

@@ -8,14 +8,16 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleetsim.errors import Finding, InputError
+from fleetsim.metrics.columns import Floats, values_of
 from fleetsim.output.tables import TABLES, arrow_schema, with_meanings
 
 MANIFEST = "manifest.json"
@@ -83,11 +85,37 @@ class ResultFolder:
         for writer in self._writers.values():
             writer.close()
 
-    def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
-        """A finished table that is not published yet."""
+    def floats(self, table: str, column: str) -> Floats:
+        """A column of a finished table that is not published yet: numbers or truth values as floats, NaN where there is none."""
+        values = np.empty(0)
+        for start, rows, total in self._groups(table, column):
+            if not start:
+                values = np.empty(total)
+            values[start : start + len(rows)] = values_of(rows)
+        return values
+
+    def codes(self, table: str, column: str) -> tuple[np.ndarray[Any, Any], list[str]]:
+        """Names of such a column as places in a list of those that occur, -1 where there is none."""
+        codes, places = np.empty(0, np.int32), dict[str, int]()
+        for start, rows, total in self._groups(table, column):
+            if not start:
+                codes = np.empty(total, np.int32)
+            names = rows.dictionary.to_pylist()
+            place = np.array([*(places.setdefault(name, len(places)) for name in names), -1], dtype=np.int32)
+            own = values_of(rows.indices)
+            own = own if own.dtype.kind != "f" else np.nan_to_num(own, nan=-1.0).astype(np.int32)
+            codes[start : start + len(rows)] = place[own]
+        return codes, list(places)
+
+    def _groups(self, table: str, column: str) -> Iterator[tuple[int, pa.Array, int]]:
+        """Row groups of a column, each with the number of its first row and that of all rows: never all of them in memory."""
         # pq.read_table would import pandas wherever that is installed
         with pq.ParquetFile(self._folder / f"{table}.parquet", memory_map=True) as file:
-            return file.read(columns)
+            start = 0
+            for group in range(file.num_row_groups):
+                for rows in file.read_row_group(group, [column])[column].chunks:
+                    yield start, rows, file.metadata.num_rows
+                    start += len(rows)
 
     def add_table(self, name: str, table: pa.Table) -> None:
         """Write a small table of figures at once, with the unit and meaning of each."""
