@@ -65,6 +65,8 @@ HOT_MODULES = (
     "fleetsim/routing/telemetry.py",
     "fleetsim/routing/ttft_scan.py",
     "fleetsim/routing/vllm_dp.py",
+    "fleetsim/fleet/sides.py",
+    "fleetsim/fleet/patience.py",
     "fleetsim/fleet/probe.py",
     "fleetsim/fleet/gateway.py",
     "fleetsim/fleet/fleet.py",

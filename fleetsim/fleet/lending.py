@@ -14,7 +14,8 @@ from fleetsim.routing.api import Borrow, Recall, Route
 from fleetsim.workload.request import Request
 
 if TYPE_CHECKING:
-    from fleetsim.fleet.gateway import Gateway, Group, Side
+    from fleetsim.fleet.gateway import Gateway
+    from fleetsim.fleet.sides import Group, Side
 
 _GONE: Any = object()
 
@@ -44,10 +45,10 @@ class Lending:
 
     def borrow(self, move: Borrow, replicas: Sequence[Replica]) -> None:
         """Begin to lend memory to a decoding request; nothing, if it does not decode any more, moves, or has blocks there."""
-        request = self._gateway.movable(move, replicas)
+        request = self._gateway.moves.movable(move, replicas)
         if type(move.blocks) is not int or move.blocks < 1:
             raise PolicyError(f"cannot do {move!r}: blocks must be 1 or more")
-        if request is None or request in self._gateway.on_the_move or request in self._gateway.twins:
+        if request is None or request in self._gateway.moves.under_way or request in self._gateway.patience.twins:
             return
         source, target = replicas[move.source], replicas[move.target]
         if self._lends_on(source, [target]) or not target.present:
@@ -78,7 +79,7 @@ class Lending:
 
     def recall(self, move: Recall, replicas: Sequence[Replica]) -> None:
         """Begin to bring lent blocks back; nothing, if there are none."""
-        request = self._gateway.movable(move, replicas)
+        request = self._gateway.moves.movable(move, replicas)
         if request is None:
             return
         target = replicas[move.target]
