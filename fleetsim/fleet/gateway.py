@@ -126,6 +126,7 @@ class Gateway:
         """Requests that each replica runs at a time at most."""
         self._streams = streams
         self._pool_index = [pool.index for pool in pools]
+        self._gpus = [gpu(replica) for replica in replicas]
         self.groups: dict[str | None, Group] = {}
         self._probes = [ReplicaProbe(r, p.prefill_time, p.decode_time) for r, p in zip(replicas, pools, strict=True)]
         self.views: list[list[tuple[FleetView, int]]] = [[] for _ in replicas]
@@ -239,7 +240,7 @@ class Gateway:
 
     def _transfer_s(self, source: int, target: int, tokens: int) -> float:
         size_bytes = tokens * self.pools[source].kv_bytes_per_token
-        return self.network().estimate_s(gpu(self.replicas[source]), gpu(self.replicas[target]), size_bytes)
+        return self.network().estimate_s(self._gpus[source], self._gpus[target], size_bytes)
 
     def events(self) -> list[tuple[float, str, str, int, int]]:
         """What routers say has happened to replicas: time, kind, pool, replica over the fleet, count."""
