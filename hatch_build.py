@@ -25,6 +25,7 @@ HOT_MODULES = (
     "fleetsim/engine/loans.py",
     "fleetsim/engine/prefix_cache.py",
     "fleetsim/engine/batch.py",
+    "fleetsim/engine/stops.py",
     "fleetsim/engine/replica.py",
     "fleetsim/engine/schedulers/flow_prefill.py",
     "fleetsim/engine/schedulers/orca.py",

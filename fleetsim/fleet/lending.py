@@ -53,7 +53,7 @@ class Lending:
         source, target = replicas[move.source], replicas[move.target]
         if self._lends_on(source, [target]) or not target.present:
             return
-        if source.interrupts is not None or target.interrupts is not None or source.batches[0].compression is not None:
+        if source.stops is not None or target.stops is not None or source.batches[0].compression is not None:
             return
         if any(loan.target is target or not loan.began for loan in self.of(request)):
             return
@@ -172,7 +172,7 @@ class Lending:
         engines = [side.replicas[place] for place in (position, *(creditor for creditor, _ in route.borrow))]
         compressed = engines[0].batches[0].compression is not None
         sizes = {replica.batches[0].block_tokens for replica in engines}
-        return not compressed and len(sizes) == 1 and all(replica.interrupts is None for replica in engines)
+        return not compressed and len(sizes) == 1 and all(replica.stops is None for replica in engines)
 
     def _over(self, loan: Place) -> None:
         del self.loans[loan]
