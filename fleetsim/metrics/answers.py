@@ -8,34 +8,27 @@ quality over cost, divided by the range of cost (RouterBench, arXiv:2403.12031).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from fleetsim.metrics.columns import values_of
+from fleetsim.metrics.columns import Columns, Floats
 
 if TYPE_CHECKING:
     from fleetsim.fleet.answering import Answering
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 CALIBRATION_BINS = 10
 """Of predicted chances, for the calibration error."""
 
 
-def answer_figures(
-    read: Callable[[str, list[str]], pa.Table], answering: Answering | None
-) -> dict[str, float | int | None]:
+def answer_figures(tables: Columns, answering: Answering | None) -> dict[str, float | int | None]:
     """Figures of the answers of a run, by name: none where nobody chooses among models; None where there is nothing to average."""
     if answering is None:
         return {}
-    table = read("requests", ["quality", "list_usd", "expected_quality", "calls"])
-    quality, usd, expected, calls = (
-        np.asarray(values_of(table[name]), dtype=np.float64)
-        for name in ("quality", "list_usd", "expected_quality", "calls")
-    )
+    names = ("quality", "list_usd", "expected_quality", "calls")
+    quality, usd, expected, calls = (tables.floats("requests", name) for name in names)
     known = ~np.isnan(calls)
     answered = ~np.isnan(quality)
     books = answering.books
@@ -70,15 +63,15 @@ def recovered(quality: float, weak: float, strong: float) -> float | None:
 
 def with_arms(groups: Sequence[Mapping[str, Any]], answering: Answering | None) -> Sequence[Mapping[str, Any]]:
     """The groups of a run, and where somebody chooses among models a row for each arm: what it would come to if it answered all."""
-    if answering is None or not groups:
+    if answering is None or not groups or not answering.books.requests:
         return groups
     books = answering.books
-    count = max(books.requests, 1)
+    count = books.requests
     rows = [{**row, "quality_alone_mean": None, "list_usd_alone": None} for row in groups]
     nothing = dict.fromkeys(rows[0])
     for arm in answering.world.arms:
         quality, usd = float(books.quality[arm.number]) / count, float(books.list_usd[arm.number])
-        told = {"requests": books.requests, "quality_alone_mean": quality, "list_usd_alone": usd}
+        told = {"requests": count, "quality_alone_mean": quality, "list_usd_alone": usd}
         rows.append({**nothing, "by": "arm", "value": arm.name, **told})
     return rows
 
