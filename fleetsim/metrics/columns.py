@@ -5,12 +5,25 @@ pyarrow's own conversions import pandas wherever that is installed, which takes 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 Values = np.ndarray[Any, Any]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Columns(Protocol):
+    """Finished tables, of which one column is read at a time."""
+
+    def floats(self, table: str, column: str) -> Floats:
+        """Numbers or truth values as floats, NaN where there is none."""
+        ...
+
+    def codes(self, table: str, column: str) -> tuple[Values, list[str]]:
+        """Names as places in a list of those that occur, -1 where there is none."""
+        ...
 
 
 def array_of(values: Any, kind: pa.DataType | None = None) -> pa.Array:

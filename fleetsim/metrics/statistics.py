@@ -18,9 +18,15 @@ T_QUANTILE = 2.0930240544082634
 """Student's t for LEVEL and BATCHES, stated so that a run need not wait for scipy; a test compares."""
 
 
-def percentiles(values: Floats, ratios: list[float]) -> list[float]:
-    """Exact percentiles by linear interpolation (NumPy's default, as vLLM's benchmark uses); NaN if there are no values."""
-    return np.quantile(values, ratios).tolist() if len(values) else [float("nan")] * len(ratios)
+def percentiles(values: Floats, ratios: list[float], in_place: bool = False) -> list[float]:
+    """Exact percentiles by linear interpolation (NumPy's default, as vLLM's benchmark uses); NaN if there are no values.
+
+    With `in_place`, no copy is made and the values are in another order afterwards.
+    """
+    if not len(values):
+        return [float("nan")] * len(ratios)
+    found: list[float] = np.quantile(values, ratios, overwrite_input=in_place).tolist()
+    return found
 
 
 def batch_means_interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from fleetsim.catalog.llm import BYTES_PER_VALUE
 from fleetsim.engine.gaps import edge_s
@@ -17,14 +16,10 @@ from fleetsim.fleet.supply import idle_j as idle_energy_j
 from fleetsim.fleet.uptime import availability
 from fleetsim.metrics.bills import Meters, added, constant_cost, meters
 from fleetsim.metrics.bounds import optimal_tokens_per_s
-from fleetsim.metrics.columns import values_of
+from fleetsim.metrics.columns import Columns, Floats
 from fleetsim.metrics.statistics import batch_means_interval, percentiles
 from fleetsim.metrics.verdict import Verdict, verdict
 from fleetsim.scenario.schema import Energy, Scenario
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Reader = Callable[[str, list[str]], pa.Table]
-"""Gives columns of a finished table."""
 
 Figures = dict[str, float | int | None]
 """Figures by name; None where there is nothing to average."""
@@ -90,7 +85,7 @@ class Totals:
 
 
 def summarise(
-    read: Reader, pools: Sequence[Pool], scenario: Scenario, totals: Totals
+    tables: Columns, pools: Sequence[Pool], scenario: Scenario, totals: Totals
 ) -> tuple[Figures, list[dict[str, Any]], Verdict]:
     """Summary of a run, the same figures by pool, class, tenant and model, and the verdict.
 
@@ -104,32 +99,34 @@ def summarise(
         One per group, with ``by`` and ``value``.
     verdict : Verdict
     """
-    status = _status(read("requests", ["status"])["status"])
-    order = np.argsort(_floats(read, "arrival_s"), kind="stable")
-    cut = int(scenario.run.warmup_ratio * len(order))
-    counted = np.ones(len(order), dtype=bool)
-    counted[order[:cut]] = False
-    order = order[cut:]
+    status = _status(tables)
+    arrived = np.argsort(_floats(tables, "arrival_s"), kind="stable")
+    if len(arrived) < 2**31:
+        arrived = arrived.astype(np.int32)  # it stays for most of this function
+    cut = int(scenario.run.warmup_ratio * len(arrived))
+    counted = np.ones(len(arrived), dtype=bool)
+    counted[arrived[:cut]] = False
     summary: Figures = _counts(status)
     summary["skipped_rows"] = totals.skipped_rows
     summary["measured_requests"] = int(counted.sum())
-    summary |= _tokens(read)
-    summary |= _tiers(read, pools)
-    makespan_s = _makespan_s(read)
+    summary |= _tokens(tables)
+    summary |= _tiers(tables, pools)
+    makespan_s = _makespan_s(tables)
     summary["makespan_s"] = makespan_s
     for name in LATENCIES:
-        ordered = _floats(read, f"{name}_s")[order]
-        ordered = ordered[~np.isnan(ordered)]
-        summary |= _latency(name, ordered)
+        ordered = _there(_floats(tables, f"{name}_s")[arrived[cut:]])
         low, high = batch_means_interval(ordered)
+        summary |= _latency(name, ordered)
         summary[f"{name}_mean_ci_low_s"], summary[f"{name}_mean_ci_high_s"] = _number(low), _number(high)
+        del ordered
     summary |= _gaps(pools)
-    met = _met(read) if scenario.slo is not None else status == FINISHED
-    summary |= _objective(met[order], _window_s(read, counted))
-    del order
+    met = _met(tables) if scenario.slo is not None else status == FINISHED
+    summary |= _objective(met[arrived[cut:]], _window_s(tables, counted))
+    word = _verdict(tables, arrived[(status != REJECTED)[arrived]], int((status == REJECTED).sum()))
+    del arrived
     summary |= _rates(summary, makespan_s, sum(pool.accelerators for pool in pools))
     summary |= _machines(pools, totals.end_s, int(summary["output_tokens"] or 0))
-    summary |= _energy_of_requests(read, status)
+    summary |= _energy_of_requests(tables, status)
     summary |= {"gateway_energy_j": totals.gateway_energy_j, "network_bytes": totals.network_bytes}
     paused = totals.migration_pause_s / totals.migrations if totals.migrations else None
     summary["migration_pause_mean_s"] = paused
@@ -143,20 +140,16 @@ def summarise(
     books = meters(pools, scenario.energy, totals.ledger, totals.gateway_energy_j, totals.end_s)
     summary |= _site(summary, pools, totals, books, scenario.energy)
     good = met & (status == FINISHED)
-    summary |= _site_of_requests(read, status)
-    summary |= _per_good_token(read, good, summary)
+    summary |= _site_of_requests(tables, status)
+    summary |= _per_good_token(tables, good, summary)
     summary["power_peak_w"] = totals.peak_power_w
-    used = values_of(read("replicas", ["kv_used_ratio"])["kv_used_ratio"])
+    used = tables.floats("replicas", "kv_used_ratio")
     summary["kv_used_mean_ratio"] = float(used.mean()) if len(used) else 0.0
     summary["kv_used_max_ratio"] = float(used.max()) if len(used) else 0.0
-    fragmented = values_of(read("fleet", ["kv_fragmented_ratio"])["kv_fragmented_ratio"])
+    fragmented = tables.floats("fleet", "kv_fragmented_ratio")
     summary["kv_fragmented_mean_ratio"] = float(fragmented.mean()) if len(fragmented) else 0.0
-    served = status != REJECTED
-    arrival, start, end = (_floats(read, name)[served] for name in ("arrival_s", "first_scheduled_s", "end_s"))
-    word = verdict(arrival, start, end, int((~served).sum()))
     sites = {pool.config.site for pool in pools if pool.config.site is not None}
-    del arrival, start, end
-    groups = _groups(read, status, met, counted, makespan_s, sites)
+    groups = _groups(tables, status, met, counted, makespan_s, sites)
     _add_bills(groups, pools, books)
     bounds = {pool.name: pool.accelerators * _bound(pool) for pool in pools}
     for row in groups:
@@ -169,11 +162,11 @@ def _counts(status: np.ndarray[Any, Any]) -> Figures:
     return figures | {name: int((status == code).sum()) for code, name in enumerate(STATES)}
 
 
-def _tokens(read: Reader) -> Figures:
-    prompts = _values(read, "prompt_tokens")
-    scheduled = prompts[~np.isnan(_floats(read, "first_scheduled_s"))].sum()
-    outputs = _values(read, "output_tokens")
-    cached = int(_values(read, "cached_tokens").sum())
+def _tokens(tables: Columns) -> Figures:
+    prompts = _floats(tables, "prompt_tokens")
+    scheduled = prompts[~np.isnan(_floats(tables, "first_scheduled_s"))].sum()
+    outputs = _floats(tables, "output_tokens")
+    cached = int(_floats(tables, "cached_tokens").sum())
     return {
         "prompt_tokens": int(prompts.sum()),
         "output_tokens": int(outputs.sum()),
@@ -181,17 +174,17 @@ def _tokens(read: Reader) -> Figures:
         "output_tokens_mean": _number(outputs.mean()) if len(prompts) else None,
         "cached_tokens": cached,
         "prefix_hit_ratio": cached / int(scheduled) if scheduled else 0.0,
-        "approximate_tokens": int(_values(read, "approximate_tokens").sum()),
-        "preemptions": int(_values(read, "preemptions").sum()),
-        "migrations": int(_values(read, "migrations").sum()),
+        "approximate_tokens": int(_floats(tables, "approximate_tokens").sum()),
+        "preemptions": int(_floats(tables, "preemptions").sum()),
+        "migrations": int(_floats(tables, "migrations").sum()),
     }
 
 
-def _tiers(read: Reader, pools: Sequence[Pool]) -> Figures:
+def _tiers(tables: Columns, pools: Sequence[Pool]) -> Figures:
     """What came from below the accelerators' memory; None where there is no such tier."""
-    loaded = _values(read, "loaded_tokens")
-    waits = _values(read, "load_s")[loaded > 0]
-    scheduled = int(_values(read, "prompt_tokens")[~np.isnan(_floats(read, "first_scheduled_s"))].sum())
+    loaded = _floats(tables, "loaded_tokens")
+    waits = _floats(tables, "load_s")[loaded > 0]
+    scheduled = int(_floats(tables, "prompt_tokens")[~np.isnan(_floats(tables, "first_scheduled_s"))].sum())
     figures: Figures = {
         "loaded_tokens": int(loaded.sum()),
         "load_mean_s": _number(waits.mean()) if len(waits) else None,
@@ -214,24 +207,37 @@ def _corrupt_tokens(pools: Sequence[Pool]) -> int:
     return sum(found.values())
 
 
-def _makespan_s(read: Reader) -> float:
-    ends = _floats(read, "end_s")
+def _makespan_s(tables: Columns) -> float:
+    ends = _floats(tables, "end_s")
     ends = ends[~np.isnan(ends)]
-    return float(ends.max() - _floats(read, "arrival_s").min()) if len(ends) else 0.0
+    return float(ends.max() - _floats(tables, "arrival_s").min()) if len(ends) else 0.0
 
 
-def _window_s(read: Reader, counted: np.ndarray[Any, Any]) -> float:
+def _window_s(tables: Columns, counted: np.ndarray[Any, Any]) -> float:
     """Time from the first measured arrival to the end of the last request."""
     if not counted.any():
         return 0.0
-    ends = _floats(read, "end_s")
+    ends = _floats(tables, "end_s")
     ends = ends[~np.isnan(ends)]
-    return float(ends.max() - _floats(read, "arrival_s")[counted].min()) if len(ends) else 0.0
+    return float(ends.max() - _floats(tables, "arrival_s")[counted].min()) if len(ends) else 0.0
+
+
+def _there(values: Floats) -> Floats:
+    """Values that are not NaN; the array itself if that is all."""
+    missing = np.isnan(values)
+    return values[~missing] if missing.any() else values
+
+
+def _verdict(tables: Columns, order: np.ndarray[Any, Any], rejected: int) -> Verdict:
+    """The verdict; `order` has the rows of requests that were not rejected, by arrival."""
+    arrival, start, end = (_floats(tables, name)[order] for name in ("arrival_s", "first_scheduled_s", "end_s"))
+    return verdict(arrival, start, end, rejected)
 
 
 def _latency(name: str, values: Floats) -> Figures:
+    """Mean and percentiles; leaves the values in another order."""
     figures: Figures = {f"{name}_mean_s": _number(values.mean()) if len(values) else None}
-    for label, value in zip(PERCENTILES, percentiles(values, list(PERCENTILES.values())), strict=True):
+    for label, value in zip(PERCENTILES, percentiles(values, list(PERCENTILES.values()), in_place=True), strict=True):
         figures[f"{name}_{label}_s"] = _number(value)
     return figures
 
@@ -368,13 +374,13 @@ def _power(pools: Sequence[Pool], totals: Totals) -> Figures:
     }
 
 
-def _energy_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:
-    energy = _floats(read, "energy_j")
+def _energy_of_requests(tables: Columns, status: np.ndarray[Any, Any]) -> Figures:
+    energy = _floats(tables, "energy_j")
     finished = status == FINISHED
     return {
         "energy_requests_j": float(energy.sum()),
         "energy_per_request_mean_j": _number(energy[finished].mean()) if finished.any() else None,
-        "cost_requests_usd": float(_floats(read, "cost_usd").sum()),
+        "cost_requests_usd": float(_floats(tables, "cost_usd").sum()),
     }
 
 
@@ -415,21 +421,21 @@ def _site(summary: Mapping[str, Any], pools: Sequence[Pool], totals: Totals, boo
     }
 
 
-def _site_of_requests(read: Reader, status: np.ndarray[Any, Any]) -> Figures:
+def _site_of_requests(tables: Columns, status: np.ndarray[Any, Any]) -> Figures:
     """What requests are charged for; None for what the scenario says nothing of."""
     finished = status == FINISHED
-    figures: Figures = {"site_energy_requests_j": float(_floats(read, "site_energy_j").sum())}
+    figures: Figures = {"site_energy_requests_j": float(_floats(tables, "site_energy_j").sum())}
     for name, column in (("carbon_requests_g", "carbon_g"), ("embodied_requests_g", "embodied_g")):
-        figures[name] = _number(_floats(read, column).sum())
-    figures["electricity_requests_usd"] = _number(_floats(read, "electricity_usd").sum())
+        figures[name] = _number(_floats(tables, column).sum())
+    figures["electricity_requests_usd"] = _number(_floats(tables, "electricity_usd").sum())
     for name, column in (("carbon_per_request_mean_g", "carbon_g"), ("cost_per_request_mean_usd", "cost_usd")):
-        figures[name] = _number(_floats(read, column)[finished].mean()) if finished.any() else None
+        figures[name] = _number(_floats(tables, column)[finished].mean()) if finished.any() else None
     return figures
 
 
-def _per_good_token(read: Reader, good: np.ndarray[Any, Any], summary: Figures) -> Figures:
+def _per_good_token(tables: Columns, good: np.ndarray[Any, Any], summary: Figures) -> Figures:
     """What the fleet cost over the tokens of requests within their objectives."""
-    tokens = int(values_of(read("requests", ["output_tokens"])["output_tokens"])[good].sum())
+    tokens = int(_floats(tables, "output_tokens")[good].sum())
 
     def per_million(value: float | int | None) -> float | None:
         return None if value is None or not tokens else value / tokens * 1e6
@@ -457,7 +463,7 @@ def _add_bills(groups: Sequence[dict[str, Any]], pools: Sequence[Pool], books: M
 
 
 def _groups(
-    read: Reader,
+    tables: Columns,
     status: np.ndarray[Any, Any],
     met: np.ndarray[Any, Any],
     counted: np.ndarray[Any, Any],
@@ -468,7 +474,7 @@ def _groups(
     rows: list[dict[str, Any]] = []
     places: list[tuple[np.ndarray[Any, Any], int]] = []
     for by in GROUPINGS:
-        codes, names = _codes(read("requests", [by])[by])
+        codes, names = tables.codes("requests", by)
         if len(names) < 2**15:
             codes = codes.astype(np.int16)  # they all stay until the end of this function
         for value in sorted({*names, *sites} if by == "site" else names):
@@ -482,17 +488,17 @@ def _groups(
             row["goodput_requests_per_s"] = float(met[members].sum()) / makespan_s if makespan_s else None
             rows.append(row)
             places.append((codes, place))
-    tokens = values_of(read("requests", ["output_tokens"])["output_tokens"])
+    tokens = _floats(tables, "output_tokens")
     for row, (codes, place) in zip(rows, places, strict=True):
         row["output_tokens"] = int(tokens[codes == place].sum())
         row["output_tokens_per_s"] = row["output_tokens"] / makespan_s if makespan_s else None
     for name in ("ttft", "tpot", "e2el"):
-        values = _floats(read, f"{name}_s")
+        values = _floats(tables, f"{name}_s")
         usable = counted & ~np.isnan(values)
         for row, (codes, place) in zip(rows, places, strict=True):
             row |= _latency(name, values[usable & (codes == place)])
     for key, column in _CHARGED.items():
-        values = _floats(read, column)
+        values = _floats(tables, column)
         for row, (codes, place) in zip(rows, places, strict=True):
             row[key] = _number(values[codes == place].sum())
     good = met & (status == FINISHED)
@@ -526,37 +532,18 @@ def too_short(summary: Mapping[str, Any], attainment: float) -> str | None:
     )
 
 
-def _met(read: Reader) -> np.ndarray[Any, Any]:
-    return np.asarray(values_of(read("requests", ["slo_met"])["slo_met"]) == 1)  # null is no
+def _met(tables: Columns) -> np.ndarray[Any, Any]:
+    return np.asarray(_floats(tables, "slo_met") == 1.0)  # null is no
 
 
-def _values(read: Reader, column: str) -> np.ndarray[Any, Any]:
-    return values_of(read("requests", [column])[column])
+def _floats(tables: Columns, column: str) -> Floats:
+    return tables.floats("requests", column)
 
 
-def _floats(read: Reader, column: str) -> Floats:
-    return _as_floats(read("requests", [column])[column])
-
-
-def _as_floats(column: pa.ChunkedArray) -> Floats:
-    return np.asarray(values_of(column), dtype=np.float64)  # nulls become NaN
-
-
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray[Any, Any], list[str]]:
-    """A dictionary-encoded column as numbers into a list of names; null is -1."""
-    if not column.num_chunks:
-        return np.zeros(0, np.int32), []
-    encoded = column.unify_dictionaries().combine_chunks()
-    encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
-    codes = np.nan_to_num(np.asarray(values_of(encoded.indices), dtype=np.float64), nan=-1.0)
-    return codes.astype(np.int32), encoded.dictionary.to_pylist()
-
-
-def _status(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+def _status(tables: Columns) -> np.ndarray[Any, Any]:
     """Terminal states as places in STATES."""
-    codes, names = _codes(column)
-    places = np.array([STATES.index(name) for name in names] or [0], dtype=np.int32)
-    return np.take(places, codes)
+    codes, names = tables.codes("requests", "status")
+    return np.array([STATES.index(name) for name in names] or [0], dtype=np.int8)[codes]
 
 
 def _number(value: float) -> float | None:

@@ -39,7 +39,7 @@ def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) ->
     Parameters
     ----------
     arrival_s : float array, shape (n,)
-        Arrivals of the requests that were served or wait.
+        Arrivals of the requests that were served or wait, ascending.
     start_s : float array, shape (n,)
         When each was first scheduled; NaN if never.
     end_s : float array, shape (n,)
@@ -65,10 +65,10 @@ def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) ->
     total = len(arrival_s) + rejected
     if not len(arrival_s):
         return Verdict(OVERLOADED, "every request was rejected") if rejected else Verdict(STABLE, "no requests")
-    begin, end = float(arrival_s.min()), float(arrival_s.max())
+    begin, end = float(arrival_s[0]), float(arrival_s[-1])
     instants = np.linspace(begin, end, POINTS + 1)[1:]
-    arrived = np.searchsorted(np.sort(arrival_s), instants, side="right")
-    started = np.searchsorted(np.sort(start_s[~np.isnan(start_s)]), instants, side="right")
+    arrived = np.searchsorted(arrival_s, instants, side="right")
+    started = _happened(start_s, instants)
     queue = (arrived - started).astype(np.float64)
     material = MATERIAL_RATIO * total
     p_value = min(rising(queue), rising(queue[POINTS // 2 :]))
@@ -76,35 +76,41 @@ def verdict(arrival_s: Floats, start_s: Floats, end_s: Floats, rejected: int) ->
     figures = f"{last:.0f} of {total} requests wait at the end of the arrivals, trend p = {p_value:.2g}"
     if rejected > material:
         return Verdict(OVERLOADED, f"{rejected} of {total} requests were rejected")
-    seen_s = np.nanmax(
-        np.concatenate([arrival_s, start_s, end_s])
-    )  # who was never scheduled has waited until then at least
-    waits = np.where(np.isnan(start_s), seen_s, start_s) - arrival_s
-    late = waits[np.argsort(arrival_s, kind="stable")[-max(len(waits) // 4, 1) :]]
     service = end_s - start_s
-    served = service[~np.isnan(service)]
-    if reason := _piling_up(
-        instants, arrived, end_s, float(served.mean()) if len(served) else float("inf"), end - begin
-    ):
+    missing = np.isnan(service)
+    service[missing] = 0.0
+    ended = len(service) - int(missing.sum())
+    service_s = float(service.sum()) / ended if ended else float("inf")
+    del service, missing  # columns of long runs are large
+    if reason := _piling_up(instants, arrived, end_s, service_s, end - begin):
         return Verdict(OVERLOADED, reason)
-    felt = not len(served) or float(late.mean()) > FELT_RATIO * float(served.mean())
+    seen_s = max(float(np.fmax.reduce(values)) for values in (arrival_s, start_s, end_s) if len(values))
+    waits = start_s - arrival_s
+    never = np.isnan(waits)  # these have waited until the end at least
+    waits[never] = seen_s - arrival_s[never]
+    felt = not service_s < float("inf") or float(waits[-max(len(waits) // 4, 1) :].mean()) > FELT_RATIO * service_s
     if p_value < SIGNIFICANCE and last > max(material, 1.0) and felt:
         return Verdict(OVERLOADED, f"the queue grows: {figures}")
-    median = float(np.median(waits))
-    longer = len(served) and float(waits.mean()) > float(served.mean())
-    if longer or (felt and (last > max(material, 1.0) or (end > begin and median > 0.01 * (end - begin)))):
+    mean = float(waits.mean())
+    median = float(np.median(waits, overwrite_input=True))
+    if mean > service_s or (felt and (last > max(material, 1.0) or (end > begin and median > 0.01 * (end - begin)))):
         return Verdict(
             BACKLOGGED,
-            f"a queue stands without growing: {figures}, median wait {median:.3g} s, mean {waits.mean():.3g} s",
+            f"a queue stands without growing: {figures}, median wait {median:.3g} s, mean {mean:.3g} s",
         )
     return Verdict(STABLE, f"the queue does not grow: {figures}")
+
+
+def _happened(times_s: Floats, instants: Floats) -> np.ndarray[Any, Any]:
+    """How many of some times in any order, NaN for never, are not after each instant: without a sorted copy of them."""
+    return np.array([np.count_nonzero(times_s <= instant) for instant in instants])
 
 
 def _piling_up(instants: Floats, arrived: np.ndarray[Any, Any], end_s: Floats, service_s: float, span_s: float) -> str:
     """Why the requests in the system grow without end; empty if they do not."""
     if span_s < PATIENCE * service_s:
         return ""
-    ended = np.searchsorted(np.sort(end_s[~np.isnan(end_s)]), instants, side="right")
+    ended = _happened(end_s, instants)
     half = POINTS // 2
     inside = (arrived - ended).astype(np.float64)[half:]
     came, went = arrived[-1] - arrived[half], ended[-1] - ended[half]

@@ -8,14 +8,16 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleetsim.errors import Finding, InputError
+from fleetsim.metrics.columns import Floats, values_of
 from fleetsim.output.tables import TABLES, arrow_schema, with_meanings
 
 MANIFEST = "manifest.json"
@@ -86,16 +88,47 @@ class ResultFolder:
         for writer in self._writers.values():
             writer.close()
 
-    def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
-        """A finished table that is not published yet."""
-        if table not in self._small:
-            # pq.read_table would import pandas wherever that is installed
-            with pq.ParquetFile(self._folder / f"{table}.parquet", memory_map=True) as file:
-                if file.metadata.num_rows > FEW_ROWS:
-                    return file.read(columns)
+    def floats(self, table: str, column: str) -> Floats:
+        """A column of a finished table that is not published yet: numbers or truth values as floats, NaN where there is none."""
+        values = np.empty(0)
+        for start, rows, total in self._groups(table, column):
+            if not start:
+                values = np.empty(total)
+            values[start : start + len(rows)] = values_of(rows)
+        return values
+
+    def codes(self, table: str, column: str) -> tuple[np.ndarray[Any, Any], list[str]]:
+        """Names of such a column as places in a list of those that occur, -1 where there is none."""
+        codes, places = np.empty(0, np.int32), dict[str, int]()
+        for start, rows, total in self._groups(table, column):
+            if not start:
+                codes = np.empty(total, np.int32)
+            names = rows.dictionary.to_pylist()
+            place = np.array([*(places.setdefault(name, len(places)) for name in names), -1], dtype=np.int32)
+            own = values_of(rows.indices)
+            own = own if own.dtype.kind != "f" else np.nan_to_num(own, nan=-1.0).astype(np.int32)
+            codes[start : start + len(rows)] = place[own]
+        return codes, list(places)
+
+    def _groups(self, table: str, column: str) -> Iterator[tuple[int, pa.Array, int]]:
+        """Row groups of a column, each with the number of its first row and that of all rows: never all of a long one in memory."""
+        start = 0
+        for rows, total in self._parts(table, column):
+            yield start, rows, total
+            start += len(rows)
+
+    def _parts(self, table: str, column: str) -> Iterator[tuple[pa.Array, int]]:
+        if table in self._small:
+            whole = self._small[table]
+            yield from ((rows, len(whole)) for rows in whole[column].chunks)
+            return
+        # pq.read_table would import pandas wherever that is installed
+        with pq.ParquetFile(self._folder / f"{table}.parquet", memory_map=True) as file:
+            total = file.metadata.num_rows
+            if total <= FEW_ROWS:
                 self._small[table] = file.read(use_threads=False)
-        whole = self._small[table]
-        return whole if columns is None else whole.select([name for name in columns if name in whole.column_names])
+            for group in range(file.num_row_groups):
+                yield from ((rows, total) for rows in file.read_row_group(group, [column])[column].chunks)
 
     def add_table(self, name: str, table: pa.Table) -> None:
         """Write a small table of figures at once, with the unit and meaning of each."""
