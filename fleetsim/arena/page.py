@@ -39,8 +39,8 @@ MODELS_HEAD = """\
 
 Routers that choose which model answers, on a fixed suite of scenarios (version {version}, `scenarios/arena/suite-models.yaml`),
 written by `{command}`. {seeds} seeds; all routers meet the same requests, and a model's answer to a request is the same
-whoever asks for it. Routers run with their own defaults, or the suite's where these do nothing; none is tuned to this fleet. `token-budget`
-counts the tokens of sessions, of which there are none: it asks the model with the highest predicted chance.
+whoever asks for it. Routers run with their own defaults, or the suite's where these do nothing; none is tuned to this fleet.
+`token-budget` counts the tokens of sessions, of which there are none here: it asks the model with the highest predicted chance.
 Replicas are chosen by least-outstanding.
 
 - **Score** of a router in a scenario and seed: the mean of its quality and its SLO attainment over the best ones, and of the lowest
