@@ -34,6 +34,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 _TASKS = ("mmlu", "hellaswag", "winogrande", "gsm8k", "cnn_dailymail")
 _BLOCK = 500
 """Queries of each task, which stand one after the other."""
+_RUNS = 5
+"""Runs whose mean is published."""
 _SUMMARIES = 4
 """The task whose answers are neither right nor wrong."""
 
@@ -118,18 +120,24 @@ def _models_view(models: Sequence[str], tasks: Sequence[str]) -> ModelsView:
 
 
 @check
-def greenserv_regret(seed: int, rewards: str, policy: str) -> float:
+def greenserv_regret(seed: int, rewards: str, policy: str, runs: int = _RUNS) -> float:
     """Regret of a policy over 2,500 queries: the sum of what the best model for each would have been rewarded more.
 
     Parameters
     ----------
     seed : int
-        Of the order of the queries, of what was not observed, and of the policy.
+        Of the first run: of the order of the queries, of what was not observed, and of the policy.
     rewards : str
         File of the published rewards.
     policy : str
         Name of a model router; or of a model, which then answers everything.
+    runs : int
+        Runs whose mean it is, each with the next seed.
     """
+    return float(np.mean([_regret(seed + run, rewards, policy) for run in range(runs)]))
+
+
+def _regret(seed: int, rewards: str, policy: str) -> float:
     models, table, task = _world_of(rewards, seed)
     if policy in models:
         chosen = np.full(len(table), models.index(policy))
@@ -145,12 +153,14 @@ def greenserv_regret_ratio(seed: int, rewards: str, policy: str, over: str) -> f
 
 
 @check
-def greenserv_wh(seed: int, rewards: str, sweep: str, bounds: str, policy: str, weight: float = 0.5) -> float:
+def greenserv_wh(
+    seed: int, rewards: str, sweep: str, bounds: str, policy: str, weight: float = 0.5, runs: int = _RUNS
+) -> float:
     """Energy of the answers to the same 2,500 queries when a policy weighs thrift against accuracy [Wh].
 
     Parameters
     ----------
-    seed : int
+    seed, runs : int
         As of `greenserv_regret`.
     rewards, sweep, bounds : str
         Files of the published rewards, totals by weight, and bounds of joules per token and query.
@@ -159,6 +169,11 @@ def greenserv_wh(seed: int, rewards: str, sweep: str, bounds: str, policy: str, 
     weight : float
         Of thrift in the reward.
     """
+    return float(np.mean([_wh(seed + run, (rewards, sweep, bounds), policy, weight) for run in range(runs)]))
+
+
+def _wh(seed: int, files: tuple[str, str, str], policy: str, weight: float) -> float:
+    rewards, sweep, bounds = files
     models, table, task = _world_of(rewards, seed)
     right, thrift, joules = _energies(rewards, sweep, bounds, seed)
     if policy in models:
