@@ -321,7 +321,10 @@ def best(scores: Any, among: Sequence[int]) -> int:
         values = [values[arm] for arm in among]
     top = max(values)
     least = top - _EQUAL * max(1.0, abs(top))
-    return next(arm for arm, value in zip(among, values, strict=True) if value >= least)
+    for arm, value in zip(among, values, strict=True):
+        if value >= least:
+            return arm
+    raise ValueError("no score is a number")
 
 
 def number_of(models: ModelsView, name: str, policy: str) -> int:

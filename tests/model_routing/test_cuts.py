@@ -20,6 +20,8 @@ from tests.faults.test_outages import cut
 from tests.fleet.test_moves import MANY, column, run, same_in_single_steps
 from tests.model_routing.test_answering import BIG, SMALL, scenario
 
+MORE: dict[str, dict[str, Any]] = {"crashes": {"scope": "replica"}, "links": {"slow_share": 0.5}}
+
 
 def behind(router: Any, faults: list[dict[str, Any]], requests: int = 40, **failure: Any) -> dict[str, Any]:
     """A server for each replica, a leaf for each server."""
@@ -40,7 +42,7 @@ def behind(router: Any, faults: list[dict[str, Any]], requests: int = 40, **fail
     for_s=st.sampled_from([0.05, 0.6, 2.5]),
     unreachable=st.sampled_from(["retry", "wait"]),
     timeout=st.sampled_from([None, "2 s"]),
-    crashes=st.booleans(),
+    more=st.sampled_from([None, "crashes", "links"]),
     prices=st.booleans(),
 )
 def test_cuts_in_leaps_and_steps(
@@ -52,7 +54,7 @@ def test_cuts_in_leaps_and_steps(
     for_s: float,
     unreachable: str,
     timeout: str | None,
-    crashes: bool,
+    more: str | None,
     prices: bool,
     tmp_path: Path,
 ) -> None:
@@ -62,8 +64,8 @@ def test_cuts_in_leaps_and_steps(
         config["gateway"]["budget"] = {"policy": budget, "calm": 0.2, "busy": 0.8}
     if timeout is not None:
         config["gateway"]["timeout"] = timeout
-    if crashes:
-        config["faults"].append({"policy": "crashes", "scope": "replica", "mtbf_h": 0.001, "repair_h": 0.0002})
+    if more is not None:
+        config["faults"].append({"policy": more, "mtbf_h": 0.001, "repair_h": 0.0002, **MORE[more]})
     if prices:
         config["energy"] = {"carbon_intensity": series(tmp_path, "grams", [300.0, 100.0, 0.0, 500.0])}
         config["pools"][0]["price"] = series(tmp_path, "usd", [1.0, 3.0, 2.0], 0.4)
