@@ -82,7 +82,8 @@ class Context:
         self._cuts = config.cuts if config.complexity else ()
         self.size = 1 + self._domains + len(self._cuts)
         self._vectors = [
-            [self._vector(domain, level) for level in range(len(self._cuts) + 1)] for domain in range(self._domains or 1)
+            [self._vector(domain, level) for level in range(len(self._cuts) + 1)]
+            for domain in range(self._domains or 1)
         ]
         """By domain and class of complexity."""
 
