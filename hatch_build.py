@@ -7,9 +7,11 @@ with FLEETSIM_COMPILE=0, or in an editable install, nothing is compiled. FLEETSI
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ HOT_MODULES = (
     "fleetsim/engine/loans.py",
     "fleetsim/engine/prefix_cache.py",
     "fleetsim/engine/batch.py",
+    "fleetsim/engine/stops.py",
     "fleetsim/engine/replica.py",
     "fleetsim/engine/schedulers/flow_prefill.py",
     "fleetsim/engine/schedulers/orca.py",
@@ -65,6 +68,8 @@ HOT_MODULES = (
     "fleetsim/routing/telemetry.py",
     "fleetsim/routing/ttft_scan.py",
     "fleetsim/routing/vllm_dp.py",
+    "fleetsim/fleet/sides.py",
+    "fleetsim/fleet/patience.py",
     "fleetsim/fleet/probe.py",
     "fleetsim/fleet/gateway.py",
     "fleetsim/fleet/fleet.py",
@@ -110,6 +115,7 @@ class CustomBuildHook(BuildHookInterface[Any]):
 
 def compile_hot_modules(root: Path, scratch: Path) -> list[Path]:
     """Copy the package to `scratch`, compile the hot modules in place there, and return the extension modules."""
+    _require_compiler()
     shutil.copytree(
         root / "fleetsim", scratch / "fleetsim", ignore=shutil.ignore_patterns("__pycache__", "*.so", "_data")
     )
@@ -124,3 +130,10 @@ def compile_hot_modules(root: Path, scratch: Path) -> list[Path]:
         timeout=PATIENCE_S,
     )
     return [path for path in scratch.rglob("*") if path.suffix in (".so", ".pyd") and "build" not in path.parts]
+
+
+def _require_compiler() -> None:
+    """Fail at once where the C that takes a minute to write could not be compiled."""
+    command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+    if os.name != "nt" and shutil.which(command) is None:
+        raise FileNotFoundError(f"no C compiler ({command})")

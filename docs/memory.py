@@ -47,7 +47,9 @@ def main(requests: int, out: str | None) -> None:
         result = fleetsim.run(million, Path(folder) / "run", overrides=laid, progress=watch)
     rows.append((requests, time.perf_counter() - started, resident_bytes() / 1e6))
     most_mb = resident_bytes("VmHWM") / 1e6
-    say(f"{result.verdict}: {requests:,} requests in {rows[-1][1]:.1f} s; at most {most_mb:.0f} MB, while it was summarised")
+    say(
+        f"{result.verdict}: {requests:,} requests in {rows[-1][1]:.1f} s; at most {most_mb:.0f} MB, while it was summarised"
+    )
     if out is not None:
         lines = ["requests,wall_s,resident_mb", *(f"{n},{wall_s:.1f},{mb:.1f}" for n, wall_s, mb in rows)]
         Path(out).write_text("\n".join(lines) + "\n", encoding="utf-8")

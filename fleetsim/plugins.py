@@ -99,8 +99,14 @@ class Listing:
 
 
 @cache
+def _installed() -> Any:
+    """Entry points of all packages (`EntryPoints` or what came before it): their files are read once, not once a kind."""
+    return entry_points()
+
+
+@cache
 def _entries(kind: str) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=f"fleetsim.{kind}")}
+    return {entry.name: entry for entry in _installed().select(group=f"fleetsim.{kind}")}
 
 
 def names(kind: str) -> list[str]:

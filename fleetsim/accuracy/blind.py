@@ -15,9 +15,8 @@ from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.catalog.link import load_link
 from fleetsim.catalog.llm import load_llm
 from fleetsim.engine.steptime.roofline import Roofline, RooflineConfig
+from fleetsim.experiment.replicate import Notice
 from fleetsim.scenario.schema import Engine, KvCache, Parallelism
-
-Notice = Callable[[str], None]
 
 
 def write(folder: Path, notice: Notice = lambda _: None) -> list[Path]:

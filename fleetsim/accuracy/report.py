@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +13,7 @@ import pandas as pd
 
 from fleetsim.accuracy import calibrated, energy, operators, runs, served
 from fleetsim.accuracy.scatter import scatter
-
-Notice = Callable[[str], None]
+from fleetsim.experiment.replicate import Notice
 
 
 @dataclass(frozen=True, slots=True)

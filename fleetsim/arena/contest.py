@@ -10,25 +10,20 @@ from tempfile import TemporaryDirectory
 from time import thread_time_ns
 from typing import Any
 
+import numpy as np
+
 from fleetsim import plugins
 from fleetsim.arena.suite import KINDS, NONE, Entry, scenario_file
 from fleetsim.errors import FleetsimError, InputError
 from fleetsim.experiment.check import require_valid
 from fleetsim.experiment.replicate import Figures, Kept, Notice, Task, perform
-from fleetsim.experiment.run import run
+from fleetsim.experiment.run import Result, run
+from fleetsim.metrics.answers import upper_hull
+from fleetsim.plots.answers import COLUMNS, AnswerDigest
 from fleetsim.plugins import Choice, allowing_imports
 from fleetsim.scenario.export import canonical_json
 from fleetsim.scenario.load import LoadedScenario, load_scenario
 from fleetsim.scenario.schema import Scenario
-
-MEASURES = {
-    "attainment": "slo_attainment_ratio",
-    "goodput_requests_per_s": "goodput_requests_per_s",
-    "ttft_mean_s": "ttft_mean_s",
-    "ttft_p99_s": "ttft_p99_s",
-    "itl_p99_s": "itl_p99_s",
-}
-"""Figures of the summary that are kept, by the name that the table gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +135,48 @@ def _run(entry: Entry, name: str, seed: int, allow_import: bool) -> Figures:
             return {"failed": str(error)}
         except Exception as error:  # a policy's own mistake ends its run, not the contest
             return {"failed": f"{type(error).__name__}: {error}"}
-    return {measure: result.summary[key] for measure, key in MEASURES.items()}
+        return {**_measured(entry.kind, result), **_of_answers(result)}
+
+
+def _measured(kind: str, result: Result) -> Figures:
+    """The measures of a kind."""
+    told = {**result.summary, **_beside_mixes(result)}
+    found = {}
+    for name, measure in KINDS[kind].measures.items():
+        value = told.get(measure.column)
+        found[name] = value / told[measure.per] if measure.per and value is not None else value
+    return found
+
+
+def _arms(result: Result) -> dict[str, tuple[float, float]]:
+    """Of each model, list price of a request [USD] and quality if it answered all."""
+    return {
+        str(row["value"]): (row["list_usd_alone"] / row["requests"], row["quality_alone_mean"])
+        for row in result.groups
+        if row["by"] == "arm"
+    }
+
+
+def _beside_mixes(result: Result) -> Figures:
+    """How much better the answers are than those of a random mix of single models at the same list price."""
+    arms = _arms(result)
+    if not arms:
+        return {}
+    usd, quality = zip(*upper_hull(list(arms.values())), strict=True)
+    mixed = float(np.interp(result.summary["list_usd"] / result.summary["requests"], usd, quality))
+    return {"quality_over_mix": result.summary["quality_per_request"] - mixed}
+
+
+def _of_answers(result: Result) -> Figures:
+    """What pictures of model routers take: points of the single models, and the regret so far."""
+    arms = _arms(result)
+    if not arms:
+        return {}
+    digest = AnswerDigest(float(result.summary["makespan_s"]))
+    for batch in result.table("requests").select(COLUMNS).to_batches():
+        digest.add(batch)
+    regret = digest.regret_table("")
+    return {"arms": arms, "regret_so_far": {name: regret[name].to_pylist() for name in ("requests", "regret")}}
 
 
 # --- what decisions cost ------------------------------------------------------------------------------------------------
@@ -150,7 +186,7 @@ class Stopwatch:
     """Time spent in a policy's methods, and how many decisions it took."""
 
     def __init__(self, decision: str) -> None:
-        self.decision = decision
+        self.decision = (decision, f"{decision}_knowing")  # who is told the answers is asked in another way
         self.decisions = 0
         self.spent_ns = 0
 
@@ -169,7 +205,7 @@ class _Timed:
         value = getattr(self._policy, name)
         if not callable(value):
             return value
-        timed = self._timed(value, name == self._watch.decision)
+        timed = self._timed(value, name in self._watch.decision)
         setattr(self, name, timed)
         return timed
 

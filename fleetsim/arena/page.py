@@ -15,16 +15,6 @@ from fleetsim.metrics.statistics import mean_interval
 Interval = tuple[float, float, float]
 """Mean, low and high end."""
 
-SCORED = {"attainment": 1, "ttft_mean_s": -1, "ttft_p99_s": -1, "itl_p99_s": -1}
-"""What the score is made of: 1 where more is better, -1 where less is."""
-COLUMNS = {
-    "attainment": ("SLO attainment", "%", 100.0),
-    "ttft_mean_s": ("mean TTFT", "ms", 1e3),
-    "ttft_p99_s": ("p99 TTFT", "ms", 1e3),
-    "itl_p99_s": ("p99 gap", "ms", 1e3),
-}
-"""Title, unit and factor of what is shown of each scenario."""
-
 HEAD = """\
 # Arena
 
@@ -44,6 +34,29 @@ their own get the suite's (`suite.yaml`).
 - In `straggler` a replica runs at a fifth of its clock; in `failure` two replicas fail and come back empty, a second unnoticed.
 """
 
+MODELS_HEAD = """\
+# Arena of model routers
+
+Routers that choose which model answers, on a fixed suite of scenarios (version {version}, `scenarios/arena/suite-models.yaml`),
+written by `{command}`. {seeds} seeds; all routers meet the same requests, and a model's answer to a request is the same
+whoever asks for it. Routers run with their own defaults, or the suite's where these do nothing; none is tuned to this fleet. `token-budget`
+counts the tokens of sessions, of which there are none: it asks the model with the highest predicted chance.
+Replicas are chosen by least-outstanding.
+
+- **Score** of a router in a scenario and seed: the mean of its quality and its SLO attainment over the best ones, and of the lowest
+  list price, energy and p99 latency over its own: 1 is best in everything. A score of five aims is a convention; the columns say
+  what each router is good for, and the first picture which of them are worth their price.
+- **Quality** is the mean over all requests, 0 without an answer. **Over a mix**: that less the quality of a random mix of single
+  models at the same list price; below 0, tossing a coin is better. **PGR**: the part of the gap between the cheapest and the best
+  model that is recovered. **Regret**: the best single answer's quality less that of the answer given; below 0, votes among several
+  answers are better than any single one.
+- **Price** and **energy** are those of all calls for a request. The predictor that routers share puts the requests in an order
+  whose APGR is {apgr} (50 % at random); it does not depend on the router.
+- **Differences** to the baseline (the best model for all) are taken seed by seed; in brackets their 95 % confidence interval
+  (Student's t). *Better* and *worse* stand where that does not hold zero.
+- `oracle` knows the answers: the bound, not a router that anybody can have. Scenarios: {scenarios}.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -60,22 +73,23 @@ class Row:
 def scores(contest: Contest, kind: str) -> dict[Entry, dict[str, list[float]]]:
     """Score of each entry of a kind, by scenario and seed."""
     entries = [entry for entry in contest.entries if entry.kind == kind]
+    signs = KINDS[kind].scored
     found: dict[Entry, dict[str, list[float]]] = {entry: {} for entry in entries}
     for name in contest.scenarios:
         ran = {entry: contest.figures[entry, name] for entry in entries if (entry, name) in contest.figures}
         for seed in range(contest.seeds):
-            best = {m: _best([runs[seed] for runs in ran.values()], m) for m in SCORED}
+            best = {m: _best([runs[seed] for runs in ran.values()], m, sign) for m, sign in signs.items()}
             for entry, runs in ran.items():
-                parts = [_part(runs[seed][m], best[m], sign) for m, sign in SCORED.items()]
+                parts = [_part(runs[seed][m], best[m], sign) for m, sign in signs.items()]
                 found[entry].setdefault(name, []).append(sum(parts) / len(parts))
     return found
 
 
-def _best(figures: Sequence[Figures], measure: str) -> float | None:
+def _best(figures: Sequence[Figures], measure: str, sign: int) -> float | None:
     known = [f[measure] for f in figures if f[measure] is not None]
     if not known:
         return None
-    return float(max(known) if SCORED[measure] > 0 else min(known))
+    return float(max(known) if sign > 0 else min(known))
 
 
 def _part(value: float | None, best: float | None, sign: int) -> float:
@@ -132,20 +146,13 @@ def word(interval: Interval, sign: int = 1) -> str:
 # --- page ---------------------------------------------------------------------------------------------------------------
 
 
-def page(contest: Contest, command: str) -> str:
-    """The whole page as Markdown; times of decisions stand in a section of their own at its end."""
+def page(contest: Contest, command: str, pictures: Mapping[str, str] | None = None) -> str:
+    """The whole page as Markdown, with pictures (title by file); times of decisions stand in a section of their own at its end."""
     kinds = list(dict.fromkeys(entry.kind for entry in contest.entries))
-    head = HEAD.format(
-        version=version(),
-        command=command,
-        seeds=contest.seeds,
-        scheduler=KINDS["schedulers"].baseline,
-        router=KINDS["routers"].baseline,
-        scenarios=", ".join(contest.scenarios),
-    )
-    parts = [head]
+    parts = [_head(contest, kinds[0], command)]
+    parts += [f"![{title}]({file})\n" for file, title in (pictures or {}).items()]
     for kind in kinds:
-        parts += [f"## {kind.capitalize()}\n", overall_table(contest, kind), *_scenario_tables(contest, kind)]
+        parts += [f"## {_title(kind)}\n", overall_table(contest, kind), *_scenario_tables(contest, kind)]
     if contest.excluded:
         parts += ["## Who cannot run what\n", _excluded(contest)]
     if contest.decision_us:
@@ -191,27 +198,42 @@ def overall_table(contest: Contest, kind: str) -> str:
     return _table(head, overall_rows(contest, kind), len(head) - 2)
 
 
+def _head(contest: Contest, kind: str, command: str) -> str:
+    """What stands before the tables."""
+    told = {"command": command, "seeds": contest.seeds, "scenarios": ", ".join(contest.scenarios)}
+    if KINDS[kind].suite == "models":
+        known = [mean(runs, "apgr") for (entry, _), runs in contest.figures.items() if entry.baseline]
+        apgr = ", ".join(dict.fromkeys(f"{100 * value:.0f} %" for value in known if value is not None))
+        return MODELS_HEAD.format(version=version("models"), apgr=apgr or "not known", **told)
+    baselines = {"scheduler": KINDS["schedulers"].baseline, "router": KINDS["routers"].baseline}
+    return HEAD.format(version=version(), **baselines, **told)
+
+
+def _title(kind: str) -> str:
+    return kind.replace("_", " ").capitalize()
+
+
 def _scenario_tables(contest: Contest, kind: str) -> list[str]:
     parts = []
     for name in places(contest, kind):
         ran = [row.entry for row in ranking(contest, kind) if (row.entry, name) in contest.figures]
         rows = [_scenario_row(contest, entry, name) for entry in ran]
         head = ["policy"]
-        for title, unit, _ in COLUMNS.values():
-            head += [f"{title} [{unit}]", "difference"]
-        parts += [f"### {kind.capitalize()}, {name}\n", _table(head, rows, len(head) - 1)]
+        for measure in KINDS[kind].shown.values():
+            head += [f"{measure.title} [{measure.unit}]", *["difference"] * measure.scored]
+        parts += [f"### {_title(kind)}, {name}\n", _table(head, rows, len(head) - 1)]
     return parts
 
 
 def _scenario_row(contest: Contest, entry: Entry, name: str) -> list[str]:
     cells = [entry.name]
-    for measure, (_, _, factor) in COLUMNS.items():
-        value = mean(contest.figures[entry, name], measure)
-        digits = 1 if measure == "attainment" else 0
-        cells.append("–" if value is None else f"{value * factor:,.{digits}f}")
-        interval = difference(contest, entry, name, measure)
-        verdict = word(interval, SCORED[measure])
-        cells.append("" if entry.baseline else f"{_told(interval, factor, digits)} {verdict}".rstrip())
+    for name_of, measure in KINDS[entry.kind].shown.items():
+        value = mean(contest.figures[entry, name], name_of)
+        cells.append("–" if value is None else f"{value * measure.factor:,.{measure.digits}f}")
+        if measure.scored:
+            interval = difference(contest, entry, name, name_of)
+            told = f"{_told(interval, measure.factor, measure.digits)} {word(interval, measure.sign)}".rstrip()
+            cells.append("" if entry.baseline else told)
     return cells
 
 
@@ -232,8 +254,9 @@ def _excluded(contest: Contest) -> str:
 DECISIONS = """\
 ## Cost of a decision
 
-Mean wall time of a decision (a request routed, a step planned) in the first scenario, on the machine that wrote this page: plain
-Python, reading the clock included. What is above depends on scenarios and seeds alone; this does not, and no score counts it.
+Mean processor time of a decision (a request routed, a step planned) in the first scenario, on the machine that wrote this page:
+plain Python, reading the clock included, with what the policy does besides (feedback, further calls of a cascade). What is above
+depends on scenarios and seeds alone; this does not, and no score counts it.
 """
 
 
@@ -247,7 +270,7 @@ def as_mapping(contest: Contest) -> dict[str, Any]:
     kinds = list(dict.fromkeys(entry.kind for entry in contest.entries))
     return {
         "schema": "fleetsim-arena/1",
-        "suite_version": version(),
+        "suite_version": version(KINDS[kinds[0]].suite),
         "seeds": contest.seeds,
         "scenarios": list(contest.scenarios),
         "rankings": {kind: [_row_mapping(contest, row) for row in ranking(contest, kind)] for kind in kinds},
@@ -268,5 +291,7 @@ def _row_mapping(contest: Contest, row: Row) -> dict[str, Any]:
         "baseline": row.entry.baseline,
         "score": row.score,
         "difference": dict(zip(("mean", "low", "high"), row.difference, strict=True)),
-        "scenarios": {name: {m: mean(figures, m) for m in figures[0]} for name, figures in runs.items()},
+        "scenarios": {
+            name: {m: mean(figures, m) for m in KINDS[row.entry.kind].measures} for name, figures in runs.items()
+        },
     }

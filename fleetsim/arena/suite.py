@@ -16,6 +16,47 @@ from fleetsim.scenario.template import scenarios_folder
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """A figure that runs are compared by."""
+
+    column: str
+    """Its name in the summary, or in what the contest adds to it."""
+    title: str = ""
+    """What the tables call it; nothing: it is kept and not shown."""
+    unit: str = ""
+    factor: float = 1.0
+    digits: int = 0
+    sign: int = 0
+    """1 where more is better, -1 where less is."""
+    scored: bool = False
+    """Whether it is part of the score."""
+    per: str = ""
+    """Figure of the summary that it is divided by."""
+
+
+LATENCIES: Mapping[str, Measure] = {
+    "attainment": Measure("slo_attainment_ratio", "SLO attainment", "%", 100.0, 1, 1, True),
+    "goodput_requests_per_s": Measure("goodput_requests_per_s"),
+    "ttft_mean_s": Measure("ttft_mean_s", "mean TTFT", "ms", 1e3, 0, -1, True),
+    "ttft_p99_s": Measure("ttft_p99_s", "p99 TTFT", "ms", 1e3, 0, -1, True),
+    "itl_p99_s": Measure("itl_p99_s", "p99 gap", "ms", 1e3, 0, -1, True),
+}
+"""What is kept of a run, by the name that the table gives it."""
+ANSWERS: Mapping[str, Measure] = {
+    "quality": Measure("quality_per_request", "quality", "%", 100.0, 1, 1, True),
+    "over_mix": Measure("quality_over_mix", "over a mix", "%", 100.0, 1, 1),
+    "pgr": Measure("pgr", "PGR", "%", 100.0, 0, 1),
+    "regret": Measure("quality_regret_mean", "regret", "%", 100.0, 1, -1),
+    "list_usd": Measure("list_usd", "price", "USD/1,000", 1e3, 3, -1, True, "requests"),
+    "energy_j": Measure("energy_requests_j", "energy", "J", 1.0, 0, -1, True, "requests"),
+    "e2el_p99_s": Measure("e2el_p99_s", "p99 E2E", "s", 1.0, 1, -1, True),
+    "attainment": Measure("slo_attainment_ratio", "SLO attainment", "%", 100.0, 1, 1, True),
+    "apgr": Measure("apgr"),
+}
+"""The same where models are chosen."""
+
+
+@dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of policies that can be compared."""
 
@@ -27,6 +68,18 @@ class Kind:
     """Method whose calls are its decisions; none where they are not timed."""
     beside: Mapping[str, object] = field(default_factory=dict)
     """What every entry of the kind finds in a scenario besides."""
+    suite: str = "fleet"
+    measures: Mapping[str, Measure] = field(default_factory=lambda: LATENCIES)
+
+    @property
+    def scored(self) -> dict[str, int]:
+        """What the score is made of: 1 where more is better, -1 where less is."""
+        return {name: measure.sign for name, measure in self.measures.items() if measure.scored}
+
+    @property
+    def shown(self) -> dict[str, Measure]:
+        """What is shown of each scenario."""
+        return {name: measure for name, measure in self.measures.items() if measure.title}
 
 
 NONE = "none"
@@ -40,12 +93,15 @@ KINDS: Mapping[str, Kind] = {
     "admissions": Kind("gateway.admission", NONE, "decide"),
     "evictions": Kind("engine.kv.eviction", "lru", ""),
     "rebalancers": Kind("gateway.rebalancer", NONE, "tick"),
+    "model_routers": Kind("gateway.model_router", "single", "route", suite="models", measures=ANSWERS),
 }
+SUITES: Mapping[str, str] = {"fleet": "suite.yaml", "models": "suite-models.yaml"}
+"""Files of the suites: what a fleet does with requests, and which model answers them."""
 
 
-def comparable() -> dict[str, list[str]]:
-    """Installed policies of each kind that can be compared."""
-    return {kind: plugins.names(kind) for kind in KINDS if plugins.names(kind)}
+def comparable(suite: str = "fleet") -> dict[str, list[str]]:
+    """Installed policies of each kind of a suite that can be compared."""
+    return {name: plugins.names(name) for name, kind in KINDS.items() if kind.suite == suite and plugins.names(name)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +126,7 @@ class Entry:
         return {**kind.beside, **dict.fromkeys(paths, block)}
 
 
-def entries(wanted: Mapping[str, Sequence[str]], kinds: Sequence[str] = ()) -> list[Entry]:
+def entries(wanted: Mapping[str, Sequence[str]], kinds: Sequence[str] = (), suite: str = "fleet") -> list[Entry]:
     """The policies asked for, kind by kind, the baseline among them; all installed ones where none is named.
 
     Parameters
@@ -79,13 +135,15 @@ def entries(wanted: Mapping[str, Sequence[str]], kinds: Sequence[str] = ()) -> l
         Names by kind.
     kinds : sequence of str
         Kinds whose installed policies all take part.
+    suite : str
+        ``fleet`` or ``models``.
 
     Raises
     ------
     InputError
         If there is no such policy, or no such kind.
     """
-    known = comparable()
+    known = comparable(suite)
     for kind in kinds:
         if kind not in known:
             raise InputError(
@@ -98,7 +156,9 @@ def entries(wanted: Mapping[str, Sequence[str]], kinds: Sequence[str] = ()) -> l
     found = []
     for kind, names in asked.items():
         if kind not in known:
-            raise InputError(Finding(f"no {kind} are installed", hint=f"known kinds: {', '.join(known)}"))
+            raise InputError(
+                Finding(f"no {kind} meet in the suite of {suite}", hint=f"known kinds: {', '.join(known)}")
+            )
         for name in dict.fromkeys([KINDS[kind].baseline, *names]):
             try:
                 if name != NONE:
@@ -114,35 +174,36 @@ def folder() -> Path:
     return scenarios_folder() / "arena"
 
 
-def version() -> int:
-    """Version of the suite and of the score."""
-    return int(_suite()["version"])
+def version(suite: str = "fleet") -> int:
+    """Version of a suite and of its score."""
+    return int(_suite(suite)["version"])
 
 
-def scenario_names() -> list[str]:
-    """Scenarios of the suite, in its order."""
-    return [str(name) for name in _suite()["scenarios"]]
+def scenario_names(suite: str = "fleet") -> list[str]:
+    """Scenarios of a suite, in its order."""
+    return [str(name) for name in _suite(suite)["scenarios"]]
 
 
-def meeting_places() -> dict[str, list[str]]:
-    """Scenarios of the suite in which each kind meets."""
-    return {str(kind): [str(name) for name in names] for kind, names in _suite()["kinds"].items()}
+def meeting_places(suite: str = "fleet") -> dict[str, list[str]]:
+    """Scenarios of a suite in which each kind meets."""
+    return {str(kind): [str(name) for name in names] for kind, names in _suite(suite)["kinds"].items()}
 
 
 def parameters(kind: str, name: str) -> dict[str, Any]:
     """What the suite gives a policy that has no defaults of its own."""
-    return dict(_suite()["parameters"].get(kind, {}).get(name, {}))
+    return dict(_suite(KINDS[kind].suite)["parameters"].get(kind, {}).get(name, {}))
 
 
 @cache
-def _suite() -> dict[str, Any]:
-    tree, _ = read_tree(folder() / "suite.yaml", "suite.yaml")
+def _suite(suite: str) -> dict[str, Any]:
+    file = SUITES[suite]
+    tree, _ = read_tree(folder() / file, file)
     content: dict[str, Any] = tree.plain()
     return content
 
 
 def scenario_file(name: str) -> Path:
-    """File of a scenario of the suite, or a file of one's own.
+    """File of a scenario of a suite, or a file of one's own.
 
     Raises
     ------
@@ -151,7 +212,7 @@ def scenario_file(name: str) -> Path:
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    known = scenario_names()
+    known = [name for suite in SUITES for name in scenario_names(suite)]
     if name not in known:
         raise InputError(Finding(f'no arena scenario "{name}"', hint=nearest(name, known, "scenarios")))
     return folder() / f"{name}.yaml"

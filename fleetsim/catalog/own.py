@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from fleetsim.catalog.accelerator import Accelerator
@@ -61,7 +62,16 @@ def load_own(path: str | Path) -> Own:
         If it cannot be read or is not valid: unknown keys, wrong units, no source.
     """
     file = Path(path)
-    # not from the memory of files read: a user may write this one anew in the same session
+    try:
+        content = file.read_bytes()
+    except OSError:
+        content = b""  # reading it says why
+    return _read(file, content)
+
+
+@lru_cache(maxsize=4)
+def _read(file: Path, content: bytes) -> Own:  # noqa: ARG001
+    """What a file says, read once as long as its content stays: a user may write it anew in the same session."""
     record = Record(read_yaml.__wrapped__(file), file)
     record.known.add("about")
     engine = {field: v for key, (field, d) in ENGINE.items() if (v := _optional(record, "engine", key, d)) is not None}

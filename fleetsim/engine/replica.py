@@ -7,19 +7,18 @@ from collections.abc import Callable, Sequence
 from math import ceil, inf, sqrt
 from typing import Any, NamedTuple
 
-from fleetsim.engine.api import OPERATORS, LowerTiers, Operators, Scheduler, StepTimeModel, SwapSpace, even_operators
+from fleetsim.engine.api import LowerTiers, Scheduler, StepTimeModel, SwapSpace
 from fleetsim.engine.batch import Batch, Parked, Suspended
 from fleetsim.engine.encoding import EncodeStage
 from fleetsim.engine.gaps import GapHistogram, RunningMaximum
 from fleetsim.engine.loans import chunk_costs, remote_wait_s
+from fleetsim.engine.stops import Stops
 from fleetsim.errors import LawError, PolicyError
 from fleetsim.kernel.clock import BOUNDARY, Clock, Timer
 from fleetsim.workload.request import FINISHED, LOCAL, Request
 
 _FAR = 1 << 60
 _PRUNE_AT = 512
-_TINY = 1e-9
-"""Share of a step that is nothing: what rounding makes of it."""
 
 
 class Meter(NamedTuple):
@@ -118,15 +117,8 @@ class Replica:
         """Where images are encoded, if this replica has an encoder."""
         self.listener: Any = None
         """Told before it changes, and of requests that come and leave, if anybody cares (`fleet/probe.py`)."""
-        self.stop_at = -1
-        """Operators behind which the step under way will be stopped; -1 if it will not."""
-        self.operators: Operators | None = None
-        """What the step under way is made of, once somebody has asked."""
-        self.interruptions = 0
-        """Steps that were stopped."""
-        self.blocking_s = 0.0
-        """Time from the requests that they were stopped for to the operators' ends, summed."""
-        self.blocking_max_s = 0.0
+        self.stops: Stops | None = None
+        """Where steps are stopped for requests that come; None if the scheduler never wants that."""
         self.hold(model, scheduler, batches, layers, suspended_tokens)
         self.step_limit = 1 if step_by_step else _FAR
         self.verify_every = verify_every
@@ -188,11 +180,7 @@ class Replica:
         self.refills = bool(getattr(scheduler, "refills", True))
         self.match_s = max([0.0 if batch.reuse is None else batch.reuse.match_s for batch in self.batches])
         """Time before a request of agents joins the queue, to look for what it can reuse [s]."""
-        self.layers = layers
-        self.interrupts: Callable[[Batch, Request], bool] | None = getattr(scheduler, "interrupts", None)
-        """Whether the scheduler wants the step under way stopped for a request; None if it never does."""
-        self.by_layer = getattr(scheduler, "boundaries_per_layer", len(OPERATORS)) == 1
-        if self.interrupts is not None:
+        if hasattr(scheduler, "interrupts"):
             if len(self.batches) > 1:
                 raise PolicyError(
                     f"scheduler {type(scheduler).__name__} stops steps, which only replicas of one rank can do: "
@@ -200,6 +188,9 @@ class Replica:
                 )
             self.batches[0].interruptible = True
             self.batches[0].suspended_tokens = suspended_tokens
+            self.stops = self.stops or Stops()
+            self.stops.layers = layers
+            self.stops.use(scheduler)
         prepare: Callable[[StepTimeModel], None] | None = getattr(scheduler, "prepare", None)
         if prepare is not None:
             prepare(model)
@@ -207,7 +198,8 @@ class Replica:
     def use_scheduler(self, scheduler: Scheduler) -> None:
         """Have this scheduler plan steps from now on, between two steps; of the kind of the one before."""
         self.scheduler = scheduler
-        self.interrupts = getattr(scheduler, "interrupts", None)
+        if self.stops is not None:
+            self.stops.use(scheduler)
         prepare: Callable[[StepTimeModel], None] | None = getattr(scheduler, "prepare", None)
         if prepare is not None:
             prepare(self.model)
@@ -248,7 +240,7 @@ class Replica:
         else:
             request.rank = 0
         self.batches[request.rank].coming += 1
-        if self.interrupts is not None:
+        if self.stops is not None:
             self.clock.at(ready_s, self._look, BOUNDARY)
         inbox = self.inbox
         if rank >= 0:
@@ -506,7 +498,6 @@ class Replica:
             self._stop_encoding(self.encoder, now_s)
         self._break_off(now_s)
         self.paused = self.turning = False
-        self.stop_at = -1
         self.owed_s = 0.0
         self.has_chunks = False
         self.leap_steps = 0
@@ -564,6 +555,8 @@ class Replica:
             self.energy_j, self.busy_s = total_j, total_s
             self.timer.cancel()
         self.timer = None
+        if self.stops is not None:
+            self.stops.at = -1
 
     @property
     def empty(self) -> bool:
@@ -580,8 +573,8 @@ class Replica:
             self.listener.changing(self.clock.now_s)
         self.turning = True
         if self.leap_steps:
-            if self.stop_at >= 0:
-                self._suspend()
+            if self.stops is not None and self.stops.at >= 0:
+                self._suspend(self.stops)
             elif self.has_chunks:
                 self._finish_mixed()
             else:
@@ -773,7 +766,8 @@ class Replica:
         slowest = dynamic_j = 0.0
         for batch in self.batches:
             group_tokens += batch.extra_tokens
-        self.operators = None
+        if self.stops is not None:
+            self.stops.operators = None
         self.remote_j = 0.0
         for batch in self.batches:
             if batch.resumed is not None:
@@ -1053,80 +1047,35 @@ class Replica:
 
     def _look(self) -> None:
         """A request is ready to join the queue: where a step of prompt chunks is under way, ask whether to stop it."""
-        batch, inbox, now_s = self.batches[0], self.inbox, self.clock.now_s
-        if not (inbox and inbox[0].ready_s <= now_s and self.leap_steps and self.has_chunks) or self.stop_at >= 0:
+        batch, inbox, now_s, stops = self.batches[0], self.inbox, self.clock.now_s, self.stops
+        assert stops is not None
+        if not (inbox and inbox[0].ready_s <= now_s and self.leap_steps and self.has_chunks) or stops.at >= 0:
             return  # it was looked at, or will be at the boundary that is near
         elapsed_s = now_s - self.leap_start_s
         if (batch.decoding and not batch.held) or elapsed_s >= self.first_s:
             return
-        assert self.interrupts is not None
         batch.now_s = now_s
-        batch.share_left = self._left_s(batch, elapsed_s) / self._whole_s(batch)
+        batch.share_left = stops.left_s(batch, self.first_s, elapsed_s) / stops.whole_s(batch, self.first_s)
         stop = False
         while inbox and inbox[0].ready_s <= now_s:
             request = inbox.popleft()
             batch.coming -= 1
             batch.waiting.append(request)
-            stop = self.interrupts(batch, request) or stop
+            stop = stops.wanted(batch, request) or stop
         if stop:
-            self._stop_soon(batch, elapsed_s)
+            ends_s = stops.choose(batch, self.model, self.first_s, elapsed_s)
+            if ends_s < inf:
+                assert self.timer is not None
+                self.timer.cancel()
+                self.timer = self.clock.at(self.leap_start_s + ends_s, self._boundary, BOUNDARY)
 
-    def _whole_s(self, batch: Batch) -> float:
-        """Duration that the step under way has, or would have had if it had never been stopped [s]."""
-        return self.first_s if batch.resumed is None else batch.resumed.time_s
-
-    def _left_s(self, batch: Batch, elapsed_s: float) -> float:
-        """What is left of that, so long after the step began or was resumed [s]."""
-        plan = batch.resumed
-        if plan is None:
-            return self.first_s - elapsed_s
-        return plan.left_s - max(elapsed_s - plan.operators.resume_s, 0.0)
-
-    def _stop_soon(self, batch: Batch, elapsed_s: float) -> None:
-        """End the step under way behind the operator under way, if that is not its last and its activations find room."""
-        plan, whole_s = batch.resumed, self._whole_s(batch)
-        if self.operators is None:
-            self.operators = self._operators(batch) if plan is None else plan.operators
-        operators = self.operators
-        position = 0 if plan is None else plan.position
-        if plan is None or elapsed_s > operators.resume_s:
-            done_s = whole_s - self._left_s(batch, elapsed_s)
-            position = max(position, _operators_behind(operators, whole_s, done_s, self.by_layer))
-        if _end_s(operators, whole_s, position) >= whole_s * (1.0 - _TINY):
-            return
-        if batch.blocks_to_suspend() > batch.spare_blocks():
-            return
-        lasts_s = self._until_s(batch, operators, position)
-        self.stop_at = position
-        self.interruptions += 1
-        self.blocking_s += lasts_s - elapsed_s
-        self.blocking_max_s = max(self.blocking_max_s, lasts_s - elapsed_s)
-        assert self.timer is not None
-        self.timer.cancel()
-        self.timer = self.clock.at(self.leap_start_s + lasts_s, self._boundary, BOUNDARY)
-
-    def _until_s(self, batch: Batch, operators: Operators, position: int) -> float:
-        """Time from the start of the step under way to the end of an operator [s]."""
-        plan = batch.resumed
-        if plan is None:
-            return _end_s(operators, self.first_s, position)
-        return operators.resume_s + max(plan.left_s - (plan.time_s - _end_s(operators, plan.time_s, position)), 0.0)
-
-    def _operators(self, batch: Batch) -> Operators:
-        """What the step under way is made of."""
-        ask: Callable[..., Operators] | None = getattr(self.model, "prefill_operators", None)
-        if ask is None:
-            return even_operators(self.layers)
-        tokens = batch.prefill_tokens + batch.extra_tokens
-        return ask(tokens, batch.sampled, batch.prefill_pairs, batch.prefill_ctx_tokens, len(batch.chunks))
-
-    def _suspend(self) -> None:
+    def _suspend(self, stops: Stops) -> None:
         """Charge what was done of the step under way, and lay it aside."""
         batch, model = self.batches[0], self.model
-        operators, plan = self.operators, batch.resumed
+        operators = stops.operators
         assert operators is not None
-        position, self.stop_at = self.stop_at, -1
-        ran_s = self._until_s(batch, operators, position)
+        position, stops.at = stops.at, -1
+        ran_s = stops.until_s(batch, self.first_s, position)
         share = ran_s / self.first_s
         dynamic_j = min(self.first_j, (model.limit_w - model.static_w) * self.first_s)
         energy_j = model.static_w * ran_s + dynamic_j * share
@@ -1144,10 +1093,10 @@ class Replica:
             Suspended(
                 batch.chunks,
                 (batch.sampled, batch.prefill_tokens, batch.prefill_pairs, batch.prefill_ctx_tokens),
-                self.first_s if plan is None else plan.time_s,
+                stops.whole_s(batch, self.first_s),
                 operators,
                 position,
-                self._left_s(batch, ran_s),
+                stops.left_s(batch, self.first_s, ran_s),
                 dynamic_j * (1.0 - share),
                 batch.blocks_to_suspend(),
             )
@@ -1357,39 +1306,6 @@ class Replica:
                 )
             if self.boundaries % self.verify_every == 0:
                 batch.verify()
-
-
-def _end_s(operators: Operators, whole_s: float, position: int) -> float:
-    """Time from the start of a step of `whole_s` to the end of its first `position` operators [s]."""
-    if position > operators.layer_count * len(OPERATORS):
-        return whole_s
-    layers, rest = divmod(position, len(OPERATORS))
-    share = _share_of(operators, len(OPERATORS)) * layers + _share_of(operators, rest)
-    return whole_s * (operators.before + share / operators.layer_count)
-
-
-def _share_of(operators: Operators, count: int) -> float:
-    """Share of a step that its first `count` operators of every layer take."""
-    share = 0.0
-    for place, one in enumerate(operators.layers):
-        if place < count:
-            share += one
-    return share
-
-
-def _operators_behind(operators: Operators, whole_s: float, done_s: float, by_layer: bool) -> int:
-    """Fewest operators, or operators of whole layers, that take a step to `done_s` at least; one more than all if none do."""
-    size = len(OPERATORS)
-    per_layer = whole_s * _share_of(operators, size) / operators.layer_count
-    last = operators.layer_count * size
-    layers = int(max(done_s - whole_s * operators.before, 0.0) / per_layer) if per_layer else operators.layer_count
-    position = min(max(layers - 1, 0) * size, last)  # one before, in case of rounding
-    stride = size if by_layer else 1
-    while _end_s(operators, whole_s, position) < done_s:
-        position += stride
-        if position > last:
-            return last + 1
-    return position
 
 
 def _by_arrival(request: Request) -> tuple[float, int, int]:

@@ -19,6 +19,7 @@ from fleetsim.experiment.pool import each
 Figures = Mapping[str, Any]
 """What a run says, by name, as JSON has it; None where there is nothing to average."""
 Notice = Callable[[str], None]
+"""Told what is done now, in one line."""
 
 
 @dataclass(frozen=True, slots=True)

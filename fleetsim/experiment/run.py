@@ -27,7 +27,7 @@ from fleetsim.experiment.watch import Watch, Watcher
 from fleetsim.fleet.fleet import Fleet
 from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
-from fleetsim.metrics.answers import answer_figures
+from fleetsim.metrics.answers import answer_figures, with_arms
 from fleetsim.metrics.summary import Totals, summarise, too_short
 from fleetsim.output.parquet import MANIFEST, ResultFolder
 from fleetsim.output.recorder import RequestLog, Sampler, table_of, write_events, write_gaps
@@ -244,8 +244,8 @@ def _simulate(
         sampler.peak_power_w,
         fleet.gateway.energy_j,
         fleet.network_bytes,
-        fleet.gateway.migrations[0],
-        sum(fleet.gateway.paused_in_s),
+        fleet.gateway.moves.completed,
+        sum(fleet.gateway.moves.paused_in_s),
         fleet.gateway.lending.counts(),
         sum(replica.remote_bytes for replica in fleet.replicas),
         fleet.gateway.presence.recoveries,
@@ -259,7 +259,8 @@ def _simulate(
         _uptime(fleet, end_s),
         0 if fleet.lifecycle is None else fleet.lifecycle.gateway_loss.failed_tries,
     )
-    summary, groups, word = summarise(folder, fleet.pools, scenario, totals)
+    summary, grouped, word = summarise(folder, fleet.pools, scenario, totals)
+    groups = with_arms(grouped, fleet.answering)
     summary |= getattr(live.workload, "figures", dict)()
     summary |= answer_figures(folder, fleet.answering)
     if live.check:

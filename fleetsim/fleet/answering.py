@@ -30,8 +30,8 @@ from fleetsim.workload.request import FINISHED, REJECTED, TIMED_OUT, UNFINISHED,
 
 if TYPE_CHECKING:
     from fleetsim.fleet.fleet import Fleet
-    from fleetsim.fleet.gateway import Group
     from fleetsim.fleet.pool import Pool
+    from fleetsim.fleet.sides import Group
     from fleetsim.kernel.streams import Streams
     from fleetsim.scenario.schema import Scenario
 
@@ -585,14 +585,14 @@ class Answering:
     def takes_back(self, group: Group, request: Request) -> bool:
         """Whether a call that waits for a replica to come is given up, since its model is gone and there are others."""
         call = request.call
-        if type(call) is not Call or self._returns[call.arm] or request in self._gateway.twins:
+        if type(call) is not Call or self._returns[call.arm] or request in self._gateway.patience.twins:
             return False
         if group.entry.view.members or call.story.named >= 0:
             return False
         if not any(self.models.present(arm) for arm in range(self.models.count)):
             return False
         self.rerouted += 1
-        self._gateway.calm(request)
+        self._gateway.patience.calm(request)
         request.status = UNFINISHED
         request.end_s = self._clock.now_s
         self._gateway.over(request)

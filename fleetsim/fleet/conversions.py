@@ -240,7 +240,11 @@ class Conversion:
             *source.inbox,
             *source.held,
         ]
-        there = [r for r in there if r not in gateway.twins and r not in gateway.on_the_move and r.reason is None]
+        there = [
+            r
+            for r in there
+            if r not in gateway.patience.twins and r not in gateway.moves.under_way and r.reason is None
+        ]
         there = [r for r in there if not gateway.lending.of(r)]
         decoding = [r for r in there if source.is_decoding(r, r.rank)]
         others = [r for r in there if not source.is_decoding(r, r.rank)]

@@ -332,8 +332,7 @@ class Fleet:
 
     def rebalance(self, rebalancing: Rebalancing) -> None:
         """Let a rebalancer move requests from the beginning of the run on."""
-        if self.gateway.by_id is None:
-            self.gateway.by_id = {}
+        self.gateway.moves.follow()
         self._rebalancings.append(rebalancing)
 
     # --- arrivals ----------------------------------------------------------------------------------------------------
@@ -446,7 +445,7 @@ class Fleet:
     @property
     def at_rest(self) -> bool:
         """Whether nothing will happen any more by itself."""
-        if not self.exhausted or self.expected or self.gateway.outside or self.gateway.encoding:
+        if not self.exhausted or self.expected or self.gateway.outside or self.gateway.images.encoding:
             return False
         if self.answering is not None and self.answering.thinking:
             return False
@@ -497,7 +496,7 @@ class Fleet:
         left = [request for replica in self.replicas for request in replica.stop(now_s)]
         if self.lifecycle is not None:
             left = self.lifecycle.outages.stop(left)
-        left = gateway.without_copies([*left, *gateway.left()])
+        left = gateway.patience.without_copies([*left, *gateway.left()])
         if self.answering is not None:
             left = self.answering.parents_of(left)
         for request in left:

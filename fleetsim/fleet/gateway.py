@@ -12,28 +12,26 @@ from typing import Any
 from fleetsim.engine.batch import Parked
 from fleetsim.engine.replica import Replica
 from fleetsim.errors import PolicyError
-from fleetsim.fleet.encoding import Encoding
 from fleetsim.fleet.handover import Fetch, Handover, gpu
 from fleetsim.fleet.holding import Holding
+from fleetsim.fleet.images import Images
 from fleetsim.fleet.lending import Lending
-from fleetsim.fleet.migration import Migration
+from fleetsim.fleet.moves import Moves
+from fleetsim.fleet.patience import Patience
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.presence import Presence
 from fleetsim.fleet.probe import ReplicaProbe
+from fleetsim.fleet.sides import Group, Side
 from fleetsim.fleet.windows import Windows
-from fleetsim.kernel.clock import Clock, Timer
+from fleetsim.kernel.clock import Clock
 from fleetsim.kernel.streams import Streams
 from fleetsim.network.flows import Network
 from fleetsim.routing.api import (
     ADMIT,
-    Borrow,
     Defer,
     FleetView,
     Freshness,
     Hold,
-    Migrate,
-    MoveQueued,
-    Recall,
     Reject,
     RequestView,
     Route,
@@ -41,70 +39,11 @@ from fleetsim.routing.api import (
 from fleetsim.routing.decisions import DecisionLog
 from fleetsim.scenario.schema import Scenario, View
 from fleetsim.workload.request import (
-    FINISHED,
     LOCAL,
     REJECTED,
-    RUNNING,
-    TIMED_OUT,
     UNDECIDED,
-    UNFINISHED,
-    WAITING,
     Request,
 )
-
-
-class Side:
-    """Replicas that a router chooses from, and what it sees of them."""
-
-    __slots__ = ("capacity_tokens", "prefills_only", "replicas", "router", "view")
-
-    def __init__(self, replicas: Sequence[Replica], pools: Sequence[Pool], view: FleetView) -> None:
-        self.replicas = tuple(replicas)
-        self.capacity_tokens = tuple(pool.capacity_tokens for pool in pools)
-        self.prefills_only = tuple(pool.config.role == "prefill" for pool in pools)
-        self.view = view
-        self.router: Any = _NOBODY
-        """Not trusted to keep its Protocol: where this module is compiled, a `Router` here would have its answers converted."""
-
-
-class Group:
-    """Where requests for one LLM go: to be admitted, to have their prompts computed, and to have their answers computed."""
-
-    __slots__ = (
-        "admission",
-        "collects",
-        "decode",
-        "delay_s",
-        "encoders",
-        "energy_j",
-        "entry",
-        "held",
-        "most",
-        "swaps",
-        "timer",
-    )
-
-    def __init__(self, entry: Side, decode: Side | None) -> None:
-        self.entry = entry
-        self.decode = decode
-        """Only where prompts and answers may be computed apart."""
-        self.encoders: tuple[Replica, ...] = ()
-        """Replicas that encode images."""
-        self.admission: Any = None
-        self.delay_s = 0.0
-        """Time that a decision takes."""
-        self.energy_j = 0.0
-        """Energy of a decision."""
-        self.collects = False
-        """Whether the router decides about several requests at once."""
-        self.held: dict[Request, None] = {}
-        """Those that wait for its next decision."""
-        self.most = 0
-        """How many it waits for."""
-        self.timer: Timer | None = None
-        """When it waits for no more; None while nobody has come."""
-        self.swaps = False
-        """Whether its replicas change their LLM: then a placement policy decides in the router's place."""
 
 
 class Gateway:
@@ -152,31 +91,12 @@ class Gateway:
         """Where decisions about some requests are explained, if anybody asked."""
         self.steered: dict[int, int] = {}
         """Replica, over the whole fleet, to which a request is sent whatever the router says, by its id."""
-        self.by_id: dict[int, Request] | None = None
-        """Requests under way, where somebody may want to move them."""
         self.answering: Any = None
         """Where a model router decides who answers (`fleet/answering.py`), if one does."""
         self.swapping: Any = None
         """Where requests wait for replicas that change their LLM (`fleet/swapping.py`), if there are any."""
         self.outside: dict[Request, None] = {}
         """Requests that are at no replica: put off, waiting for a decision, or between two replicas."""
-        self.encoding: dict[Request, Encoding] = {}
-        """Requests whose images are encoded, or on their way, before they join a queue."""
-        self.encode_tokens = [0] * len(replicas)
-        """Image tokens that each replica was given to encode and has not encoded yet."""
-        self.migrating = [0] * len(replicas)
-        """Migrations under way from or to each replica."""
-        self.migrations = [0, 0]
-        """Migrations completed, and given up."""
-        self.migrated_bytes = 0.0
-        """Copied by migrations."""
-        self.migrated_in = [0] * len(replicas)
-        """Migrations completed to each replica."""
-        self.given_up_in = [0] * len(replicas)
-        """Migrations to each replica that were given up."""
-        self.paused_in_s = [0.0] * len(replicas)
-        """Time from leaving their source to joining the queue of each replica, summed over the migrations completed."""
-        self.on_the_move: dict[Request, Migration] = {}
         self.ledger: Any = None
         """What charges requests where prices change over time or from site to site (`fleet/ledger.py`)."""
         self.ways: Any = None
@@ -192,7 +112,13 @@ class Gateway:
         """Requests that are decided about together."""
         self.holding = Holding(self)
         """Requests that a router holds."""
+        self.images = Images(self)
+        """Requests whose images are encoded first."""
+        self.moves = Moves(self)
+        """Requests that change their replica."""
         self.config = config = scenario.gateway
+        self.patience = Patience(self)
+        """Requests that somebody waits for no longer, and copies of them."""
         counted = config.router.says("holds") or scenario.autoscaler is not None
         self.classes: list[dict[str | None, int]] | None = [{} for _ in replicas] if counted else None
         """Requests sent to each replica and not ended, by class, where somebody wants to know."""
@@ -200,6 +126,7 @@ class Gateway:
         """Requests that each replica runs at a time at most."""
         self._streams = streams
         self._pool_index = [pool.index for pool in pools]
+        self._gpus = [gpu(replica) for replica in replicas]
         self.groups: dict[str | None, Group] = {}
         self._probes = [ReplicaProbe(r, p.prefill_time, p.decode_time) for r, p in zip(replicas, pools, strict=True)]
         self.views: list[list[tuple[FleetView, int]]] = [[] for _ in replicas]
@@ -215,28 +142,16 @@ class Gateway:
         if config.predictor is not None:
             self._predictor = config.predictor.create(streams.get("predictor"))
         self._knows_length = bool(getattr(self._predictor, "knows_length", False))
-        self._timeout_s = config.timeout
-        self._first_token_timeout_s = config.first_token_timeout
         workers = config.decision.workers
         self.free_s = [0.0] * workers if workers else []
         """When each process that decides is free again."""
         self._tells_ends = False
         """Whether some admission policy counts who ends."""
-        self._careful = bool(config.admission or config.timeout or config.first_token_timeout or workers)
+        self._careful = bool(config.admission or self.patience.times_out or workers)
         self.on_first_token: Callable[[Request], None] | None = None
         """Told first tokens, where somebody counts them (`fleet/lifecycle.py`)."""
         self.on_done: Callable[[Request], None] | None = None
         """Told each request that ended or left its replica."""
-        self.losers: dict[Request, None] = {}
-        """Copies that are being taken back because their twin answered first."""
-        self._heirs: dict[Request, Request] = {}
-        """Who stands for a copy that was taken back."""
-        self._patience: dict[Request, list[Timer]] = {}
-        """Timers of hedges and retries of requests without a first token."""
-        self.twins: dict[Request, Request] = {}
-        """Requests that are at two replicas at once: both by each other."""
-        self._won: dict[Request, int] = {}
-        """How requests ended while their twins are still being taken back."""
 
     # --- construction ------------------------------------------------------------------------------------------------
 
@@ -271,8 +186,8 @@ class Gateway:
         if config.admission is not None:
             group.admission = config.admission.create(self._streams.get(f"admission.{name}"), entry.view)
             self._tells_ends = self._tells_ends or hasattr(group.admission, "ended")
-        if getattr(entry.router, "moves", False) and self.by_id is None:
-            self.by_id = {}
+        if getattr(entry.router, "moves", False):
+            self.moves.follow()
         policies = (entry.router, group.admission)
         time_s, energy_j = config.decision.time, config.decision.energy
         group.delay_s = sum(getattr(p, "decision_s", 0.0) for p in policies) if time_s is None else time_s
@@ -289,7 +204,7 @@ class Gateway:
         for side in (group.entry, group.decode):
             if side is not None:
                 side.view.encoders = tuple(replica.index for replica in encoders)
-                side.view.encode_tokens = self.encode_tokens
+                side.view.encode_tokens = self.images.encode_tokens
 
     def _attach(self, side: Side) -> None:
         """Keep a view up to date from now on."""
@@ -325,7 +240,7 @@ class Gateway:
 
     def _transfer_s(self, source: int, target: int, tokens: int) -> float:
         size_bytes = tokens * self.pools[source].kv_bytes_per_token
-        return self.network().estimate_s(gpu(self.replicas[source]), gpu(self.replicas[target]), size_bytes)
+        return self.network().estimate_s(self._gpus[source], self._gpus[target], size_bytes)
 
     def events(self) -> list[tuple[float, str, str, int, int]]:
         """What routers say has happened to replicas: time, kind, pool, replica over the fleet, count."""
@@ -360,8 +275,8 @@ class Gateway:
             request.model = self.swapping.default_model
         group = self.group_of(request.model)
         request.deadline_s = request.arrival_s + self.limit_s(request)
-        if self.by_id is not None:
-            self.by_id[request.id] = request
+        if self.moves.by_id is not None:
+            self.moves.by_id[request.id] = request
         if self._priority:
             request.priority = self._priority.get(request.klass or "", 0)
         if self._weight:
@@ -371,12 +286,7 @@ class Gateway:
         if not self._careful:
             self.route(group, request)
             return
-        if self._timeout_s is not None:
-            expiry_s = max(request.arrival_s + self._timeout_s, self.clock.now_s)
-            self.clock.at(expiry_s, partial(self._expire, request, False))
-        if self._first_token_timeout_s is not None:
-            expiry_s = max(request.arrival_s + self._first_token_timeout_s, self.clock.now_s)
-            self.clock.at(expiry_s, partial(self._expire, request, True))
+        self.patience.begin(request)
         self._decide(group, request)
 
     def limit_s(self, request: Request) -> float:
@@ -487,7 +397,7 @@ class Gateway:
             self._reject(request, decision.reason)
             return
         elif isinstance(decision, Hold):
-            if request in self.twins:
+            if request in self.patience.twins:
                 self._reject(request, "")  # a copy is not worth waiting for
             else:
                 self.holding.hold(group, request)
@@ -499,7 +409,7 @@ class Gateway:
         if self.presence.gone:
             decision, route = self.presence.standing_in(group, decision, route)
         if self.steered and not request.attempt and request.id in self.steered:
-            decision = _position(side, self.steered[request.id], decision)
+            decision = side.position(self.steered[request.id], decision)
         self._dispatch(group, request, decision, route, ready_s)
 
     def _queue(self, group: Group, request: Request) -> None:
@@ -535,7 +445,7 @@ class Gateway:
 
     def _taken_back(self, then: Callable[[Request], None], request: Request) -> None:
         if request.reason is not None:
-            self._timed_out(request)  # its client has given up meanwhile
+            self.patience.timed_out(request)  # its client has given up meanwhile
         else:
             then(request)
 
@@ -567,27 +477,27 @@ class Gateway:
         if needed > side.capacity_tokens[position]:
             self._reject(request, "longer than the KV cache")
             return
-        if self.twins and replica.index == self._twin_at(request):
+        if self.patience.twins and replica.index == self.patience.twin_at(request):
             self._reject(request, "")
             return
         if group.decode is not None:
             request.decode_at = self._decode_at(group.decode, side, position, route.decode)
         if request.images:
-            encoder = self._encoder_for(group, request, replica, route.encode)
+            encoder = self.images.encoder_for(group, request, replica, route.encode)
             if encoder is None:
                 self._reject(request, "no pool has an encoder for its images")
                 return
             request.encode_replica = encoder.index
         if route.fetch_tokens > 0:
             self._fetch(request, side, route, replica)
-        if (route.hedge_after_s != inf or route.retry_after_s != inf) and request not in self.twins:
-            self._watch(group, request, route.hedge_after_s, route.retry_after_s)
+        if route.hedge_after_s != inf or route.retry_after_s != inf:
+            self.patience.watch(group, request, route.hedge_after_s, route.retry_after_s)
         ready_s += replica.model.frontend_s
         if self.ways is not None:
             ready_s += self.ways.to_replica_s(request, replica.index)
             back_s = self.ways.back_s(request.origin, replica.index)
             request.deadline_s = request.arrival_s + self.limit_s(request) - back_s
-        if route.borrow and request not in self.twins:
+        if route.borrow and request not in self.patience.twins:
             self.lending.borrow_ahead(group, request, replica, route, ready_s)
             return
         self.forward(request, replica, ready_s)
@@ -597,7 +507,7 @@ class Gateway:
         if route.prompt_tokens >= 0:
             _compress(request, route.prompt_tokens)
         for move in route.moves:
-            self.move_queued(move, side.replicas)
+            self.moves.move_queued(move, side.replicas)
         return route.prepare_s
 
     def _fetch(self, request: Request, side: Side, route: Route, target: Replica) -> None:
@@ -640,61 +550,9 @@ class Gateway:
         if self.presence.copies is not None and request.attempt:
             self.presence.copies.attach(request, replica)
         if request.images and request.embedded_at != index:
-            self._encode(request, replica, ready_s)
+            self.images.encode(request, replica, ready_s)
             return
         self.presence.deliver(replica, request, ready_s)
-
-    # --- images --------------------------------------------------------------------------------------------------------
-
-    def _encoder_for(self, group: Group, request: Request, replica: Replica, answer: int) -> Replica | None:
-        """Where a request's images are encoded: where the router says, where its prompt is computed, or where least is to do."""
-        if answer != LOCAL:
-            if type(answer) is not int or not 0 <= answer < len(group.encoders):
-                raise PolicyError(
-                    f"router answered encode={answer!r} for request {request.id}; "
-                    f"there are {len(group.encoders)} replicas with an encoder"
-                )
-            if self.presence.present[group.encoders[answer].index]:
-                return group.encoders[answer]
-        if replica.encoder is not None:
-            return replica
-        encoders = [encoder for encoder in group.encoders if encoder.present]
-        return min(encoders, key=lambda encoder: self.encode_tokens[encoder.index], default=None)
-
-    def _encode(self, request: Request, target: Replica, ready_s: float) -> None:
-        """Have a request's images encoded, or what was made of them brought, before it joins its replica's queue."""
-        encoded = request.embedded_at >= 0
-        source = self.replicas[request.embedded_at if encoded else request.encode_replica]
-        size_bytes = request.image_tokens * self.pools[target.index].embedding_bytes_per_token
-        encoding = self.encoding[request] = Encoding(
-            self.network, request, source, target, size_bytes, partial(self._embedded, target), self._no_longer_encoded
-        )
-        if encoded:
-            encoding.send()
-            return
-        self.encode_tokens[source.index] += request.image_tokens
-        encoding.begin(ready_s)
-
-    def _embedded(self, target: Replica, request: Request) -> None:
-        """What the encoder made of a request's images is where its prompt is computed."""
-        del self.encoding[request]
-        self.presence.deliver(target, request, self.clock.now_s)
-
-    def _no_longer_encoded(self, request: Request) -> None:
-        """Note that a request does not wait for an encoder any more."""
-        self.encode_tokens[request.encode_replica] -= request.image_tokens
-
-    def _give_up_encoding(self, then: Callable[[Request], None], request: Request) -> None:
-        """A request was taken back before it joined a queue."""
-        del self.encoding[request]
-        if request.carrier is not None:
-            request.carrier.release()
-        request.carrier = None
-        request.carried_tokens = 0
-        if request.decode_at >= 0:
-            self.promise(request, -1)
-        self.leave(request, queued=False)
-        then(request)
 
     def promise(self, request: Request, requests: int) -> None:
         """Count that a request will come to where its answer is computed, or with -1 that it will no more."""
@@ -780,12 +638,7 @@ class Gateway:
         seconds = self.clock.now_s - request.queued_s
         for view, position in self.views[request.replica]:
             view.started(position, request.prompt_tokens, seconds, request.id)
-        self.calm(request)
-        twin = self.twins.get(request)
-        if twin is not None and request not in self.losers:
-            self.calm(twin)
-            self.losers[twin] = None
-            self.withdraw(twin, self.settle_twin)
+        self.patience.answered(request)
 
     def done(self, request: Request) -> None:
         """Note a last token."""
@@ -799,16 +652,12 @@ class Gateway:
             self._went(request)
         if self.swapping is not None:
             self.swapping.gone(request)
-        if request in self.twins:
-            if request in self.losers:
-                self.pay(request)
-                self.settle_twin(request)
-            else:
-                self._won[request] = FINISHED
+        if self.patience.twins and self.patience.finishes_later(request):
             return
-        self._finish(request)
+        self.finish(request)
 
-    def _finish(self, request: Request) -> None:
+    def finish(self, request: Request) -> None:
+        """Tell everybody that a request is finished."""
         self.finished[self._pool_index[request.replica]] += 1
         if self._predictor is not None:
             self.view._request = request
@@ -819,8 +668,8 @@ class Gateway:
         """Tell everybody that a request has ended."""
         if self.on_done is not None:
             self.on_done(request)
-        if self.by_id is not None:
-            del self.by_id[request.id]
+        if self.moves.by_id is not None:
+            del self.moves.by_id[request.id]
         if self.presence.copies is not None:
             self.presence.copies.forget(request)
         if self._tells_ends:
@@ -877,13 +726,8 @@ class Gateway:
             self.ledger.take_over(winner, loser)
 
     def _reject(self, request: Request, reason: str) -> None:
-        twin = self.twins.get(request)
-        if twin is not None and twin not in self.losers:
-            # a copy that nobody wants, or the same replica again: the first one goes on alone
-            del self.twins[request], self.twins[twin]
-            request.status = UNFINISHED
-            self.bear(twin, request)
-            return
+        if self.patience.is_spare(request):
+            return  # a copy that nobody wants, or the same replica again
         request.reason = reason
         self.end(request, REJECTED)
 
@@ -893,31 +737,24 @@ class Gateway:
             request.model = self.swapping.default_model
         if request.model not in self.groups:
             self._group(request.model)
-        if self.by_id is not None:
-            self.by_id[request.id] = request
+        if self.moves.by_id is not None:
+            self.moves.by_id[request.id] = request
         self.end(request, status)
 
     def end(self, request: Request, status: int) -> None:
         """Note the terminal state of a request that is at no replica."""
-        if request in self.twins:  # its copy is on its way out and will be charged to it
-            self._won[request] = status
-            return
+        if self.patience.ends_later(request, status):
+            return  # its copy is on its way out and will be charged to it
         request.status = status
         request.end_s = self.clock.now_s
-        self.calm(request)
+        self.patience.calm(request)
         self.over(request)
 
     def withdraw(self, request: Request, then: Callable[[Request], None]) -> None:
         """Take a request back from its replica, or from who waits to be sent; `then` is not called if it ends before."""
-        encoding = self.encoding.get(request)
-        if encoding is not None:
-            encoding.cancel(partial(self._give_up_encoding, then))
+        if self.images.let_go(request, then):
             return
-        if self.windows.let_go(request):
-            then(request)
-            return
-        if self.outside.pop(request, _GONE) is not _GONE:  # a copy that waits for a replica to come
-            self.presence.waiting_room.pop(request, None)
+        if self.forget_outside(request):
             then(request)
             return
         lost = self.presence._lost.get(request.replica)
@@ -940,216 +777,37 @@ class Gateway:
         if outages is not None and request in outages.ghosts:
             outages.bury_unfinished(request)  # it was given up while its replica could not be reached
             return
+        if request.lenders:
+            self.replicas[request.replica].batches[request.rank].forget_loans(request, True)
+        self.drop_burdens(request)
+        self.leave(request)
+        then(request)
+
+    def drop_burdens(self, request: Request) -> None:
+        """Forget what a request was going to bring along, and where it was going to be answered."""
         if request.carrier is not None:
             request.carrier.release()
         request.carrier = None
         request.carried_tokens = 0
-        if request.lenders:
-            self.replicas[request.replica].batches[request.rank].forget_loans(request, True)
         if request.decode_at >= 0:
             self.promise(request, -1)
-        self.leave(request)
-        then(request)
 
-    # --- time-outs ---------------------------------------------------------------------------------------------------
+    def forget_outside(self, request: Request) -> bool:
+        """Take a request out of where it waits before it is sent to a replica; whether it was there."""
+        if self.windows.let_go(request):
+            return True
+        if self.outside.pop(request, _GONE) is _GONE:
+            return False
+        self.presence.waiting_room.pop(request, None)
+        return True
 
     def inherit(self, request: Request, heir: Request) -> None:
         """Let another object stand for a request from now on, whose replica cannot be told to give it back."""
-        self._heirs[request] = heir
-        if self.by_id is not None and self.by_id.get(request.id) is request:
-            self.by_id[request.id] = heir
-        twin = self.twins.pop(request, None)
-        if twin is not None:
-            self.twins[heir], self.twins[twin] = twin, heir
-        if request in self.losers:
-            del self.losers[request]
-            self.losers[heir] = None
-        if request in self._patience:
-            self._patience[heir] = self._patience.pop(request)
-        if request in self.on_the_move:
-            self.on_the_move[request].call_off(self.presence.recover)
-
-    def _heir(self, request: Request) -> Request:
-        """Who stands for a request now."""
-        while request in self._heirs:
-            request = self._heirs[request]
-        return request
-
-    def _expire(self, request: Request, first_token: bool) -> None:
-        """The client has waited for long enough."""
-        request = self._heir(request)
-        if request in self.losers:
-            request = self.twins[request]
-        if request.status > RUNNING or request in self._won:
-            return
-        if first_token and request.first_token_s == request.first_token_s:
-            return
-        if request.reason is not None:
-            return  # being taken back already
-        request.reason = "no first token in time" if first_token else "not finished in time"
-        if request in self.twins:
-            twin = self.twins[request]
-            if twin not in self.losers:
-                self.losers[twin] = None
-                self.withdraw(twin, self.settle_twin)
-            self.withdraw(request, self._won_by_nobody)
-        elif self.windows.let_go(request) or self.outside.pop(request, _GONE) is not _GONE:
-            self.presence.waiting_room.pop(request, None)
-            if self.swapping is not None:
-                self.swapping.gone(request)
-            self.end(request, TIMED_OUT)
-        else:
-            self.withdraw(request, self._timed_out)
-
-    def _timed_out(self, request: Request) -> None:
-        self.end(request, TIMED_OUT)
-
-    def _won_by_nobody(self, request: Request) -> None:
-        if request in self.twins:
-            self._won[request] = TIMED_OUT  # until its twin is out too
-        else:
-            self._timed_out(request)
-
-    # --- hedges and retries --------------------------------------------------------------------------------------------
-
-    def _watch(self, group: Group, request: Request, hedge_after_s: float, retry_after_s: float) -> None:
-        """Wait for the first token of a request no longer than its router wants to."""
-        if hedge_after_s == inf and retry_after_s == inf:
-            return
-        if request.first_token_s == request.first_token_s:
-            return  # it came while the request was being taken back
-        for side in (group.entry, group.decode):
-            for replica in side.replicas if side is not None else ():
-                replica.on_first_token = self.started
-        now_s = self.clock.now_s
-        timers = self._patience.setdefault(request, [])
-        for after_s, act in ((hedge_after_s, self._hedge), (retry_after_s, self._retry)):
-            if not after_s > 0.0:
-                raise PolicyError(f"router gives request {request.id} {after_s} s until its first token")
-            if after_s < inf:
-                timers.append(self.clock.at(now_s + after_s, partial(act, group, request)))
-
-    def calm(self, request: Request) -> None:
-        """Stop waiting for its first token."""
-        for timer in self._patience.pop(request, ()):
-            timer.cancel()
-
-    def _hedge(self, group: Group, request: Request) -> None:
-        """Send a copy of a request without a first token to another replica too; the first of both to answer goes on."""
-        request = self._heir(request)
-        if request in self.twins or request.reason is not None:
-            return
-        twin = request.copy()
-        twin.attempt = request.attempt + 1
-        twin.replica = request.replica
-        self.twins[request] = twin
-        self.twins[twin] = request
-        self.route(group, twin)
-
-    def _retry(self, group: Group, request: Request) -> None:
-        """Take a request without a first token back and send it once more; not one that was sent twice already."""
-        request = self._heir(request)
-        if request in self.twins or request.reason is not None or request in self.windows.held:
-            return
-        self.withdraw(request, partial(self._again, group))
-
-    def _again(self, group: Group, request: Request) -> None:
-        request.attempt += 1
-        request.cached_tokens = 0
-        self.route(group, request)
-
-    def _twin_at(self, request: Request) -> int:
-        """Replica where the other copy of a request is; -2 if there is none."""
-        twin = self.twins.get(request)
-        return -2 if twin is None or twin in self.losers else twin.replica
-
-    def settle_twin(self, loser: Request) -> None:
-        """One of two copies is out: the other one bears its cost, and ends if it was waiting for this."""
-        winner = self.twins.pop(loser)
-        del self.twins[winner]
-        self.losers.pop(loser, None)
-        loser.status = UNFINISHED
-        self.pay(winner)
-        self.bear(winner, loser)
-        self._heirs[loser] = winner
-        if winner in self._won:
-            status = self._won.pop(winner)
-            if status == FINISHED:
-                self._finish(winner)
-            else:
-                self.end(winner, status)
-
-    # --- moves -------------------------------------------------------------------------------------------------------
-
-    def movable(self, move: MoveQueued | Migrate | Borrow | Recall, replicas: Sequence[Replica]) -> Request | None:
-        """The request of a move, if it still is where the policy thinks."""
-        count = len(replicas)
-        if not (0 <= move.source < count and 0 <= move.target < count and move.source != move.target):
-            raise PolicyError(f"cannot do {move!r}: there are {count} replicas")
-        assert self.by_id is not None
-        outages = self.presence.outages
-        if outages is not None and {replicas[move.source].index, replicas[move.target].index} & outages.behind.keys():
-            return None  # what it is told does not arrive
-        request = self.by_id.get(move.request)
-        if request is None or request in self.outside or request.reason is not None:
-            return None
-        return request if request.replica == replicas[move.source].index else None
-
-    def move_queued(self, move: MoveQueued, replicas: Sequence[Replica]) -> None:
-        """Let a waiting request wait elsewhere; nothing, if it does not wait any more."""
-        request = self.movable(move, replicas)
-        if request is None or request.status != WAITING or request.generated or request.carrier is not None:
-            return
-        if request in self.encoding:
-            return
-        target = replicas[move.target]
-        if (
-            request.prompt_tokens + request.output_tokens > self.pools[target.index].capacity_tokens
-            or not target.present
-        ):
-            return
-        self.withdraw(request, partial(self._resend, target))
-
-    def _resend(self, target: Replica, request: Request) -> None:
-        if not self.presence.present[target.index]:
-            self.route(self.groups[request.model], request)
-            return
-        request.migrations += 1
-        way_s = 0.0 if self.ways is None else self.ways.between_s(request.replica, target.index)
-        self.forward(request, target, max(self.clock.now_s, request.ready_s) + way_s)
-
-    def migrate(self, move: Migrate, replicas: Sequence[Replica]) -> None:
-        """Begin to move a decoding request; nothing, if it does not decode any more or is on the move."""
-        request = self.movable(move, replicas)
-        if request is None or request in self.on_the_move or request in self.twins or self.lending.of(request):
-            return
-        source, target = replicas[move.source], replicas[move.target]
-        if not source.is_decoding(request, request.rank) or not target.present:
-            return
-        if request.prompt_tokens + request.output_tokens > self.pools[target.index].capacity_tokens:
-            return
-        token_bytes = self.pools[source.index].kv_bytes_per_token
-        for replica in (source, target):
-            self.migrating[replica.index] += 1
-        self.on_the_move[request] = Migration(
-            self.network(), request, source, target, token_bytes, self._left, partial(self._join, target), self._moved
-        )
-
-    def _left(self, request: Request) -> None:
-        self.outside[request] = None
-        self.leave(request)
-
-    def _join(self, target: Replica, request: Request, rank: int) -> bool:
-        """A request that has been copied joins its new replica, unless it was given up meanwhile."""
-        if self.outside.pop(request, _GONE) is _GONE:
-            return False
-        if not self.presence.present[target.index]:
-            request.carried_tokens = 0
-            self.presence.recover(request)
-            return False
-        request.migrations += 1
-        self.arrive(request, target, rank)
-        return True
+        by_id = self.moves.by_id
+        if by_id is not None and by_id.get(request.id) is request:
+            by_id[request.id] = heir
+        self.patience.inherit(request, heir)
+        self.moves.call_off(request)
 
     def arrive(self, request: Request, target: Replica, rank: int) -> None:
         """Let a decoding request that has left its replica go on at another one: on this rank, or on any (-1)."""
@@ -1161,39 +819,12 @@ class Gateway:
             self._came(request)
         self.presence.deliver(target, request, self.clock.now_s, rank)
 
-    def _moved(self, migration: Migration) -> None:
-        del self.on_the_move[migration.request]
-        for replica in (migration.source, migration.target):
-            self.migrating[replica.index] -= 1
-        index = migration.target.index
-        if migration.completed:
-            self.migrations[0] += 1
-            self.migrated_in[index] += 1
-            self.paused_in_s[index] += self.clock.now_s - migration.left_s
-        else:
-            self.migrations[1] += 1
-            self.given_up_in[index] += 1
-        self.migrated_bytes += migration.bytes
-
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def left(self) -> list[Request]:
         """Requests that are at no replica when the run ends, and those that ended but wait for a copy to be taken back."""
-        left = [*self.outside, *self.encoding, *self._won, *self.presence.in_doubt()]
+        left = [*self.outside, *self.images.encoding, *self.patience.in_doubt(), *self.presence.in_doubt()]
         return left if self.presence.gateways is None else [*left, *self.presence.gateways.held()]
-
-    def without_copies(self, left: Sequence[Request]) -> list[Request]:
-        """Of the requests that are left, those that stand for themselves in the tables; they bear the cost of their copies."""
-        alone = []
-        for request in left:
-            twin = self.twins.get(request)
-            if twin is None or twin in self.losers or (request not in self.losers and request.attempt < twin.attempt):
-                alone.append(request)
-                continue
-            self.pay(request)
-            self.pay(twin)
-            self.bear(twin, request)
-        return alone
 
 
 def _compress(request: Request, tokens: int) -> None:
@@ -1215,22 +846,6 @@ def _seats(pool: Pool) -> int:
     return int(getattr(pool.config.engine.scheduler.config, "max_seqs", 1 << 30)) * pool.config.parallelism.dp
 
 
-def _position(side: Side, index: int, otherwise: int) -> int:
-    """Number of a replica in a view."""
-    for position, replica in enumerate(side.replicas):
-        if replica.index == index:
-            return position
-    return otherwise
-
-
-class _Nobody:
-    """Stands where no pool serves the LLM that was asked for."""
-
-    def route(self, request: RequestView) -> Reject:
-        return Reject("no pool serves this model")
-
-
-_NOBODY = _Nobody()
 _GONE: Any = object()
 _PLAIN = Route(-1)
 """What a router that answers with a number means."""

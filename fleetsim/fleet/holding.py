@@ -9,7 +9,8 @@ from fleetsim.errors import PolicyError
 from fleetsim.workload.request import Request
 
 if TYPE_CHECKING:
-    from fleetsim.fleet.gateway import Gateway, Group
+    from fleetsim.fleet.gateway import Gateway
+    from fleetsim.fleet.sides import Group
 
 _GONE: Any = object()
 

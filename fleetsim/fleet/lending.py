@@ -14,7 +14,8 @@ from fleetsim.routing.api import Borrow, Recall, Route
 from fleetsim.workload.request import Request
 
 if TYPE_CHECKING:
-    from fleetsim.fleet.gateway import Gateway, Group, Side
+    from fleetsim.fleet.gateway import Gateway
+    from fleetsim.fleet.sides import Group, Side
 
 _GONE: Any = object()
 
@@ -44,15 +45,15 @@ class Lending:
 
     def borrow(self, move: Borrow, replicas: Sequence[Replica]) -> None:
         """Begin to lend memory to a decoding request; nothing, if it does not decode any more, moves, or has blocks there."""
-        request = self._gateway.movable(move, replicas)
+        request = self._gateway.moves.movable(move, replicas)
         if type(move.blocks) is not int or move.blocks < 1:
             raise PolicyError(f"cannot do {move!r}: blocks must be 1 or more")
-        if request is None or request in self._gateway.on_the_move or request in self._gateway.twins:
+        if request is None or request in self._gateway.moves.under_way or request in self._gateway.patience.twins:
             return
         source, target = replicas[move.source], replicas[move.target]
         if self._lends_on(source, [target]) or not target.present:
             return
-        if source.interrupts is not None or target.interrupts is not None or source.batches[0].compression is not None:
+        if source.stops is not None or target.stops is not None or source.batches[0].compression is not None:
             return
         if any(loan.target is target or not loan.began for loan in self.of(request)):
             return
@@ -78,7 +79,7 @@ class Lending:
 
     def recall(self, move: Recall, replicas: Sequence[Replica]) -> None:
         """Begin to bring lent blocks back; nothing, if there are none."""
-        request = self._gateway.movable(move, replicas)
+        request = self._gateway.moves.movable(move, replicas)
         if request is None:
             return
         target = replicas[move.target]
@@ -171,7 +172,7 @@ class Lending:
         engines = [side.replicas[place] for place in (position, *(creditor for creditor, _ in route.borrow))]
         compressed = engines[0].batches[0].compression is not None
         sizes = {replica.batches[0].block_tokens for replica in engines}
-        return not compressed and len(sizes) == 1 and all(replica.interrupts is None for replica in engines)
+        return not compressed and len(sizes) == 1 and all(replica.stops is None for replica in engines)
 
     def _over(self, loan: Place) -> None:
         del self.loans[loan]

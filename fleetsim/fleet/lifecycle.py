@@ -81,8 +81,8 @@ class Lifecycle:
         for replica, life in zip(fleet.replicas, fleet.lives, strict=True):
             if life.state == "off":
                 self._gateway.presence.set_present(replica, False)
-        if any(pool.config.drain == "migrate" for pool in fleet.pools) and self._gateway.by_id is None:
-            self._gateway.by_id = {}
+        if any(pool.config.drain == "migrate" for pool in fleet.pools):
+            self._gateway.moves.follow()
         self.outages = Outages(fleet, self._note_reach)
         """Links that are cut or slow."""
         self.gateway_loss = GatewayLoss(fleet, self._note_all)

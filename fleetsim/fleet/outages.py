@@ -417,7 +417,7 @@ class Outages:
         network, gateway = self._fleet.network(), self._gateway
         if not network.cuts:
             return
-        for migration in list(gateway.on_the_move.values()):
+        for migration in list(gateway.moves.under_way.values()):
             if migration.stalled:
                 self.resent += 1
                 migration.call_off(gateway.presence.recover)

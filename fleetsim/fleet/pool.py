@@ -81,10 +81,15 @@ class Pool:
     """What encodes images, if anything does."""
     encode_model: StepTimeModel | None = None
     """Physics of its layers."""
+    kv_bytes_per_token: float = field(init=False)
+    """Keys and values of one token of context, over all layers and accelerators [bytes]."""
     _prefill_time: PrefillTime | None = None
     _decode_time: DecodeTime | None = None
     _models: dict[tuple[float, float | None, float], StepTimeModel] = field(default_factory=dict)
     """By clock, cap and temperature."""
+
+    def __post_init__(self) -> None:
+        self.kv_bytes_per_token = self.llm.kv_bytes_per_token(self.config.engine.kv.dtype)
 
     def model_at(self, clock_ratio: float, cap_w: float | None, temperature_c: float) -> StepTimeModel:
         """Physics of a step under a clock, a cap of each accelerator and a temperature; built when it is first needed."""
@@ -151,11 +156,6 @@ class Pool:
     def host_idle_w(self) -> float:
         """The same while it does not [W]."""
         return self.config.power.host_idle * self.config.parallelism.accelerators
-
-    @property
-    def kv_bytes_per_token(self) -> float:
-        """Keys and values of one token of context, over all layers and accelerators [bytes]."""
-        return self.llm.kv_bytes_per_token(self.config.engine.kv.dtype)
 
     @property
     def embedding_bytes_per_token(self) -> float:

@@ -13,9 +13,10 @@ from fleetsim.workload.request import FAILED, LOCAL, RUNNING, TIMED_OUT, Request
 
 if TYPE_CHECKING:
     from fleetsim.fleet.copies import Copies
-    from fleetsim.fleet.gateway import Gateway, Group
+    from fleetsim.fleet.gateway import Gateway
     from fleetsim.fleet.gateway_loss import GatewayLoss
     from fleetsim.fleet.outages import Outages
+    from fleetsim.fleet.sides import Group
 
 _GONE: Any = object()
 
@@ -82,7 +83,7 @@ class Presence:
         Requests whose last blocks are on their way from it in a migration are taken to have got them.
         """
         lost = replica.crash()
-        for encoding in self._gateway.encoding.values():
+        for encoding in self._gateway.images.encoding.values():
             encoding.source_failed(replica)
         if self.outages is not None:
             lost = self.outages.crashed(replica, lost)
@@ -126,7 +127,9 @@ class Presence:
             self._withdraw_if_here(loan.request)
         for request in self._fed_by(replica):
             self._withdraw_if_here(request)
-        for request in [request for request, encoding in self._gateway.encoding.items() if encoding.uses(replica)]:
+        for request in [
+            request for request, encoding in self._gateway.images.encoding.items() if encoding.uses(replica)
+        ]:
             self._withdraw_if_here(request)
         for request in lost:
             if request.embedded_at == replica.index:
@@ -150,13 +153,13 @@ class Presence:
             return
         waiting = [r for batch in replica.batches for r in batch.waiting] + [*replica.inbox, *replica.held]
         for request in sorted(waiting, key=lambda r: (r.arrival_s, r.id, r.attempt)):
-            if not request.generated and request.carrier is None and request not in self._gateway.twins:
+            if not request.generated and request.carrier is None and request not in self._gateway.patience.twins:
                 self._gateway.withdraw(request, self._moved_on)
         decoding = [r for batch in replica.batches for r in batch.running if r.finish_step >= 0]
         for request in decoding:
             target = self._roomiest(replica, request)
-            if target is not None and self._gateway.by_id is not None:
-                self._gateway.migrate(Migrate(request.id, 0, 1), [replica, target])
+            if target is not None and self._gateway.moves.by_id is not None:
+                self._gateway.moves.migrate(Migrate(request.id, 0, 1), [replica, target])
 
     def _moved_on(self, request: Request) -> None:
         request.migrations += 1
@@ -190,16 +193,16 @@ class Presence:
     def _withdraw_if_here(self, request: Request) -> None:
         if self.outages is not None and request in self.outages.ghosts:
             return
-        if request not in self._gateway.outside and request.status <= RUNNING and request not in self._gateway.losers:
+        if (
+            request not in self._gateway.outside
+            and request.status <= RUNNING
+            and request not in self._gateway.patience.losers
+        ):
             self._gateway.withdraw(request, self.recover)
 
     def recover(self, request: Request) -> None:
         """Send a request again whose replica is gone, if its turn is not over."""
-        self._gateway.calm(request)
-        twin = self._gateway.twins.get(request)
-        if twin is not None and twin not in self._gateway.losers:  # the other copy goes on
-            self._gateway.losers[request] = None
-            self._gateway.settle_twin(request)
+        if self._gateway.patience.goes_on_without(request):
             return
         config = self._gateway.config.on_failure
         if request.reason is not None:

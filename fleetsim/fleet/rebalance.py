@@ -30,7 +30,7 @@ class Rebalancing:
 
     def migrating(self, position: int) -> int:
         """Migrations under way from or to a replica."""
-        return self._gateway.migrating[self.replicas[position].index]
+        return self._gateway.moves.migrating[self.replicas[position].index]
 
     def step_s(self, position: int, batch: int, tokens: int) -> float:
         """Predicted duration of a decode step of a replica [s]."""
@@ -64,9 +64,9 @@ class Rebalancing:
         self.now_s = fleet.clock.now_s
         for move in self.policy.tick():
             if isinstance(move, MoveQueued):
-                gateway.move_queued(move, self.replicas)
+                gateway.moves.move_queued(move, self.replicas)
             elif isinstance(move, Migrate):
-                gateway.migrate(move, self.replicas)
+                gateway.moves.migrate(move, self.replicas)
             elif isinstance(move, Borrow):
                 gateway.lending.borrow(move, self.replicas)
             elif isinstance(move, Recall):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fleetsim.fleet.fleet import Fleet
-    from fleetsim.fleet.gateway import Group
+    from fleetsim.fleet.sides import Group
 
 REASON = "no replica is left that could take it"
 
@@ -46,7 +46,7 @@ class Stranding:
         if not self._nothing_comes():
             return False
         gateway = self._fleet.gateway
-        found = [request for request in self._requests() if request not in gateway.twins]
+        found = [request for request in self._requests() if request not in gateway.patience.twins]
         for request in found:
             gateway.outside.pop(request, None)
             gateway.presence.waiting_room.pop(request, None)

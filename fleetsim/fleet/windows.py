@@ -12,7 +12,8 @@ from fleetsim.routing.api import RequestView, Window
 from fleetsim.workload.request import Request
 
 if TYPE_CHECKING:
-    from fleetsim.fleet.gateway import Gateway, Group, Side
+    from fleetsim.fleet.gateway import Gateway
+    from fleetsim.fleet.sides import Group, Side
 
 _GONE: Any = object()
 

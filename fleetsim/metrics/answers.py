@@ -8,9 +8,9 @@ quality over cost, divided by the range of cost (RouterBench, arXiv:2403.12031).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from fleetsim.metrics.columns import Columns, Floats
 if TYPE_CHECKING:
     from fleetsim.fleet.answering import Answering
 
-_BINS = 10
+CALIBRATION_BINS = 10
 """Of predicted chances, for the calibration error."""
 
 
@@ -43,6 +43,7 @@ def answer_figures(tables: Columns, answering: Answering | None) -> dict[str, fl
         "quality_single_mean": float(per_arm[single]) if count else None,
         "quality_random_mean": float(per_arm.mean()) if count else None,
         "quality_regret_mean": None if got is None else books.best / count - got,
+        "pgr": None if got is None else recovered(got, per_arm[books.weak], per_arm[books.strong]),
         "list_usd": float(usd[known].sum()),
         "list_usd_best": books.best_usd,
         "list_usd_single": float(books.list_usd[single]),
@@ -53,6 +54,26 @@ def answer_figures(tables: Columns, answering: Answering | None) -> dict[str, fl
         "predictor_calibration_error": calibration_error(expected[answered], quality[answered]),
         **curve_figures(*(np.frombuffer(values) for values in books.pairs)),
     }
+
+
+def recovered(quality: float, weak: float, strong: float) -> float | None:
+    """Part of the gap between a weak and a strong model that answers of some mean quality recover; None where there is no gap."""
+    return float((quality - weak) / (strong - weak)) if strong > weak else None
+
+
+def with_arms(groups: Sequence[Mapping[str, Any]], answering: Answering | None) -> Sequence[Mapping[str, Any]]:
+    """The groups of a run, and where somebody chooses among models a row for each arm: what it would come to if it answered all."""
+    if answering is None or not groups or not answering.books.requests:
+        return groups
+    books = answering.books
+    count = books.requests
+    rows = [{**row, "quality_alone_mean": None, "list_usd_alone": None} for row in groups]
+    nothing = dict.fromkeys(rows[0])
+    for arm in answering.world.arms:
+        quality, usd = float(books.quality[arm.number]) / count, float(books.list_usd[arm.number])
+        told = {"requests": count, "quality_alone_mean": quality, "list_usd_alone": usd}
+        rows.append({**nothing, "by": "arm", "value": arm.name, **told})
+    return rows
 
 
 def curve_figures(
@@ -77,11 +98,11 @@ def curve_figures(
     gap = quality[-1] - quality[0]
     if gap <= 0.0:
         return dict.fromkeys(names, None)
-    recovered = (quality - quality[0]) / gap
+    part = (quality - quality[0]) / gap
     return {
-        "apgr": float(((recovered[1:] + recovered[:-1]) / 2.0 * np.diff(share)).sum()),
-        "cpt_50_ratio": share_that_recovers(share, recovered, 0.5),
-        "cpt_80_ratio": share_that_recovers(share, recovered, 0.8),
+        "apgr": float(((part[1:] + part[:-1]) / 2.0 * np.diff(share)).sum()),
+        "cpt_50_ratio": share_that_recovers(share, part, 0.5),
+        "cpt_80_ratio": share_that_recovers(share, part, 0.8),
         "aiq": area_under_hull(list(zip(usd.tolist(), quality.tolist(), strict=True))),
     }
 
@@ -143,8 +164,8 @@ def calibration_error(expected: Floats, quality: Floats) -> float | None:
     """Mean difference between predicted and observed quality over ten bins of the prediction, by requests in them."""
     if not len(expected):
         return None
-    bins = np.minimum((expected * _BINS).astype(np.int64), _BINS - 1)
-    gaps = np.bincount(bins, expected - quality, _BINS)
+    bins = np.minimum((expected * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, expected - quality, CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(expected))
 
 

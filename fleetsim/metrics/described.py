@@ -31,7 +31,7 @@ _COUNTED = {
     "simulated_s": "Time simulated",
     "accelerators": "Accelerators of the fleet as it was declared",
     "kv_used_max_ratio": "Largest KV use of a replica at the end of an interval",
-    "by": "What is grouped by: pool, class, tenant, model, site or origin",
+    "by": "What is grouped by: pool, class, tenant, model, site, origin or arm (a model at a reasoning budget)",
     "value": "Which of these",
     "cost_requests_per_million_slo_tokens_usd": "cost_requests_usd / slo_output_tokens x 1e6",
     "carbon_requests_per_million_slo_tokens_g": "carbon_requests_g / slo_output_tokens x 1e6",

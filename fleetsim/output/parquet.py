@@ -25,6 +25,8 @@ STUDY = "study.json"
 """In the folder of a study, whose results stand in folders of their own: what was asked."""
 GROUP_ROWS = 1 << 16
 """Rows of a Parquet row group."""
+FEW_ROWS = 1 << 14
+"""A finished table with no more rows than this is read once, not once for each column that somebody asks for."""
 PARTIAL = ".partial"
 """How the name of a folder ends that is being written: ``.NAME.HOST-PROCESS.XXXX.partial``."""
 _OWNER = re.compile(r"\.([^.]+)-(\d+)\.[^.]+$")
@@ -47,6 +49,7 @@ class ResultFolder:
         self._metadata = {key.encode(): value.encode() for key, value in metadata.items()}
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._waiting: dict[str, list[pa.RecordBatch]] = {}
+        self._small: dict[str, pa.Table] = {}
         _refuse_unusable(out)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,14 +111,24 @@ class ResultFolder:
         return codes, list(places)
 
     def _groups(self, table: str, column: str) -> Iterator[tuple[int, pa.Array, int]]:
-        """Row groups of a column, each with the number of its first row and that of all rows: never all of them in memory."""
+        """Row groups of a column, each with the number of its first row and that of all rows: never all of a long one in memory."""
+        start = 0
+        for rows, total in self._parts(table, column):
+            yield start, rows, total
+            start += len(rows)
+
+    def _parts(self, table: str, column: str) -> Iterator[tuple[pa.Array, int]]:
+        if table in self._small:
+            whole = self._small[table]
+            yield from ((rows, len(whole)) for rows in whole[column].chunks)
+            return
         # pq.read_table would import pandas wherever that is installed
         with pq.ParquetFile(self._folder / f"{table}.parquet", memory_map=True) as file:
-            start = 0
+            total = file.metadata.num_rows
+            if total <= FEW_ROWS:
+                self._small[table] = file.read(use_threads=False)
             for group in range(file.num_row_groups):
-                for rows in file.read_row_group(group, [column])[column].chunks:
-                    yield start, rows, file.metadata.num_rows
-                    start += len(rows)
+                yield from ((rows, total) for rows in file.read_row_group(group, [column])[column].chunks)
 
     def add_table(self, name: str, table: pa.Table) -> None:
         """Write a small table of figures at once, with the unit and meaning of each."""

@@ -480,16 +480,18 @@ def write_events(sink: Sink, fleet: Fleet, end_s: float) -> None:
             evicted = sum(batch.cache.evicted for batch in replica.batches)
             totals = (("kv_evictions", evicted), ("lost_tokens", replica.lost_tokens))
             rows += [(end_s, kind, pool.name, replica.index, count) for kind, count in totals if count]
-            if replica.interruptions:
-                rows.append((end_s, "interruptions", pool.name, replica.index, replica.interruptions))
-                waited_us = round(replica.blocking_s * 1e6)
+            if replica.stops is not None and replica.stops.count:
+                rows.append((end_s, "interruptions", pool.name, replica.index, replica.stops.count))
+                waited_us = round(replica.stops.blocking_s * 1e6)
                 rows.append((end_s, "interruption_wait_us", pool.name, replica.index, waited_us))
             index, gateway = replica.index, fleet.gateway
-            if gateway.migrated_in[index]:
-                rows.append((end_s, "migrations", pool.name, index, gateway.migrated_in[index]))
-                rows.append((end_s, "migration_pause_us", pool.name, index, round(gateway.paused_in_s[index] * 1e6)))
-            if gateway.given_up_in[index]:
-                rows.append((end_s, "migrations_given_up", pool.name, index, gateway.given_up_in[index]))
+            if gateway.moves.completed_in[index]:
+                rows.append((end_s, "migrations", pool.name, index, gateway.moves.completed_in[index]))
+                rows.append(
+                    (end_s, "migration_pause_us", pool.name, index, round(gateway.moves.paused_in_s[index] * 1e6))
+                )
+            if gateway.moves.given_up_in[index]:
+                rows.append((end_s, "migrations_given_up", pool.name, index, gateway.moves.given_up_in[index]))
             for kind, counts in _LOANS.items():
                 if counts(gateway)[index]:
                     rows.append((end_s, kind, pool.name, index, counts(gateway)[index]))

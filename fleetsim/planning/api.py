@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fleetsim.experiment.replicate import Notice
 from fleetsim.planning import find_rate as rates
 from fleetsim.planning.judge import Confidence
 from fleetsim.planning.plan import Options, as_loaded, plan_melange
@@ -17,7 +18,6 @@ from fleetsim.planning.solve import Effort
 from fleetsim.scenario.load import LoadedScenario
 
 Where = str | os.PathLike[str] | Mapping[str, Any] | LoadedScenario
-Notice = Callable[[str], None]
 
 
 def plan(

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.errors import Finding, InputError
+from fleetsim.experiment.replicate import Notice
 from fleetsim.planning.find_rate import search
-from fleetsim.planning.judge import Confidence, Judgement, Notice, judge
+from fleetsim.planning.judge import Confidence, Judgement, judge
 from fleetsim.planning.layout import Group, Layout, Role, Site, described
 from fleetsim.planning.over_scenario import with_pools
 from fleetsim.planning.plan import require_slo

@@ -8,13 +8,13 @@ from math import sqrt
 from typing import Any
 
 from fleetsim.errors import Finding, InputError
+from fleetsim.experiment.replicate import Notice
 from fleetsim.planning.judge import Confidence, Judgement, judge
 from fleetsim.planning.plan import require_slo
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import ClosedLoopArrivals, SyntheticWorkload, TraceWorkload
 from fleetsim.units import show
 
-Notice = Callable[[str], None]
 REQUESTS = 2000
 """Requests of a run where the scenario says a duration instead."""
 _WIDEST = 1e6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,6 @@ from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.merge import Overrides
 from fleetsim.scenario.schema import MixWorkload, TraceWorkload
 
-Notice = Callable[[str], None]
 FIGURES = ("cost_usd_per_h", "power_w", "ttft_p99_s", "tpot_p99_s", "energy_per_output_token_j", "makespan_s")
 SITE_FIGURES = ("site_energy_j", "carbon_g")
 """Sums over a run; 0 where the scenario says nothing of them."""

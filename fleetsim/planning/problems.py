@@ -10,12 +10,13 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from fleetsim.errors import Finding, InputError, ScenarioError, nearest
+from fleetsim.experiment.replicate import Notice
 from fleetsim.planning.alpaserve import StatedAlpaServe
 from fleetsim.planning.encoder_split import StatedEncoderSplit
 from fleetsim.planning.eplb import StatedEplb
 from fleetsim.planning.fleetopt import StatedFleetOpt
 from fleetsim.planning.helix import StatedHelix
-from fleetsim.planning.judge import Confidence, Notice
+from fleetsim.planning.judge import Confidence
 from fleetsim.planning.over_scenario import OverScenario, ScenarioPlace
 from fleetsim.planning.parallelism import StatedParallelism
 from fleetsim.planning.portfolio import StatedPortfolio

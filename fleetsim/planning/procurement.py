@@ -15,11 +15,12 @@ from fleetsim.catalog.accelerator import load_accelerator
 from fleetsim.catalog.price import listed_price
 from fleetsim.errors import DataError, Finding, InputError, nearest
 from fleetsim.experiment.check import open_workload
+from fleetsim.experiment.replicate import Notice
 from fleetsim.fleet.pool import Pool
 from fleetsim.fleet.tariffs import EnergyPrices, Tariffs
 from fleetsim.kernel.streams import Streams
 from fleetsim.planning.demand import MAX_REQUESTS, offered, require_open
-from fleetsim.planning.judge import Confidence, Judgement, Notice, judge
+from fleetsim.planning.judge import Confidence, Judgement, judge
 from fleetsim.planning.offers import Candidate, candidates_for
 from fleetsim.planning.over_scenario import OverScenario, with_pools
 from fleetsim.planning.plan import require_slo

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fleetsim.errors import InputError
+from fleetsim.experiment.replicate import Notice
 from fleetsim.planning.judge import FIGURES, Confidence, Judgement, judge
 from fleetsim.planning.melange import Assignment, MelangeProblem, balanced, solve_melange
 from fleetsim.planning.plan import Options, Planned, fragment, laid_over, plan_melange
@@ -16,7 +17,6 @@ from fleetsim.planning.solve import Effort, require_solution
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.units import show
 
-Notice = Callable[[str], None]
 ROUNDS = 12
 """Fleets that verification simulates at most."""
 _RAISE, _LEAP = 1.05, 1.25

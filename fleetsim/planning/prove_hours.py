@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from fleetsim.errors import Finding, InputError
+from fleetsim.experiment.replicate import Notice
 from fleetsim.planning.distserve import Trial, at_rate
-from fleetsim.planning.judge import Confidence, Judgement, Notice, judge
+from fleetsim.planning.judge import Confidence, Judgement, judge
 from fleetsim.planning.over_scenario import with_pools
 from fleetsim.planning.plan import require_slo
 from fleetsim.planning.result import Plan, Proof

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from fleetsim.plots.over_time import panels
 from fleetsim.plots.rates import SERIES
-from fleetsim.plots.style import Mark, figure, marks_of, number
+from fleetsim.plots.style import LOG_RATIO, Mark, figure, marks_of, number, seconds_unit
 
 
 def _shares(target: float) -> list[list[Any]]:
@@ -82,6 +82,96 @@ def attainment_grid(table: pa.Table, x: str, y: str, target: float | None = None
     fig.update_xaxes(title={"text": x.removeprefix("axis.")}, type="category", showgrid=False)
     fig.update_yaxes(title={"text": names[1]}, type="category", showgrid=False)
     return fig
+
+
+MAPS = (
+    ("quality", "quality, mean over requests [%]", "%", 1),
+    ("latency_s", "{} [{}]", "s", -1),
+    ("cost_usd", "cost [{}]", "", -1),
+)
+"""Columns of the maps, their titles, units, and whether more (1) or less (-1) is better."""
+DEPTHS = [[0.0, "#dbe9fa"], [0.5, "#6ba5e6"], [1.0, "#123f7a"]]
+"""The darker, the more."""
+
+
+def quality_maps(
+    table: pa.Table, x: str, y: str, latency: str = "E2E latency p99", unit: str = "USD per 1,000 requests"
+) -> go.Figure:
+    """Quality, latency and cost over two axes of a study, one map below the other.
+
+    The surface that the three make in space hides its own back, and no value can be read off it. Three maps with a number in every
+    cell show the same: where quality is high, whether that place is slow, and what it costs.
+
+    Parameters
+    ----------
+    table : pa.Table
+        One row per run, with the columns `x`, `y`, ``quality`` (a ratio), ``latency_s`` and ``cost_usd``.
+    x, y : str
+        Columns of the axes.
+    latency : str
+        Which latency and percentile that is.
+    unit : str
+        Of the cost.
+    """
+    rows = [row for row in table.to_pylist() if all(row[name] is not None for name, *_ in MAPS)]
+    xs, ys = (_sorted(row[name] for row in rows) for name in (x, y))
+    names = [title.removeprefix("axis.").rpartition(".")[2] or title for title in (x, y)]
+    scale, factor = seconds_unit([row["latency_s"] for row in rows])
+    titles = [title.format(*told) for (_, title, *_), told in zip(MAPS, ((), (latency, scale), (unit,)), strict=True)]
+    panel = 60 + 34 * max(len(ys), 2)
+    fig = figure(
+        f"Quality, latency and cost: {names[1]} × {names[0]}",
+        "means over replications and other axes; darker is more; arrows tell what is better",
+        "summary.parquet",
+        110 + 3 * panel,
+    )
+    fig = panels(
+        make_subplots(
+            rows=3,
+            cols=1,
+            shared_xaxes=True,
+            vertical_spacing=38 / (3 * panel),
+            subplot_titles=[
+                f"{title} {'↑' if better > 0 else '↓'}" for title, (*_, better) in zip(titles, MAPS, strict=True)
+            ],
+        ),
+        fig,
+    )
+    for place, (column, _, of, _) in enumerate(MAPS, start=1):
+        by = {"%": 1.0, "s": factor}.get(of, 1.0)
+        z = [[_mean([row[column] * by for row in rows if (row[y], row[x]) == (b, a)]) for a in xs] for b in ys]
+        shown = [["" if v is None else f"{v:.0%}" if of == "%" else number(v) for v in line] for line in z]
+        fig.add_heatmap(
+            x=[_short(v) for v in xs],
+            y=[_short(v) for v in ys],
+            z=_depth(z),
+            text=shown,
+            texttemplate="%{text}",
+            row=place,
+            col=1,
+            colorscale=DEPTHS,
+            showscale=False,
+            xgap=2,
+            ygap=2,
+            hovertemplate=f"{names[1]} %{{y}}<br>{names[0]} %{{x}}<br>{titles[place - 1]}: <b>%{{text}}</b><extra></extra>",
+        )
+    fig.update_xaxes(type="category", showgrid=False)
+    fig.update_yaxes(type="category", showgrid=False, ticks="")
+    fig.update_xaxes(title={"text": x.removeprefix("axis.")}, row=3, col=1)
+    fig.update_yaxes(title={"text": names[1]}, row=2, col=1)
+    return fig
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _depth(z: list[list[float | None]]) -> list[list[float | None]]:
+    """What colours go by: the logarithm where values range far."""
+    known = [v for line in z for v in line if v is not None]
+    if not known or min(known) <= 0.0 or max(known) <= LOG_RATIO * min(known):
+        return z
+    return [[None if v is None else float(np.log10(v)) for v in line] for line in z]
 
 
 def _sorted(values: Any) -> list[Any]:

@@ -9,8 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
 
-from fleetsim.plots.rates import SERIES
-from fleetsim.plots.style import GREY, Mark, axis, figure, marks_of, number
+from fleetsim.plots.rates import NAMES, RATE, SERIES
+from fleetsim.plots.style import GREY, Mark, axis, faded, figure, marks_of, number, seconds_unit
 
 INTERACTIVITY, THROUGHPUT = "tpot_p50_s", "output_tokens_per_s_per_accelerator"
 
@@ -97,6 +97,7 @@ def cost_quality(
     unit: str = "USD per 1,000 requests",
     marks: Mapping[str, Mark] | None = None,
     unreachable: Collection[str] = (),
+    singles: Collection[str] = (),
 ) -> go.Figure:
     """Quality against cost with the upper hull of what mixing answers can reach.
 
@@ -112,12 +113,14 @@ def cost_quality(
         How each series looks.
     unreachable : collection of str
         Series that nobody can choose, such as an oracle; they are not mixed.
+    singles : collection of str
+        Series that are one LLM for all requests: grey, with their names beside them.
     """
     rows = [row for row in table.to_pylist() if row[cost] is not None and row[quality] is not None]
     fig = figure(
         "Quality against cost",
         "the line is what a random mix of two reaches; up and to the left is better",
-        "summary.parquet",
+        "summary.parquet" if not singles else "summary.parquet, groups.parquet",
     )
     hull = _hull([(row[cost], row[quality]) for row in rows if row[SERIES] not in unreachable])
     if len(hull) > 1:
@@ -129,7 +132,23 @@ def cost_quality(
             hoverinfo="skip",
             line={"color": GREY, "dash": "dot", "width": 1.5},
         )
-    for name, mark in marks_of(dict.fromkeys(row[SERIES] for row in rows), marks).items():
+    told = f"<br>%{{x:.4g}} {unit}<br>quality %{{y:.1%}}<extra></extra>"
+    alone = [row for row in rows if row[SERIES] in singles]
+    if alone:
+        fig.add_scatter(
+            x=[row[cost] for row in alone],
+            y=[row[quality] for row in alone],
+            name="one model",
+            mode="markers+text",
+            text=[row[SERIES] for row in alone],
+            textposition=_sides([row[cost] for row in alone]),
+            textfont={"size": 12, "color": GREY},
+            cliponaxis=False,
+            marker={"color": GREY, "symbol": "diamond-open", "size": 10, "line": {"width": 2}},
+            hovertemplate=f"<b>%{{text}}</b> for all{told}",
+        )
+    drawn = dict.fromkeys(row[SERIES] for row in rows if row[SERIES] not in singles)
+    for name, mark in marks_of(drawn, marks).items():
         members = [row for row in rows if row[SERIES] == name]
         fig.add_scatter(
             x=[row[cost] for row in members],
@@ -137,11 +156,99 @@ def cost_quality(
             name=name,
             mode="markers",
             marker={"color": mark.colour, "symbol": mark.symbol, "size": 11},
-            hovertemplate=f"<b>%{{fullData.name}}</b><br>%{{x:.4g}} {unit}<br>quality %{{y:.1%}}<extra></extra>",
+            hovertemplate=f"<b>%{{fullData.name}}</b>{told}",
         )
     fig.update_xaxes(**axis("cost, mean", unit, [row[cost] for row in rows]))
     fig.update_yaxes(**axis("quality, mean over requests", "%", [row[quality] for row in rows]))
     return fig
+
+
+def _sides(x: Sequence[float]) -> list[str]:
+    """Where a text stands at a point: to its left in the right half, so that it stays within the figure."""
+    middle = (min(x) + max(x)) / 2
+    return ["bottom left" if value > middle else "bottom right" for value in x]
+
+
+LARGEST = 26.0
+"""Diameter of the largest point [px]."""
+
+
+def quality_latency(
+    table: pa.Table,
+    latency: str = "e2el_p99_s",
+    cost: str = "cost_usd",
+    quality: str = "quality",
+    unit: str = "USD per 1,000 requests",
+    marks: Mapping[str, Mark] | None = None,
+) -> go.Figure:
+    """Quality against a percentile of latency, the area of a point its cost: what is bought with what, under which load.
+
+    A plane and not a surface in space: a reader sees which point is higher and which is further left at one look, and of the cost,
+    which matters third, what is about twice as dear. Points of a series are joined by rising rate.
+
+    Parameters
+    ----------
+    table : pa.Table
+        One row per run: ``series``, ``rate_per_s`` if known, and the three columns that follow.
+    latency, cost, quality : str
+        Names of these columns: seconds named ``<metric>_<statistic>_s``, a cost, and a ratio.
+    unit : str
+        Of the cost.
+    marks : mapping, optional
+        How each series looks.
+    """
+    rows = means_by_rate(table, (latency, cost, quality))
+    metric, statistic, _ = latency.rsplit("_", 2)
+    title = NAMES.get(metric, metric)
+    scale, factor = seconds_unit([row[latency] for row in rows])
+    top = max((row[cost] for row in rows), default=0.0) or 1.0
+    low = min((row[cost] for row in rows), default=0.0)
+    joined = "lines join rising rates; " if len({row[RATE] for row in rows}) > 1 else ""
+    fig = figure(
+        "Quality, latency and cost",
+        f"area of a point: cost, {number(low)} to {number(top)} {unit}; {joined}means over replications; "
+        "up, to the left and small is better",
+        "summary.parquet",
+        430,
+    )
+    for name, mark in marks_of(dict.fromkeys(row[SERIES] for row in rows), marks).items():
+        members = [row for row in rows if row[SERIES] == name]
+        fig.add_scatter(
+            x=[row[latency] * factor for row in members],
+            y=[row[quality] for row in members],
+            name=name,
+            mode="lines+markers" if len(members) > 1 else "markers",
+            line={"color": mark.colour, "dash": mark.dash, "width": 1.25},
+            marker={
+                "color": faded(mark.colour, 0.55),
+                "size": [max(LARGEST * (row[cost] / top) ** 0.5, 5.0) for row in members],
+                "line": {"color": mark.colour, "width": 1.5},
+            },
+            text=[f"{number(row[cost])} {unit}{_at(row)}" for row in members],
+            hovertemplate=f"<b>%{{fullData.name}}</b><br>quality %{{y:.1%}}<br>{title} {statistic} %{{x:.4g}} {scale}<br>"
+            "%{text}<extra></extra>",
+        )
+    fig.update_layout(legend={"itemsizing": "constant"})
+    fig.update_xaxes(**axis(f"{title}, {statistic}", scale, [row[latency] * factor for row in rows], from_zero=False))
+    fig.update_yaxes(**axis("quality, mean over requests", "%"))
+    return fig
+
+
+def _at(row: Mapping[str, Any]) -> str:
+    return "" if row.get(RATE) is None else f"<br>at {number(row[RATE])} requests/s"
+
+
+def means_by_rate(table: pa.Table, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each series and rate the means of columns over runs that have them all, by rising rate."""
+    groups: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        if all(row[name] is not None for name in columns):
+            groups.setdefault((row[SERIES], row.get(RATE)), []).append(row)
+    order = sorted(groups, key=lambda key: key[1] or 0.0)
+    return [
+        {SERIES: name, RATE: rate, **{c: float(np.mean([row[c] for row in groups[name, rate]])) for c in columns}}
+        for name, rate in order
+    ]
 
 
 def _hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

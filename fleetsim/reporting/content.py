@@ -16,10 +16,12 @@ from ruamel.yaml import YAML
 from fleetsim import __version__
 from fleetsim.metrics.definitions import METRICS
 from fleetsim.plots import gantt, grid, latencies, over_time, pareto, rates
+from fleetsim.plots.answers import calibration, regret
 from fleetsim.plots.digest import PARTS
 from fleetsim.plots.latencies import PART_HINTS, PART_TITLES
 from fleetsim.plots.rates import NAMES
 from fleetsim.plots.style import Mark, marks_of, number
+from fleetsim.reporting import answers
 from fleetsim.reporting.detail import Detail, Limits, limits_of, read
 from fleetsim.reporting.series import MOST_DETAILED, Placed, axes_for_grid, detailed, placed, summary_of
 from fleetsim.reporting.tables import Cell, Head, HtmlTable, formula, group_table, name, plain, ratio, seconds
@@ -152,7 +154,7 @@ def page(
         _latencies(details, limits, marks, draw),
         _times(details, draw),
         *each[:-1],
-        _quality(summary, marks, draw),
+        *_answers(results, summary, places, dict(zip(labels, chosen, strict=True)), marks, draw),
         _groups(results, details, target),
         each[-1],
     ]
@@ -454,14 +456,14 @@ MOST_LINES = 12
 """Lines of a figure at most: more cannot be told apart."""
 
 
-def _best_lines(summary: pa.Table, target: float | None) -> pa.Table:
-    """The summary, of studies of many lines that of the best: by the highest rate that keeps the SLO, then by goodput."""
+def _best_lines(summary: pa.Table, target: float | None, by: str = "goodput_requests_per_s") -> pa.Table:
+    """The summary, of studies of many lines that of the best: by the highest rate that keeps the SLO, then by another figure."""
     names = summary["series"].to_pylist()
     if len(set(names)) <= MOST_LINES:
         return summary
     best = rates.max_rates(summary, target) if target is not None else {}
     good: dict[str, float] = {}
-    for line, value in zip(names, summary["goodput_requests_per_s"].to_pylist(), strict=True):
+    for line, value in zip(names, summary[by].to_pylist(), strict=True):
         good[line] = good.get(line, 0.0) + (value or 0.0)
     kept = set(sorted(good, key=lambda line: (-(best.get(line) or 0.0), -good[line]))[:MOST_LINES])
     return summary.filter(pa.array([line in kept for line in names]))
@@ -477,33 +479,34 @@ def _told_if_fewer(section: Section, whole: pa.Table, shown: pa.Table) -> Sectio
     return section
 
 
-def _quality(summary: pa.Table, marks: Mapping[str, Mark], draw: _Figures) -> Section:
-    """Only where somebody knows the quality of answers; at list prices, beside what single models and an oracle would do."""
-    section = Section("quality", "Quality against cost")
-    rows: list[tuple[str, float, float]] = []
-    for row in summary.to_pylist():
-        count = row.get("requests") or 0
-        if row.get("quality_per_request") is None or row.get("list_usd") is None or not count:
-            continue
-        rows.append((row["series"], 1e3 * row["list_usd"] / count, row["quality_per_request"]))
-        for title, usd, quality in _REFERENCES:
-            known = row.get(usd) is not None and row.get(quality) is not None
-            if known and title not in [name for name, *_ in rows]:
-                rows.append((title, 1e3 * row[usd] / count, row[quality]))
-    if rows:
-        names = ("series", "cost_usd", "quality")
-        table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
-        unit = "USD at list prices per 1,000 requests"
-        section.figures.append(
-            draw(pareto.cost_quality(table, unit=unit, marks=marks, unreachable=(_REFERENCES[1][0],)), wide=True)
-        )
-    return section
-
-
-_REFERENCES = (
-    ("best single model", "list_usd_single", "quality_single_mean"),
-    ("best answer to each, as nobody knows it", "list_usd_best", "quality_best_mean"),
-)
+def _answers(
+    results: Results,
+    summary: pa.Table,
+    places: Sequence[Placed],
+    chosen: Mapping[str, Placed],
+    marks: Mapping[str, Mark],
+    draw: _Figures,
+) -> Iterator[Section]:
+    """Only where somebody knows the quality of answers."""
+    rated = answers.rated(summary)
+    if not len(rated):
+        return
+    shown = _best_lines(rated, None, "quality")
+    latency = Section("", "", [draw(fig, wide=True) for fig in answers.against_latency(shown, marks)])
+    quality = Section("quality", "Quality of answers", [draw(answers.plane(results, rated, places, marks), wide=True)])
+    quality.figures += _told_if_fewer(latency, rated, shown).figures
+    found = answers.digests(results, chosen)
+    if found:
+        lines = set(shown["series"].to_pylist())
+        quality.figures.append(draw(regret(answers.regrets(results, places, chosen, found, lines), marks)))
+        tables = [digest.calibration_table(label) for label, digest in found.items()]
+        quality.figures.append(draw(calibration(_together(tables), marks)))
+    yield quality
+    several = len(found) > 1
+    models = Section("models", "Models", choices=list(found) if several else [])
+    for label, fig in answers.shares(found).items():
+        models.figures.append(draw(fig, wide=True, run=label if several else ""))
+    yield models
 
 
 def _known(table: pa.Table) -> set[str]:

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from fleetsim.errors import InputError
 from fleetsim.output.tables import REQUESTS
+from fleetsim.plots.answers import COLUMNS as ANSWERS
+from fleetsim.plots.answers import AnswerDigest
 from fleetsim.plots.digest import COLUMNS, RequestDigest, around
 from fleetsim.plots.over_time import ReplicaBins
 from fleetsim.results.folder import Results, Run
@@ -87,6 +89,16 @@ def read(results: Results, run: Run, label: str) -> Detail:
     some = around(results.scan("requests", list(_GANTT), run), digest.slowest[1])
     bins, bins_of = _replicas(results, run, digest.end_s)
     return Detail(run, label, digest, _small(results, "fleet", run), _gaps(results, run, label), bins, bins_of, some)
+
+
+def read_answers(results: Results, run: Run) -> AnswerDigest | None:
+    """Who answered the requests of a run and how well; None where nobody chooses among models."""
+    if run.figures.get("quality_mean") is None:
+        return None
+    digest = AnswerDigest(_end_s(run))
+    for batch in results.scan("requests", ANSWERS, run):
+        digest.add(batch)
+    return digest
 
 
 def _end_s(run: Run) -> float:

@@ -12,7 +12,7 @@ from fleetsim.output.tables import TABLES, Column
 TABLE_TEXTS = {
     "runs": "One row per run: what it is called, where it lies, and the value of each axis of its study",
     "summary": "One row per run: its figures",
-    "groups": "The main figures of each run by pool, class, tenant, model, site and origin",
+    "groups": "The main figures of each run by pool, class, tenant, model, site and origin, and of each arm if it answered all",
     "requests": "One row per request",
     "replicas": "One row per replica and interval",
     "fleet": "One row per pool and interval",

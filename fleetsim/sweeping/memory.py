@@ -12,9 +12,9 @@ from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.schema import MixWorkload, SyntheticWorkload, TraceWorkload
 from fleetsim.workload.formats import locate
 
-PROCESS_BYTES = 250e6
+PROCESS_BYTES = 210e6
 """Of a process that simulates a small fleet [bytes]: interpreter, libraries, buffers of the tables. Measured: docs/sweeps.md."""
-REQUEST_BYTES = 120.0
+REQUEST_BYTES = 80.0
 """More for each request [bytes]: columns of the requests table while the summary is taken, and what is in flight. Measured:
 docs/sweeps.md."""
 REPLICA_BYTES = 150e3

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fleetsim.errors import Finding, ScenarioError
 from fleetsim.experiment.check import require_valid
+from fleetsim.experiment.replicate import Notice
 from fleetsim.scenario.export import digest
 from fleetsim.scenario.load import LoadedScenario
 from fleetsim.scenario.merge import path_steps
@@ -23,7 +24,6 @@ ID_DIGITS = 12
 """Digits of a scenario's digest by which its run is called."""
 
 Cell = str | int | float
-Notice = Callable[[str], None]
 
 _QUANTITY = re.compile(r"^\s*([+-]?[\d._]+(?:[eE][+-]?\d+)?)\s*(\S.*)$")
 _UNITS = {unit for table in UNITS.values() for unit in table}

@@ -113,6 +113,10 @@ class Breaks(Base):
 def test_the_checker_says_what_is_wrong(policy: type, words: str) -> None:
     with pytest.raises(PolicyError, match=words):
         check_admission(policy)
+
+
+def test_the_base_of_those_is_sound() -> None:
+    """So each of them is rejected for its own fault."""
     assert check_admission(Base).policy == "Base"
 
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from fleetsim.arena.contest import Contest, contest, decision_us
 from fleetsim.arena.page import difference, page, ranking, scores, word
+from fleetsim.arena.pictures import pictures
 from fleetsim.arena.suite import (
     KINDS,
     NONE,
@@ -28,6 +29,7 @@ from fleetsim.cli.main import cli
 from fleetsim.errors import InputError
 from fleetsim.experiment.check import check_scenario
 from fleetsim.experiment.run import run
+from fleetsim.model_routing.api import Ask, ModelsView, Query
 from fleetsim.plugins import PolicyConfig, allowing_imports, names
 from fleetsim.routing.api import Reject
 from fleetsim.scenario.load import load_scenario
@@ -75,6 +77,18 @@ class Broken(Picky):
         return 99
 
 
+class Cheapest:
+    """The model with the lowest list price."""
+
+    Config = PolicyConfig
+
+    def __init__(self, config: PolicyConfig, rng: object, models: ModelsView) -> None:
+        self._models = models
+
+    def route(self, query: Query) -> Ask:
+        return Ask(min(self._models.open(), key=self._models.usd(query).__getitem__))
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> str:
     path = tmp_path / "small.yaml"
@@ -93,7 +107,7 @@ def made(figures: dict[Entry, list[tuple[float, float, float]]]) -> Contest:
 # --- the suite ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", scenario_names())
+@pytest.mark.parametrize("name", [*scenario_names(), *scenario_names("models")])
 def test_scenarios_of_the_suite_stand_alone(name: str) -> None:
     loaded = load_scenario(scenario_file(name))
     assert not [f for f in check_scenario(loaded) if f.severity == "error"]
@@ -222,7 +236,8 @@ def test_a_mistyped_scenario_is_answered() -> None:
 
 def test_every_kind_meets_somewhere_and_everything_installed_can_enter() -> None:
     places = meeting_places()
-    assert set(places) == set(KINDS)
+    assert set(places) | set(meeting_places("models")) == set(KINDS)
+    assert set(places) == {name for name, kind in KINDS.items() if kind.suite == "fleet"}
     assert {name for names in places.values() for name in names} == set(scenario_names())
     for entry in entries({}):
         for name in places[entry.kind]:
@@ -278,3 +293,118 @@ def test_the_committed_page_is_of_this_suite() -> None:
     text = (ROOT / "docs" / "arena.md").read_text()
     assert f"(version {version()}," in text
     assert f"Scenarios: {', '.join(scenario_names())}." in text
+
+
+# --- model routers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Contest, str]:
+    """A contest of model routers in a shorter scenario of their suite."""
+    path = tmp_path_factory.mktemp("arena") / "answers.yaml"
+    path.write_text(f"extends: {scenario_file('answers-calm')}\nworkload: {{requests: 200}}\n")
+    return contest(entries({"model_routers": ["random", "oracle"]}, suite="models"), [str(path)], 3), str(path)
+
+
+def test_every_model_router_can_enter_where_they_meet() -> None:
+    field = entries({}, suite="models")
+    assert {entry.name for entry in field} == set(names("model_routers"))
+    for name in scenario_names("models"):
+        plain = load_scenario(scenario_file(name)).scenario
+        for entry in field:
+            loaded = load_scenario(scenario_file(name), entry.overrides(plain))
+            assert not [f for f in check_scenario(loaded) if f.severity == "error"], entry.name
+    with pytest.raises(InputError, match="no routers meet in the suite of models"):
+        entries({"routers": ["random"]}, suite="models")
+
+
+def test_model_routers_are_compared_by_their_answers(routed: tuple[Contest, str]) -> None:
+    result, name = routed
+    by = {entry.name: result.figures[entry, name] for entry in result.entries}
+    for seed in range(3):
+        oracle, single, chance = (by[name][seed] for name in ("oracle", "single", "random"))
+        assert oracle["arms"] == single["arms"] == chance["arms"], "all meet the same answers"
+        assert oracle["regret"] == pytest.approx(0.0)
+        assert single["quality"] == pytest.approx(single["arms"]["qwen2.5-14b"][1])
+        assert single["list_usd"] == pytest.approx(single["arms"]["qwen2.5-14b"][0])
+        assert single["pgr"] == pytest.approx(1.0)
+        assert oracle["quality"] - oracle["regret"] == pytest.approx(chance["quality"] + chance["regret"])
+        assert oracle["over_mix"] > 0.05
+        assert single["over_mix"] <= 1e-9, "a model is no better than the mixes that it is part of"
+        so_far = chance["regret_so_far"]
+        assert so_far["requests"][-1] == 200
+        assert so_far["regret"][-1] == pytest.approx(200 * chance["regret"])
+    found = scores(result, "model_routers")
+    assert all(0.0 < part <= 1.0 for rows in found.values() for row in rows.values() for part in row)
+    text = page(result, "c", {"a.svg": "a picture"})
+    assert "# Arena of model routers" in text
+    assert "![a picture](a.svg)" in text
+    assert "| policy | quality [%] | difference | over a mix [%] | PGR [%] | regret [%] | price [USD/1,000] |" in text
+
+
+def test_quality_over_a_mix_is_taken_to_the_hull_of_the_single_models(routed: tuple[Contest, str]) -> None:
+    result, name = routed
+    (entry,) = (entry for entry in result.entries if entry.name == "random")
+    for figures in result.figures[entry, name]:
+        arms = sorted(map(tuple, figures["arms"].values()))
+        mixes = [
+            a[1] + (figures["list_usd"] - a[0]) / (b[0] - a[0]) * (b[1] - a[1])
+            for a in arms
+            for b in arms
+            if a[0] <= figures["list_usd"] <= b[0] and b[0] > a[0]
+        ]
+        below = [quality for usd, quality in arms if usd <= figures["list_usd"]]
+        assert figures["quality"] - figures["over_mix"] == pytest.approx(max(mixes + below))
+
+
+def test_pictures_of_model_routers_name_them_by_their_places(routed: tuple[Contest, str]) -> None:
+    result, _ = routed
+    drawn = pictures(result, "model_routers")
+    assert set(drawn) == {"arena-models-cost", "arena-models-latency", "arena-models-regret"}
+    places = {f"{place} {row.entry.name}" for place, row in enumerate(ranking(result, "model_routers"), 1)}
+    plane = {trace.name: trace for trace in drawn["arena-models-cost"].data}
+    assert places <= set(plane)
+    (oracle,) = (name for name in plane if name.endswith(" oracle"))
+    assert plane[oracle].y[0] > max(plane["mix of two"].y)
+    assert places == {trace.name for trace in drawn["arena-models-latency"].data}
+    lines = {trace.name for trace in drawn["arena-models-regret"].data if trace.fill is None}
+    assert lines == {"oracle", "single", "random"}
+
+
+def test_decisions_of_model_routers_are_timed_even_of_who_is_told_the_answers(routed: tuple[Contest, str]) -> None:
+    for name in ("oracle", "frugal-gpt"):
+        spent = decision_us(Entry("model_routers", name), routed[1])
+        assert spent is not None
+        assert 0.1 < spent < 10_000
+
+
+def test_the_command_writes_the_page_of_model_routers(
+    routed: tuple[Contest, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetsim.plots.export.find_spec", lambda _: None)
+    field = f"random,{__name__}:Cheapest"
+    options = ["arena", "--model-routers", field, "--scenarios", routed[1], "--seeds", "2", "--no-timing", "-j", "1"]
+    done = CliRunner().invoke(cli, [*options, "--allow-import", "--out", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["suite_version"] == version("models")
+    rows = {row["policy"]: row["scenarios"][routed[1]] for row in report["rankings"]["model_routers"]}
+    assert set(rows) == {"single", *field.split(",")}
+    assert rows[f"{__name__}:Cheapest"]["pgr"] == pytest.approx(0.0)
+    assert set(report["rankings"]["model_routers"][0]["scenarios"][routed[1]]) == set(KINDS["model_routers"].measures)
+    assert [path.name for path in tmp_path.iterdir()] == ["arena-models.md"]
+    assert "no pictures: images need an extra" in done.stderr
+    assert "`fleetsim arena --suite models --model-routers random," in (tmp_path / "arena-models.md").read_text()
+    mixed = CliRunner().invoke(cli, ["arena", "--suite", "models", "--routers", "random"])
+    assert mixed.exit_code == 2
+    assert "no routers meet in the suite of models" in mixed.stderr
+
+
+def test_the_committed_page_of_model_routers_is_of_this_suite() -> None:
+    text = (ROOT / "docs" / "arena-models.md").read_text()
+    assert f"(version {version('models')}," in text
+    assert f"Scenarios: {', '.join(scenario_names('models'))}." in text
+    for name in names("model_routers"):
+        assert re.search(rf"^\| {re.escape(name)} \|", text, re.MULTILINE), name
+    for picture in re.findall(r"\]\((\S+\.svg)\)", text):
+        assert (ROOT / "docs" / picture).is_file()

@@ -21,7 +21,8 @@ AFFINE = {
     "step": "5 ms",
     **dict.fromkeys(("prompt_token", "prompt_pair", "context_token", "sequence"), "0 s"),
 }
-LOADS = (Load(concurrency=1), Load(concurrency=12), Load(concurrency=48))
+LOADS = ((Load(concurrency=1), 40), (Load(concurrency=12), 80), (Load(concurrency=48), 120))
+"""With the number of requests."""
 
 
 def near(fit: EngineFit, truth: dict[str, float], rel: float = 0.03) -> None:
@@ -37,7 +38,7 @@ def near(fit: EngineFit, truth: dict[str, float], rel: float = 0.03) -> None:
 @pytest.mark.parametrize("detailed", [False, True])
 def test_three_loads_return_all_three_constants(detailed: bool, server_scenario: LoadedScenario) -> None:
     with Server(server_scenario) as server:
-        runs = [measured(server, sent(load), TRUTH, detailed) for load in LOADS]
+        runs = [measured(server, sent(load, count), TRUTH, detailed) for load, count in LOADS]
         fit = fit_engine(server, runs)
     assert all(constant.fitted for constant in fit.constants)
     near(fit, TRUTH)
@@ -51,7 +52,7 @@ def test_three_loads_return_all_three_constants(detailed: bool, server_scenario:
 def test_two_means_give_two_constants(server_scenario: LoadedScenario) -> None:
     truth = {**TRUTH, "scale": 1.0}
     with Server(server_scenario) as server:
-        fit = fit_engine(server, [measured(server, sent(Load(concurrency=8)), truth, detailed=False)])
+        fit = fit_engine(server, [measured(server, sent(Load(concurrency=8), 100), truth, detailed=False)])
     fitted = {constant.name: constant.fitted for constant in fit.constants}
     assert fitted == {"host": True, "frontend": True, "scale": False}
     assert fit.figures == 2
@@ -63,7 +64,7 @@ def test_two_means_give_two_constants(server_scenario: LoadedScenario) -> None:
 
 def test_a_log_at_recorded_times(server_scenario: LoadedScenario) -> None:
     with Server(server_scenario) as server:
-        fit = fit_engine(server, [measured(server, sent(Load(rate_per_s=10.0), 250), TRUTH)])
+        fit = fit_engine(server, [measured(server, sent(Load(rate_per_s=10.0), 120), TRUTH)])
     near(fit, TRUTH)
     assert fit.constants[0].fitted
     assert fit.after["tpot"].median < 0.02
@@ -75,7 +76,7 @@ def test_a_log_at_recorded_times(server_scenario: LoadedScenario) -> None:
 def test_whatever_the_constants(server_scenario: LoadedScenario, host: float, frontend: float, scale: float) -> None:
     truth = {"host": host, "frontend": frontend, "scale": scale}
     with Server(server_scenario) as server:
-        near(fit_engine(server, [measured(server, sent(load, 100), truth) for load in LOADS]), truth, 0.1)
+        near(fit_engine(server, [measured(server, sent(load, 100), truth) for load, _ in LOADS]), truth, 0.1)
 
 
 def test_without_any_decode_only_the_time_to_first_token_counts(server_scenario: LoadedScenario) -> None:

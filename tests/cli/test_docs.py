@@ -90,8 +90,13 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     )
     (tmp_path / "patience_router.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    plugins._entries.cache_clear()
+    _forget_what_is_installed()
     yield
+    _forget_what_is_installed()
+
+
+def _forget_what_is_installed() -> None:
+    plugins._installed.cache_clear()
     plugins._entries.cache_clear()
 
 

@@ -13,28 +13,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site."""
-    pytest.importorskip("sphinx")
-    out = tmp_path_factory.mktemp("site")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-q",
-        "-W",
-        "-E",
-        "-b",
-        "html",
-        "-d",
-        f"{out}/doctrees",
-        "docs",
-        f"{out}/html",
-    ]
+def build(source: Path, out: Path, *settings: str) -> Path:
+    """Build pages with the configuration of the documentation; a warning is an error."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-E", "-b", "html", "-c", "docs", "-d", f"{out}/doctrees"]
+    command += [*settings, str(source), f"{out}/html"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return out / "html"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All pages in a plain theme: the site's own draws the list of all pages again for each, which takes five times as long."""
+    pytest.importorskip("sphinx")
+    return build(ROOT / "docs", tmp_path_factory.mktemp("site"), "-D", "html_theme=basic")
 
 
 class Page(HTMLParser):
@@ -60,8 +52,25 @@ class Page(HTMLParser):
 
 
 def test_no_link_is_dead_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    assert len(check_links(site)) > 100
+
+
+def test_theme_of_the_site_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    """A page with a page below it, in the theme that the configuration names."""
+    pytest.importorskip("sphinx")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "index.md").write_text("# First\n\n```{toctree}\nsecond\n```\n\n[Second](second.md#part)\n", "utf-8")
+    (source / "second.md").write_text("# Second\n\n## Part\n\n```sh\nfleetsim run\n```\n", "utf-8")
+    pages = check_links(build(source, tmp_path))
+    (first,) = (page for path, page in pages.items() if path.name == "index.html")
+    assert any("furo" in target for target in first.loaded)
+    assert "second.html#part" in first.links
+
+
+def check_links(site: Path) -> dict[Path, Page]:
+    """Pages of a built site, of which no link is dead and which load nothing from elsewhere."""
     pages = {path: Page(path) for path in site.rglob("*.html")}
-    assert len(pages) > 100
     dead = []
     for path, page in pages.items():
         assert not [target for target in page.loaded if urlsplit(target).netloc], path
@@ -73,6 +82,7 @@ def test_no_link_is_dead_and_nothing_is_loaded_from_elsewhere(site: Path) -> Non
             if not file.exists() or (file in pages and unquote(parts.fragment) not in pages[file].anchors):
                 dead.append(f"{path.relative_to(site)} -> {target}")
     assert not dead, "\n".join(dead[:20])
+    return pages
 
 
 def test_reference_names_every_field_column_metric_and_command(site: Path) -> None:

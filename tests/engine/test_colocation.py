@@ -64,7 +64,7 @@ def test_an_offline_prompt_is_stopped_inside_its_step() -> None:
     offline, online = station.send(0, 0.0, 1000, 1, "offline"), station.send(1, 0.25, 100, 2)
     station.finish(2)
     assert online.first_token_s == pytest.approx(0.3 + 0.1)
-    assert station.replica.interruptions == 1
+    assert station.replica.stops.count == 1
     assert offline.end_s == pytest.approx(1.0 + 0.1 + 0.001 + 0.1 * 0.101)
 
 

