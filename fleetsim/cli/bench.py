@@ -31,6 +31,8 @@ def command(quick: bool, as_json: bool, only: tuple[str, ...], repeat: int) -> N
     routers   100 k requests on 64 replicas with each of many routers, against power-of-two-choices; xllm, which computes prompts
               and answers apart, against power-of-two-choices on both sides of such a fleet (only if asked for)
     orders    20 k requests at twice the rate with each order of the engines' queues, against fcfs (only if asked for)
+    model-routers  decisions and feedback of 5 k requests with each model router, among 3 and 16 models, and with each budget
+              controller behind `single`: without a fleet, so that events are calls (only if asked for)
 
     Events and requests depend on the scenario alone; times depend on the machine and on what else it does.
     """  # noqa: D301 - click's mark for lines that stay as they are
@@ -54,6 +56,7 @@ _COLUMNS = {
     "events": ("events", "{:,}"),
     "events/s": ("events_per_wall_s", "{:,.0f}"),
     "events per request": ("events_per_request", "{:.2f}"),
+    "CPU µs per request": ("cpu_us_per_request", "{:.1f}"),
     "peak RSS MB": ("peak_rss_bytes", "{:,.0f}"),
     "CPU / plain": ("times_plain", "{:.2f}"),
     "events / plain": ("events_times_plain", "{:.2f}"),

@@ -24,12 +24,13 @@ from typing import Any
 from fleetsim import __version__
 from fleetsim.errors import FleetsimError
 from fleetsim.kernel.clock import BOUNDARY, Clock
+from fleetsim.plugins import names
 from fleetsim.scenario.template import scenarios_folder
 
-GROUPS = ("trace", "million", "requests", "replicas", "floor", "week", "routers", "orders")
+GROUPS = ("trace", "million", "requests", "replicas", "floor", "week", "routers", "orders", "model-routers")
 """What can be asked for by name; the million ends the series in requests and is run once."""
 
-ONLY_ASKED = ("week", "routers", "orders")
+ONLY_ASKED = ("week", "routers", "orders", "model-routers")
 """Groups that are run only if asked for."""
 
 ROUTERS = (
@@ -60,6 +61,9 @@ ORDERS = ("fcfs", "priority", "edf", "least-slack", "sjf", "srpt", "aging", "ltr
 
 OVERLOAD = 2.0
 """Arrivals of the cases with orders, times those of the others: queues make the difference."""
+
+MODELS = (3, 16)
+"""Models that model routers choose among."""
 
 REPLICAS = 64
 RATE_PER_REPLICA = 1500 / REPLICAS
@@ -93,11 +97,16 @@ class Case:
     """Floor: how many."""
     against: str = ""
     """Name of the plain case that it is compared to."""
+    policy: tuple[str, str, int, int] | None = None
+    """Model router or budget controller that is asked and told, without a fleet: kind, name, models, requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a case counted and how long it took. The floor has no requests, tokens or verdict."""
+    """What a case counted and how long it took.
+
+    The floor has no requests, tokens or verdict, and a policy without a fleet no tokens or verdict: its events are calls.
+    """
 
     case: str
     requests: int | None
@@ -129,6 +138,7 @@ class Measured:
             "output_tokens_per_wall_s": self.per_wall_s(self.output_tokens),
             "events_per_wall_s": self.per_wall_s(self.events),
             "events_per_request": self.events_per_request,
+            "cpu_us_per_request": self.cpu_s / self.requests * 1e6 if self.requests else None,
         }
 
 
@@ -156,6 +166,8 @@ def cases(quick: bool = False, only: Sequence[str] = ()) -> list[Case]:
     every += [_router(name, each) for name in ROUTERS if name not in PAIRS]
     every += [_apart(each), *[_router(name, each, "router-apart") for name in PAIRS]]
     every += [_order(name, each // 5) for name in ORDERS]
+    every += [_model_router(name, models, each // 20) for name in names("model_routers") for models in MODELS]
+    every += [_budget(name, each // 20) for name in names("budgets")]
     return [case for case in every if set(case.groups) & set(only or set(GROUPS) - set(ONLY_ASKED))]
 
 
@@ -208,6 +220,16 @@ def _order(name: str, requests: int) -> Case:
         ("pools[0].engine.order", {"policy": name}),
     )
     return replace(case, overrides=(*case.overrides, *laid), against="order-fcfs")
+
+
+def _model_router(name: str, models: int, requests: int) -> Case:
+    what = f"decisions and feedback of {requests:,} requests, {models} models"
+    return Case(f"{name}-{models}", ("model-routers",), what, policy=("model_routers", name, models, requests))
+
+
+def _budget(name: str, requests: int) -> Case:
+    what = f"decisions of {requests:,} requests behind `single`, {MODELS[0]} models"
+    return Case(name, ("model-routers",), what, policy=("budgets", name, MODELS[0], requests))
 
 
 def _floor(queue: str, events: int) -> Case:
@@ -306,7 +328,17 @@ def answer() -> None:
 
 def measure(case: Case, folder: Path) -> Measured:
     """Run a case in this process, with its tables in `folder`."""
+    if case.policy is not None:
+        return _measure_policy(case.name, *case.policy)
     return _measure_floor(case) if case.queue else _measure_run(case, folder)
+
+
+def _measure_policy(case: str, kind: str, name: str, models: int, requests: int) -> Measured:
+    from fleetsim.testing.pace import pace
+
+    paced = pace(kind, name, models, requests)
+    memory = peak_rss_bytes()
+    return Measured(case, requests, None, None, paced.calls, None, paced.wall_s, paced.cpu_s, memory, compiled())
 
 
 def _measure_run(case: Case, folder: Path) -> Measured:

@@ -12,7 +12,7 @@ Findings = Iterator[Finding]
 
 
 def answers_can_be(loaded: LoadedScenario) -> Findings:
-    """Models that are served, names that the profile or the table knows, faults that are modelled."""
+    """Models that are served, names that the profile or the table knows."""
     scenario, config = loaded.scenario, loaded.scenario.quality
     if config is None:
         return
@@ -30,11 +30,6 @@ def answers_can_be(loaded: LoadedScenario) -> Findings:
         yield from _profile_knows(loaded, config.profile)
     if config.outcomes is not None:
         yield from _table_knows(loaded)
-    for number, choice in enumerate(scenario.faults):
-        kinds = {getattr(incident, "what", "") for incident in getattr(choice.config, "incidents", ())}
-        if choice.name == "links" or kinds & {"cut", "throttle"}:
-            message = "cuts in the network are not modelled where a model router chooses"
-            yield loaded.finding(("faults", number), message)
 
 
 def _profile_knows(loaded: LoadedScenario, name: str) -> Findings:

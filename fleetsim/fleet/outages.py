@@ -20,6 +20,7 @@ from fleetsim.errors import DataError, Finding
 from fleetsim.faults.api import Edge
 from fleetsim.fleet.copies import Restore
 from fleetsim.fleet.handover import Fetch, Handover, gpu
+from fleetsim.fleet.stories import bearer
 from fleetsim.workload.request import RUNNING, WAITING, Request
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Outages:
         self.ghosts: dict[Request, Replica] = {}
         """Copies that are computed in vain, and where."""
         self._debts: dict[int, list[Request]] = {}
-        """Copies of each request that are over, by its id: it bears their cost."""
+        """Copies that are over, by the id of the request whose row bears their cost."""
         self._rows: dict[int, Request] = {}
         """Requests that have ended and bear the cost of a copy that is not over, by id."""
         self._log: Callable[[Request], None] | None = None
@@ -275,7 +276,7 @@ class Outages:
             heir.bill, request.bill = request.bill, None
             ledger.bill(request).settled_s = settled_s
         self.ghosts[request] = replica
-        self._debts.setdefault(request.id, [])
+        self._debts.setdefault(bearer(request).id, [])
         if self._log is None:
             self._log, self._fleet.on_end = self._fleet.on_end, self._write
         behind.first_tokens.pop(request, None)
@@ -372,9 +373,10 @@ class Outages:
         if ghost.cost_share_s or ghost.energy_j:
             self._gateway.presence.count_lost(ghost, ghost.computed)
         self._gateway.pay(ghost)
-        self._debts[ghost.id].append(ghost)
+        number = bearer(ghost).id
+        self._debts[number].append(ghost)
         self._fleet.last_end_s = self._fleet.clock.now_s
-        row = self._rows.pop(ghost.id, None)
+        row = self._rows.pop(number, None)
         if row is not None:
             self._write(row)
         self._forward_again(replica)
@@ -382,10 +384,11 @@ class Outages:
     def _write(self, request: Request) -> None:
         """Write the row of a request that has ended, once all its copies have."""
         if request.id in self._debts:
-            if any(ghost.id == request.id for ghost in self.ghosts):
+            if any(bearer(ghost).id == request.id for ghost in self.ghosts):
                 self._rows[request.id] = request
                 return
-            self._gateway.pay(request)
+            if request.call is None:  # a story's calls have paid
+                self._gateway.pay(request)
             for ghost in self._debts.pop(request.id):
                 self._gateway.bear(request, ghost)
         assert self._log is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fleetsim.engine.replica import Replica
+from fleetsim.fleet.stories import rows_of
 from fleetsim.workload.request import FAILED, Request
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Stranding:
         fleet = self._fleet
         if not self._nothing_comes():
             return False
-        return len(self._requests()) + len(self._unheard()) >= fleet.in_flight
+        return rows_of([*self._requests(), *self._unheard()]) >= fleet.in_flight
 
     def fail(self) -> bool:
         """Let these requests fail; whether there were any."""

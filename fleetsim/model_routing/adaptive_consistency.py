@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, ClassVar
 
 from numpy.random import Generator
@@ -48,19 +48,20 @@ class AdaptiveConsistency:
         self._models, self._config = models, config
         best = int(models.mean_quality.argmax())
         self._arm = number_of(models, config.model, "adaptive-consistency") if config.model else best
+        self._asks = [Ask(arm) for arm in range(models.count)]
 
     def route(self, query: Query) -> Ask:
         """A first answer."""
-        return Ask(self._here())
+        return self._asks[self._here()]
 
     def proceed(self, query: Query, answers: Sequence[Answer]) -> Ask | Accept:
         """Another one, or the most frequent."""
-        counts = Counter(answer.label for answer in answers).most_common(2)
-        leading, votes = counts[0]
-        second = counts[1][1] if len(counts) > 1 else 0
-        if sureness(votes, second) > self._config.confidence or len(answers) >= self._config.most:
-            return Accept(next(i for i, answer in enumerate(answers) if answer.label == leading))
-        return Ask(self._here())
+        labels = [answer.label for answer in answers]
+        counts = sorted([labels.count(label) for label in set(labels)])
+        second = counts[-2] if len(counts) > 1 else 0
+        if sureness(counts[-1], second) > self._config.confidence or len(labels) >= self._config.most:
+            return Accept(labels.index(max(labels, key=labels.count)))
+        return self._asks[self._here()]
 
     def _here(self) -> int:
         """The arm, or another one while it is away."""
@@ -68,6 +69,7 @@ class AdaptiveConsistency:
         return self._arm if self._arm in among or not among else among[0]
 
 
+@cache
 def sureness(first: int, second: int) -> float:
     """Probability that more than half would give the leading answer, seen so many times, and the next one so many."""
     return float(1.0 - betainc(first + 1, second + 1, 0.5))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
@@ -75,49 +74,53 @@ class AmroS:
     def __init__(self, config: AmroSConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._config, self._rng = models, config, rng
         kinds, arms = 1 if config.shared else len(models.domains), models.count
-        self.tau = np.ones((kinds, config.layers, arms, arms))
-        """Pheromone by type, layer, model before (of the first layer the first one stands for none) and model."""
-        self._beliefs = np.full((kinds, kinds), (1.0 - config.intent_accuracy) / max(kinds - 1, 1))
-        np.fill_diagonal(self._beliefs, config.intent_accuracy if kinds > 1 else 1.0)
+        sure = config.intent_accuracy if kinds > 1 else 1.0
+        self._unsure = (1.0 - config.intent_accuracy) / max(kinds - 1, 1)
+        """Belief in each type that was not told."""
+        self._surer = sure - self._unsure
+        """How much more is believed in the one that was."""
+        self.trails = [[Trail(kinds, arms) for _ in range(arms)] for _ in range(config.layers)]
+        """By layer and model before; of the first layer the first model stands for none."""
         self._latencies = Latencies(models, config.memory)
-        self._paths: Remembered[list[int]] = Remembered()
+        self._paths: Remembered[tuple[list[int], list[float]]] = Remembered()
+        """By request, the models so far, and what each arm is expected to cost."""
 
     def route(self, query: Query) -> Ask:
         """The first model of a path."""
-        arm = self._next(query, 0, 0)
-        self._paths.keep(query.id, [arm])
+        usd = self._models.usd_list(query)
+        arm = self._next(query, usd, 0, 0)
+        self._paths.keep(query.id, ([arm], usd))
         return Ask(arm, last=self._config.layers == 1)
 
     def proceed(self, query: Query, answers: Sequence[Answer]) -> Ask | Accept:
         """The next model, or the answer of the last one."""
         layer = len(answers)
-        path = self._paths.get(query.id)
-        if layer >= self._config.layers or path is None or len(path) > layer:
+        known = self._paths.get(query.id)
+        if layer >= self._config.layers or known is None or len(known[0]) > layer:
             return Accept(layer - 1)
-        arm = self._next(query, layer, path[-1])
+        path, usd = known
+        arm = self._next(query, usd, layer, path[-1])
         path.append(arm)
         return Ask(arm, behind=layer - 1)
 
     def feedback(self, outcome: Outcome) -> None:
         """Learn from a path whose answer was good."""
         self._latencies.learn(outcome)
-        path = self._paths.take(outcome.query.id)
-        if path is None or outcome.quality < self._config.gate:
+        known = self._paths.take(outcome.query.id)
+        if known is None or outcome.quality < self._config.gate:
             return
-        config = self._config
-        dearest = max(self._models.usd_list(outcome.query)) * config.layers
+        config, (path, usd) = self._config, known
+        dearest = max(usd) * config.layers
         cost = outcome.list_usd / dearest if dearest > 0.0 else 0.0
-        deposit = config.rho * self._belief(outcome.query) * outcome.quality / (1.0 + cost)
+        deposit = config.rho * outcome.quality / (1.0 + cost)
+        deposits = [deposit * self._unsure] * (1 if config.shared else len(self._models.domains))
+        deposits[0 if config.shared else outcome.query.domain] += deposit * self._surer
         before = 0
         for layer, arm in enumerate(path):
-            edge = (1.0 - config.rho) * self.tau[:, layer, before, arm] + deposit
-            self.tau[:, layer, before, arm] = np.minimum(np.maximum(edge, _LEAST), _MOST)
+            self.trails[layer][before].walk(arm, 1.0 - config.rho, deposits, config.alpha)
             before = arm
 
-    def _belief(self, query: Query) -> Any:
-        return self._beliefs[0 if self._config.shared else query.domain]
-
-    def _next(self, query: Query, layer: int, before: int) -> int:
+    def _next(self, query: Query, usd: list[float], layer: int, before: int) -> int:
         """A model of a layer, drawn."""
         models, config = self._models, self._config
         among = models.open()
@@ -125,17 +128,48 @@ class AmroS:
             return among[0]
         weight = [1e-9] * len(among)
         if config.cost:
-            usd = models.usd_list(query)
             _add(weight, config.cost, [usd[arm] for arm in among])
         if config.latency:
             _add(weight, config.latency, self._latencies.of(among, query))
         if config.load:
-            weight = [w + config.load * min(models.load(arm), _OVERRUN) for w, arm in zip(weight, among, strict=True)]
-        tau = self.tau[:, layer, before]
-        trail = (self._belief(query) @ (tau if config.alpha == 1.0 else tau**config.alpha)).tolist()
+            loads = [load if load < _OVERRUN else _OVERRUN for load in models.loads(among)]
+            weight = [w + config.load * load for w, load in zip(weight, loads, strict=True)]
+        trail = self.trails[layer][before].seen(0 if config.shared else query.domain, self._unsure, self._surer)
         least, beta = min(weight), config.beta
         ends = list(accumulate([trail[arm] * (least / w) ** beta for w, arm in zip(weight, among, strict=True)]))
         return among[min(bisect_right(ends, self._rng.random() * ends[-1]), len(among) - 1)]
+
+
+class Trail:
+    """Pheromone from one model to those of the next layer.
+
+    Of a belief that is as strong in all types but one, the mean over types is the sum over all of them and a term for that one.
+
+    Parameters
+    ----------
+    kinds, arms : int
+        Types of requests, and models of the next layer.
+    """
+
+    def __init__(self, kinds: int, arms: int) -> None:
+        self.tau = [[1.0] * arms for _ in range(kinds)]
+        """By type and model."""
+        self._scent = [[1.0] * arms for _ in range(kinds)]
+        """The same to the power of alpha."""
+        self._sums = [float(kinds)] * arms
+
+    def walk(self, arm: int, stays: float, deposits: list[float], alpha: float) -> None:
+        """Some of it evaporates on the way to a model, and each type gets a deposit."""
+        total = 0.0
+        for tau, scent, deposit in zip(self.tau, self._scent, deposits, strict=True):
+            value = tau[arm] = min(max(stays * tau[arm] + deposit, _LEAST), _MOST)
+            scent[arm] = value if alpha == 1.0 else value**alpha
+            total += scent[arm]
+        self._sums[arm] = total
+
+    def seen(self, kind: int, unsure: float, surer: float) -> list[float]:
+        """Mean of ``tau^alpha`` over types for each model, by a belief that is stronger in one type."""
+        return [unsure * total + surer * own for total, own in zip(self._sums, self._scent[kind], strict=True)]
 
 
 def _add(weight: list[float], share: float, values: list[float]) -> None:

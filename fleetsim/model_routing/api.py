@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 
 import numpy as np
@@ -236,17 +237,31 @@ class ModelsView:
 
     def load(self, arm: int) -> float:
         """Requests at the replicas of an arm's LLM over those that run there at a time at most; infinite where none is there."""
-        view = self.replicas(arm)
-        members = view.members
-        if not members:
-            return float("inf")
-        return sum([view.outstanding[i] for i in members]) / (len(members) * self.seats[arm])
+        return self.loads((arm,))[0]
+
+    def loads(self, among: Sequence[int]) -> list[float]:
+        """`load` of some arms."""
+        views, seats, now_s = self._views, self.seats, self.now_s
+        found = []
+        for arm in among:
+            view = views.get(arm)
+            if view is None:
+                view = self.replicas(arm)
+            view.now_s = now_s
+            members, outstanding = view.members, view.outstanding
+            if len(members) == 1:
+                found.append(outstanding[members[0]] / seats[arm])
+            elif members:
+                found.append(sum([outstanding[i] for i in members]) / (len(members) * seats[arm]))
+            else:
+                found.append(inf)
+        return found
 
     def alone_s(self, arm: int, query: Query) -> float:
         """Expected time to the last token if nothing else ran [s]; of the first replica that is there."""
         view = self.replicas(arm)
         if not view.members:
-            return float("inf")
+            return inf
         place = view.members[0]
         return view.prefill_s(place, query.prompt_tokens, 0) + float(query.output_tokens[arm]) * view.tpot_s(place, 1)
 
@@ -268,8 +283,8 @@ class ModelsView:
         view = self.replicas(arm)
         members = view.members
         if not members:
-            return float("inf")
-        place = min(members, key=view.outstanding.__getitem__)
+            return inf
+        place = min(members, key=view.outstanding.__getitem__) if len(members) > 1 else members[0]
         tokens, there = float(query.output_tokens[arm]), view.outstanding[place]
         fit = int(view.capacity_tokens[place] / (query.prompt_tokens + tokens))
         seats = max(min(self.seats[arm], fit), 1)
@@ -306,7 +321,10 @@ def best(scores: Any, among: Sequence[int]) -> int:
         values = [values[arm] for arm in among]
     top = max(values)
     least = top - _EQUAL * max(1.0, abs(top))
-    return next(arm for arm, value in zip(among, values, strict=True) if value >= least)
+    for arm, value in zip(among, values, strict=True):
+        if value >= least:
+            return arm
+    raise ValueError("no score is a number")
 
 
 def number_of(models: ModelsView, name: str, policy: str) -> int:

@@ -61,9 +61,13 @@ class Reward:
             self._least[domain] = cost
         if upper and cost > self._most[domain]:
             self._most[domain] = cost
-        width = self._most[domain] - self._least[domain]
-        scaled = min(max((cost - self._least[domain]) / width, 0.0), 1.0) if width > 0.0 else 0.0
-        return float(min(max((1.0 - self._weight) * outcome.quality + self._weight * (1.0 - scaled), 0.0), 1.0))
+        least, weight = self._least[domain], self._weight
+        width = self._most[domain] - least
+        scaled = (cost - least) / width if width > 0.0 else 0.0
+        if not 0.0 <= scaled <= 1.0:
+            scaled = 0.0 if scaled < 0.0 else 1.0
+        reward = (1.0 - weight) * outcome.quality + weight * (1.0 - scaled)
+        return float(reward if 0.0 <= reward <= 1.0 else min(max(reward, 0.0), 1.0))
 
 
 Vector = tuple[int, ...]
@@ -77,13 +81,22 @@ class Context:
         self._domains = len(models.domains) if config.domain else 0
         self._cuts = config.cuts if config.complexity else ()
         self.size = 1 + self._domains + len(self._cuts)
+        self._vectors = [
+            [self._vector(domain, level) for level in range(len(self._cuts) + 1)]
+            for domain in range(self._domains or 1)
+        ]
+        """By domain and class of complexity."""
 
     def of(self, query: Query) -> Vector:
         """The vector."""
-        level = 0
+        level, difficulty = 0, query.difficulty
         for cut in self._cuts:
-            level += query.difficulty > cut
-        vector: Vector = (0, 1 + query.domain) if self._domains else (0,)
+            if difficulty > cut:
+                level += 1
+        return self._vectors[query.domain if self._domains else 0][level]
+
+    def _vector(self, domain: int, level: int) -> Vector:
+        vector: Vector = (0, 1 + domain) if self._domains else (0,)
         return (*vector, 1 + self._domains + level) if level < len(self._cuts) else vector
 
 
@@ -132,10 +145,11 @@ class Ridges:
         u = [sum([row[i] for i in x]) for row in inverse]
         divisor = self._noise + sum([u[i] for i in x])
         step = (reward - sum([theta[i] for i in x])) / divisor
-        self._inverse[arm] = [
-            [value - own / divisor * other for value, other in zip(row, u, strict=True)]
-            for row, own in zip(inverse, u, strict=True)
-        ]
+        changed = []
+        for row, own in zip(inverse, u, strict=True):
+            part = own / divisor
+            changed.append([value - part * other for value, other in zip(row, u, strict=True)])
+        self._inverse[arm] = changed
         self.theta[arm] = [value + step * own for value, own in zip(theta, u, strict=True)]
         self._version[arm] += 1
 

@@ -91,7 +91,10 @@ class Budgeted:
         """Another round, or what the router says of the answers that count."""
         progress = self._open[query.id]
         self._sort(progress, answers)
-        further = [ask for work in progress.works for ask in self._further(query, progress, work, answers)]
+        further: list[Ask] = []
+        for work in progress.works:
+            if work.fresh:
+                further += self._further(query, progress, work, answers)
         if further:
             progress.seen = len(answers)
             return further
@@ -149,9 +152,9 @@ class Budgeted:
         progress.works.append(_Work(ask, effort, _numbers(progress, ask, effort.samples)))
         judge = ask.judge or (effort.pick == "judge" and effort.samples > 1)
         last = ask.last or (progress.final and alone)
-        tokens = min([most for most in (ask.most_tokens, effort.most_tokens) if most] or [0])
+        tokens = min(ask.most_tokens or effort.most_tokens, effort.most_tokens or ask.most_tokens)
         simple = effort.samples == effort.rounds == 1
-        return replace(ask, samples=effort.samples, judge=judge, last=last and simple, most_tokens=tokens)
+        return Ask(ask.arm, effort.samples, judge, last and simple, most_tokens=tokens)
 
     def _spend(self, query: Query, ask: Ask) -> Effort:
         effort = self._controller.spend(query, ask.arm)
@@ -175,9 +178,11 @@ class Budgeted:
             if not works:
                 progress.picked.append(number)
                 continue
-            mine = (work for work in works if work.ask.arm == answer.arm and answer.sample in work.owed)
-            waiting = (work for work in works if work.owed)
-            work = next(mine, None) or next(waiting, works[0])  # another arm may have stood in
+            for work in works:
+                if answer.sample in work.owed and work.ask.arm == answer.arm:
+                    break
+            else:  # another arm may have stood in
+                work = next((work for work in works if work.owed), works[0])
             if answer.sample in work.owed:
                 work.owed.remove(answer.sample)
             elif work.owed:
@@ -187,8 +192,6 @@ class Budgeted:
 
     def _further(self, query: Query, progress: _Progress, work: _Work, answers: Sequence[Answer]) -> list[Ask]:
         """The next round of an answer, if there is one; notes which answer counts."""
-        if not work.fresh:
-            return []
         work.fresh = False
         own = [answers[i] for i in work.kept]
         effort = work.effort

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.random import Generator
@@ -41,13 +42,22 @@ class PersonalizedRouterConfig(PolicyConfig):
 class _User:
     """What is true of a user, and what is believed."""
 
-    __slots__ = ("inverse", "mean", "moment", "true")
+    __slots__ = ("inverse", "mean", "true")
 
-    def __init__(self, true: Any, prior: Any, variance: float) -> None:
+    def __init__(self, true: list[float], prior: list[float], variance: float) -> None:
         self.true = true
-        self.inverse = variance * np.eye(3)
-        self.moment = prior / variance
+        self.inverse = [[variance, 0.0, 0.0], [0.0, variance, 0.0], [0.0, 0.0, variance]]
         self.mean = prior
+
+    def rate(self, x: list[float], rating: float, variance: float) -> None:
+        """Believe a rating of what is worth x, by the formula of Sherman and Morrison."""
+        u = [dot(line, x) for line in self.inverse]
+        divisor = variance + dot(u, x)
+        a, b, c = [value / divisor for value in u]
+        rows = zip(u, self.inverse, strict=True)
+        self.inverse = [[line[0] - own * a, line[1] - own * b, line[2] - own * c] for own, line in rows]
+        surprise = (rating - dot(self.mean, x)) / divisor
+        self.mean = [value + surprise * own for value, own in zip(self.mean, u, strict=True)]
 
 
 class PersonalizedRouter:
@@ -77,7 +87,7 @@ class PersonalizedRouter:
         self._noise = rng
         self.users: Remembered[_User] = Remembered(config.most_users)
         self._numbers: dict[str | None, int] = {}
-        self._mean = np.array(config.concentration) / sum(config.concentration)
+        self._mean = [share / sum(config.concentration) for share in config.concentration]
         """Mean of what is believed of users."""
         self._count = 1
         self.utility = 0.0
@@ -89,7 +99,7 @@ class PersonalizedRouter:
         """What the user wants most."""
         user, models = self._user(query), self._models
         weights = {"ratings": user.mean, "all": user.true, "none": self._mean}[self._config.users_known]
-        quality, price, speed = weights.tolist()
+        quality, price, speed = weights
         among, patience_s, latencies = models.open(), self._config.patience, self._latencies
         chance, usd = query.chance.tolist(), cost_share(models, query)
         scores = [
@@ -105,18 +115,14 @@ class PersonalizedRouter:
         self._latencies.learn(outcome)
         dearest = max(self._models.usd_list(query))
         usd = min(outcome.list_usd / dearest, 1.0) if dearest > 0.0 else 0.0
-        x = np.array([outcome.quality, 1.0 - usd, max(1.0 - outcome.latency_s / config.patience, 0.0)])
-        utility = float(user.true @ x)
+        x = [outcome.quality, 1.0 - usd, max(1.0 - outcome.latency_s / config.patience, 0.0)]
+        utility = dot(user.true, x)
         self.utility += utility
         self.rated += 1
         rating = utility + config.rating_noise * float(self._noise.standard_normal())
-        u = user.inverse @ x
-        variance = max(config.rating_noise, 0.01) ** 2
-        user.inverse = user.inverse - u[:, None] * (u / (variance + float(x @ u)))
-        user.moment = user.moment + x * rating / variance
-        before = user.mean
-        user.mean = user.inverse @ user.moment
-        self._mean = self._mean + (user.mean - before) / self._count
+        before, count = user.mean, self._count
+        user.rate(x, rating, max(config.rating_noise, 0.01) ** 2)
+        self._mean = [m + (new - old) / count for m, new, old in zip(self._mean, user.mean, before, strict=True)]
 
     def _user(self, query: Query) -> _User:
         """Who asks."""
@@ -127,8 +133,13 @@ class PersonalizedRouter:
             number = self._numbers.setdefault(name, len(self._numbers))
         user = self.users.get(number)
         if user is None:
-            true = np.random.default_rng([self._key, number + 1]).dirichlet(self._config.concentration)
+            true = np.random.default_rng([self._key, number + 1]).dirichlet(self._config.concentration).tolist()
             user = _User(true, self._mean, self._config.belief**2)
             self.users.keep(number, user)
             self._count += 1
         return user
+
+
+def dot(a: Sequence[float], b: Sequence[float]) -> float:
+    """Product of two vectors of three numbers."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from math import inf
+from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
@@ -60,25 +60,24 @@ class RouteBalance:
         """The best sum."""
         config, models = self._config, self._models
         among = models.open()
-        quality = query.chance
+        chance, usd = query.chance.tolist(), models.usd_list(query)
+        quality = [chance[arm] for arm in among]
         if config.quality == "min-max":
-            low, high = float(quality[among].min()), float(quality[among].max())
-            quality = (quality - low) / (high - low) if high > low else quality * 0.0
-        scores = config.quality_weight * quality - config.cost_weight * _part(models.usd(query), among)
-        scores = scores - config.latency_weight * _part(self._latency_s(query, among), among)
-        return self._asks[best(scores, among)]
+            low, high = min(quality), max(quality)
+            quality = [(p - low) / (high - low) if high > low else 0.0 for p in quality]
+        dear, slow = _parts([usd[arm] for arm in among]), _parts(self._latency_s(query, among))
+        wq, wc, wl = config.quality_weight, config.cost_weight, config.latency_weight
+        scores = [wq * p - wc * c - wl * t for p, c, t in zip(quality, dear, slow, strict=True)]
+        return self._asks[among[best(scores, range(len(among)))]]
 
-    def _latency_s(self, query: Query, among: list[int]) -> Any:
-        """Expected time to the last token of each arm; zero for those that are not there [s]."""
-        seconds = np.zeros(self._models.count)
-        for arm in among:
-            idle = self._config.latency == "static"
-            value = self._models.alone_s(arm, query) if idle else self._models.latency_s(arm, query)
-            seconds[arm] = value if value < np.inf else 0.0
-        return seconds
+    def _latency_s(self, query: Query, among: list[int]) -> list[float]:
+        """Expected time to the last token of some arms; zero for those that are not there [s]."""
+        expected_s = self._models.alone_s if self._config.latency == "static" else self._models.latency_s
+        seconds = [expected_s(arm, query) for arm in among]
+        return [value if value < inf else 0.0 for value in seconds]
 
 
-def _part(values: Any, among: list[int]) -> Any:
-    """Values as parts of the largest one of some arms; zeros if that is zero."""
-    largest = values[among].max()
-    return values / largest if largest > 0.0 else values * 0.0
+def _parts(values: list[float]) -> list[float]:
+    """Values as parts of the largest one; zeros if that is zero."""
+    largest = max(values)
+    return [value / largest for value in values] if largest > 0.0 else [0.0] * len(values)

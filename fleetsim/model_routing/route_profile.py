@@ -77,7 +77,8 @@ class RouteProfile:
         count = self._config.neighbours
         if count > _FEW:
             return [float(right) / count for right in self._rng.binomial(count, chances)]
-        return [binomial(count, chance, self._rng.random()) / count for chance in chances]
+        drawn = self._rng.random(len(chances)).tolist()
+        return [binomial(count, chance, u) / count for chance, u in zip(chances, drawn, strict=True)]
 
     def feedback(self, outcome: Outcome) -> None:
         """A profile grows."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
-import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
@@ -57,13 +56,10 @@ class SymphonyCoord:
 
     def __init__(self, config: SymphonyCoordConfig, rng: Generator, models: ModelsView) -> None:
         self._models, self._config = models, config
-        self.inverse = np.eye(_SIZE)
+        self.inverse = [[float(i == j) for j in range(_SIZE)] for i in range(_SIZE)]
         """Inverse of the matrix of what was seen: ``A^-1``."""
-        self._moment = np.zeros(_SIZE)
-        self.theta = np.zeros(_SIZE)
+        self.theta = [0.0] * _SIZE
         """Its solution."""
-        self._lines: list[list[float]] = self.inverse.tolist()
-        self._weights: list[float] = self.theta.tolist()
         self.success: list[float] = models.mean_quality.tolist()
         """Running mean of the quality of each arm's answers."""
         self._latencies = Latencies(models, config.memory)
@@ -75,18 +71,18 @@ class SymphonyCoord:
         models, config = self._models, self._config
         among = models.open()
         skill = self._skills[query.domain]
-        loads = {arm: min(models.load(arm), _OVERRUN) for arm in among}
+        told_loads = models.loads(among)
+        loads = {arm: load if load < _OVERRUN else _OVERRUN for arm, load in zip(among, told_loads, strict=True)}
         if len(among) > config.screened:
-            told = sorted(among, key=lambda arm: (-round(skill[arm] - loads[arm], 9), arm))
-            among = sorted(told[: config.screened])
+            told = sorted([(-round(skill[arm] - loads[arm], 9), arm) for arm in among])
+            among = sorted([arm for _, arm in told[: config.screened]])
         success, patience_s, alpha = self.success, config.patience, config.alpha
-        theta, inverse = self._weights, self._lines
+        theta, inverse = self.theta, self.inverse
         rows, bounds = [], []
         for arm, latency_s in zip(among, self._latencies.of(among, query), strict=True):
             x = (1.0, skill[arm], _bounded(loads[arm]), _bounded(latency_s / patience_s), success[arm])
             rows.append(x)
-            variance = _product(x, [_product(line, x) for line in inverse])
-            bounds.append(_product(theta, x) + alpha * max(variance, 0.0) ** 0.5)
+            bounds.append(_product(theta, x) + alpha * max(form(inverse, x), 0.0) ** 0.5)
         row = best(bounds, range(len(among)))
         self._contexts.keep(query.id, rows[row])
         return Ask(among[row])
@@ -101,19 +97,31 @@ class SymphonyCoord:
             return
         speed = max(1.0 - outcome.latency_s / config.patience, 0.0)
         reward = (1.0 - config.latency) * outcome.quality + config.latency * speed
+        lines, theta = self.inverse, self.theta
         if config.discount < 1.0:
-            self.inverse /= config.discount
-            self._moment *= config.discount
-        seen = np.array(x)
-        u = self.inverse @ seen
-        self.inverse -= u[:, None] * (u / (1.0 + float(seen @ u)))
-        self._moment += reward * seen
-        self.theta = self.inverse @ self._moment
-        self._lines, self._weights = self.inverse.tolist(), self.theta.tolist()
+            lines = [[value / config.discount for value in line] for line in lines]
+        u = [_product(line, x) for line in lines]
+        divisor = 1.0 + _product(u, x)
+        v0, v1, v2, v3, v4 = [value / divisor for value in u]
+        self.inverse = [
+            [a - v * v0, b - v * v1, c - v * v2, d - v * v3, e - v * v4]
+            for v, (a, b, c, d, e) in zip(u, lines, strict=True)
+        ]
+        step = (reward - _product(theta, x)) / divisor
+        self.theta = [value + step * own for value, own in zip(theta, u, strict=True)]
 
 
 def _product(a: Sequence[float], b: Sequence[float]) -> float:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3] + a[4] * b[4]
+
+
+def form(matrix: Sequence[Sequence[float]], x: Sequence[float]) -> float:
+    """``x' A x`` of a symmetric matrix, from its upper half."""
+    (aa, ab, ac, ad, ae), (_, bb, bc, bd, be), (_, _, cc, cd, ce), (_, _, _, dd, de), (_, _, _, _, ee) = matrix
+    a, b, c, d, e = x
+    squares = aa * a * a + bb * b * b + cc * c * c + dd * d * d + ee * e * e
+    rest = a * (ab * b + ac * c + ad * d + ae * e) + b * (bc * c + bd * d + be * e) + c * (cd * d + ce * e) + de * d * e
+    return squares + 2.0 * rest
 
 
 def _bounded(value: float) -> float:

@@ -11,6 +11,9 @@ from fleetsim.model_routing.api import Ask, ModelsView, Outcome, Query, best
 from fleetsim.model_routing.bandit import Context, ContextConfig, Reward, Ridges
 from fleetsim.model_routing.tags import Tags
 
+_DRAWS = 64
+"""Decisions for which noise is drawn at a time."""
+
 
 class ThompsonConfig(ContextConfig):
     """Parameters of Thompson sampling, by default as GreenServ sets them."""
@@ -47,14 +50,21 @@ class Thompson:
         self.ridges = Ridges(
             models.count, self._context.size, 1.0 / config.prior_variance, config.sigma**2, config.discount
         )
+        self._noise: list[list[float]] = []
         self._asks = [Ask(arm) for arm in range(models.count)]
 
     def route(self, query: Query) -> Ask:
         """The arm with the highest draw."""
-        scale, noise = self._scale, self._rng.standard_normal(self._models.count).tolist()
+        scale, noise = self._scale, self._drawn()
         means, deviations = self.ridges.look(self._context.of(query))
         scores = [mean + scale * own * z for mean, own, z in zip(means, deviations, noise, strict=True)]
         return self._asks[best(scores, self._models.open())]
+
+    def _drawn(self) -> list[float]:
+        """Standard normal numbers, one for each arm: the ones that single draws would give, made many at a time."""
+        if not self._noise:
+            self._noise = self._rng.standard_normal((_DRAWS, self._models.count)).tolist()[::-1]
+        return self._noise.pop()
 
     def feedback(self, outcome: Outcome) -> None:
         """Learn from an answer."""

@@ -24,7 +24,7 @@ def answer_columns(rows: Sequence[Request], answering: Answering | None) -> dict
     if answering is None:
         empty: dict[str, Any] = {name: pa.nulls(count, pa.float64()) for name in _FLOATS}
         return empty | {name: pa.nulls(count, pa.int64()) for name in _COUNTS} | {"domain": [None] * count}
-    from fleetsim.fleet.answering import Story
+    from fleetsim.fleet.stories import Story
 
     stories = [request.call if type(request.call) is Story else None for request in rows]
     arms, domains = answering.world.arms, answering.world.domains

@@ -44,7 +44,7 @@ def check_budget(policy: type | str, config: Config = None) -> Report:
     """
     costs = {}
     for inner, parameters in _ROUTERS:
-        checked = _Behind(inner, parameters, policy, config)
+        checked = Behind(inner, parameters, policy, config)
         for arms in _ARMS:
             for load in _LOADS:
                 course = Course(checked, arms, 3, load=load)
@@ -65,7 +65,7 @@ def check_budget(policy: type | str, config: Config = None) -> Report:
     return checked.report(costs)
 
 
-class _Behind(Policy):
+class Behind(Policy):
     """A controller under test, behind a router."""
 
     def __init__(self, router: Any, parameters: Any, policy: type | str, config: Config) -> None:

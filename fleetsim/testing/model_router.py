@@ -93,10 +93,15 @@ class Course:
         Whether another instance decides the same, with another seed.
     load : int
         Requests at each replica.
+    requests : int
+        How many come.
     """
 
-    def __init__(self, checked: Policy, arms: int, delay: int, beside: bool = False, load: int = 0) -> None:
+    def __init__(
+        self, checked: Policy, arms: int, delay: int, beside: bool = False, load: int = 0, requests: int = _REQUESTS
+    ) -> None:
         self._checked = checked
+        self._requests = requests
         self._delay = delay
         self._load = load
         config = _quality(arms)
@@ -104,8 +109,8 @@ class Course:
         self._signals = Signals(config, 7, self._world)
         self._config = config
         rng = np.random.default_rng([arms, 31])
-        self._prompts = np.maximum(rng.lognormal(5.5, 1.0, _REQUESTS), 1).astype(int).tolist()
-        self._outputs = np.maximum(rng.lognormal(4.5, 1.0, _REQUESTS), 1).astype(int).tolist()
+        self._prompts = np.maximum(rng.lognormal(5.5, 1.0, requests), 1).astype(int).tolist()
+        self._outputs = np.maximum(rng.lognormal(4.5, 1.0, requests), 1).astype(int).tolist()
         self._stations = [[Station(_SPEED, 16, self._time_s) for _ in range(1 + arm % 3)] for arm in range(arms)]
         self._now_s = 0.0
         self._models: ModelsView
@@ -121,7 +126,7 @@ class Course:
 
     def us_per_request(self) -> float:
         """Time that the router took so far, by request [µs]."""
-        return self.spent_ns / _REQUESTS / 1e3
+        return self.spent_ns / self._requests / 1e3
 
     def _made(self, rng: Any) -> tuple[ModelsView, Any]:
         views = [
@@ -144,7 +149,7 @@ class Course:
     def steps(self) -> list[Step]:
         """Let all requests be answered; what the router said of each."""
         steps: list[Step] = []
-        for number in range(_REQUESTS):
+        for number in range(self._requests):
             self._now_s = 0.05 * number
             if number in (_LEAVES, _BACK) and self._models.count > 1:
                 self._offer(number == _BACK)

@@ -16,6 +16,7 @@ import pytest
 from fleetsim.errors import FleetsimError
 from fleetsim.experiment import bench
 from fleetsim.experiment.bench import Case, Measured, cases, measure
+from fleetsim.plugins import names
 
 REQUESTS = 3000
 
@@ -182,3 +183,30 @@ def test_a_case_that_fails_says_why() -> None:
 def test_peak_of_memory_is_of_this_process() -> None:
     peak = bench.peak_rss_bytes()
     assert peak is None or 5e6 < peak < 1e12
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        ("linucb-3", 599),
+        ("linucb-16", 599),
+        ("frugal-gpt-3", 731),
+        ("amro-s-3", 1499),
+        ("oracle-16", 302),
+        ("ttspm", 902),
+    ],
+)
+def test_model_routers(benchmark: Any, tmp_path: Path, name: str, calls: int) -> None:
+    """Decisions, feedback, ends that somebody remembers, and an arm that leaves and comes back: as often as the rule says."""
+    found = next(case for case in cases(only=("model-routers",)) if case.name == name)
+    assert found.policy is not None
+    small = replace(found, policy=(*found.policy[:3], 300))
+    measured = benchmark(lambda: measure(small, tmp_path))
+    assert (measured.requests, measured.events, measured.verdict) == (300, calls, None)
+    assert measured.row()["cpu_us_per_request"] == measured.cpu_s / 300 * 1e6
+
+
+def test_every_model_router_and_budget_is_timed() -> None:
+    found = {case.policy[:3] for case in cases(only=("model-routers",)) if case.policy is not None}
+    routers = {("model_routers", name, models) for name in names("model_routers") for models in (3, 16)}
+    assert found == routers | {("budgets", name, 3) for name in names("budgets")}

@@ -25,6 +25,7 @@ KEYS = {
     "verdict",
     "wall_s",
     "cpu_s",
+    "cpu_us_per_request",
     "peak_rss_bytes",
     "compiled",
     "requests_per_wall_s",
@@ -79,7 +80,9 @@ def test_table(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr == "going\n"
     title, first, second, _, conditions = result.stdout.splitlines()
     assert title.split("  ")[0] == "case"
-    assert " ".join(first.split()) == "million 1,000,000 64 20.00 19.50 50,000 11,000,000 2,500,000 125,000 2.50 300"
+    assert (
+        " ".join(first.split()) == "million 1,000,000 64 20.00 19.50 50,000 11,000,000 2,500,000 125,000 2.50 19.5 300"
+    )
     assert " ".join(second.split()) == "floor-simpy 2.00 2.00 2,500,000 1,250,000"
     assert first.index("2,500,000") == second.index("2,500,000")
     assert conditions == (

@@ -222,3 +222,30 @@ def test_what_is_seen_of_a_table_has_the_area_that_is_said(tmp_path: Path) -> No
         right = np.array([truth.quality[arm] for truth in met])
         assert area_under_curve(seen, right) == pytest.approx(0.75, abs=0.02)
         assert seen.mean() == pytest.approx(right.mean(), abs=0.03)
+
+
+@pytest.mark.skipif(DATA is None, reason="FLEETSIM_DATA does not name the folder of the tables")
+def test_energies_of_greenserv_are_what_was_published_of_static_choices() -> None:
+    """Half accuracy and half thrift make the reward again; the joules, fitted to four totals, come near two that can be counted."""
+    from fleetsim.reproduce.functions import model_routers as functions
+
+    folder = Path(DATA or "")
+    rewards = str(folder / "traces/open/router/greenserv_rewards.parquet")
+    sweep, bounds = (
+        str(folder / f"reference/open/greenserv_{name}.parquet") for name in ("router_lambda_sweep", "task_bounds")
+    )
+    if not Path(sweep).is_file() or not Path(rewards).is_file():
+        pytest.skip("the folder has no published totals of GreenServ")
+    models, table, task = functions._world_of(rewards, 3)
+    right, thrift, joules = functions._energies(rewards, sweep, bounds, 3)
+    plain = task != functions._SUMMARIES
+    np.testing.assert_allclose((0.5 * right + 0.5 * thrift)[plain], np.clip(table, 0.0, 1.0)[plain], atol=0.02)
+    assert set(np.unique(right[plain])) == {0.0, 1.0}
+    assert (joules >= 0.0).all()
+    for model, accuracy, wh in (("qwen2.5-0.5b", 0.3225, 52.46), ("gemma-3-27b", 0.685, 731.4)):
+        number = models.index(model)
+        assert right[:, number].mean() == pytest.approx(accuracy, abs=1e-3)
+        assert joules[:, number].sum() / 3600.0 == pytest.approx(wh, rel=0.15)
+    files = (rewards, sweep, bounds)
+    cheap, dear = (functions.greenserv_wh(3, *files, "epsilon-greedy", weight, runs=1) for weight in (1.0, 0.0))
+    assert cheap < dear

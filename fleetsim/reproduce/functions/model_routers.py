@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from scipy.optimize import nnls
 from scipy.special import ndtr, ndtri
 
 from fleetsim.calibration.quality_fit import Answers, fit, predicted
@@ -33,6 +34,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 _TASKS = ("mmlu", "hellaswag", "winogrande", "gsm8k", "cnn_dailymail")
 _BLOCK = 500
 """Queries of each task, which stand one after the other."""
+_RUNS = 5
+"""Runs whose mean is published."""
 _SUMMARIES = 4
 """The task whose answers are neither right nor wrong."""
 
@@ -117,18 +120,24 @@ def _models_view(models: Sequence[str], tasks: Sequence[str]) -> ModelsView:
 
 
 @check
-def greenserv_regret(seed: int, rewards: str, policy: str) -> float:
+def greenserv_regret(seed: int, rewards: str, policy: str, runs: int = _RUNS) -> float:
     """Regret of a policy over 2,500 queries: the sum of what the best model for each would have been rewarded more.
 
     Parameters
     ----------
     seed : int
-        Of the order of the queries, of what was not observed, and of the policy.
+        Of the first run: of the order of the queries, of what was not observed, and of the policy.
     rewards : str
         File of the published rewards.
     policy : str
         Name of a model router; or of a model, which then answers everything.
+    runs : int
+        Runs whose mean it is, each with the next seed.
     """
+    return float(np.mean([_regret(seed + run, rewards, policy) for run in range(runs)]))
+
+
+def _regret(seed: int, rewards: str, policy: str) -> float:
     models, table, task = _world_of(rewards, seed)
     if policy in models:
         chosen = np.full(len(table), models.index(policy))
@@ -143,12 +152,129 @@ def greenserv_regret_ratio(seed: int, rewards: str, policy: str, over: str) -> f
     return greenserv_regret(seed, rewards, policy) / greenserv_regret(seed, rewards, over)
 
 
-def _routed(policy: str, models: Sequence[str], table: Floats, task: Any, rng: np.random.Generator) -> Any:
-    """The arm that a router chooses for each query, told the reward of every answer at once."""
+@check
+def greenserv_wh(
+    seed: int, rewards: str, sweep: str, bounds: str, policy: str, weight: float = 0.5, runs: int = _RUNS
+) -> float:
+    """Energy of the answers to the same 2,500 queries when a policy weighs thrift against accuracy [Wh].
+
+    Parameters
+    ----------
+    seed, runs : int
+        As of `greenserv_regret`.
+    rewards, sweep, bounds : str
+        Files of the published rewards, totals by weight, and bounds of joules per token and query.
+    policy : str
+        Name of a model router; or of a model, which then answers everything.
+    weight : float
+        Of thrift in the reward.
+    """
+    return float(np.mean([_wh(seed + run, (rewards, sweep, bounds), policy, weight) for run in range(runs)]))
+
+
+def _wh(seed: int, files: tuple[str, str, str], policy: str, weight: float) -> float:
+    rewards, sweep, bounds = files
+    models, table, task = _world_of(rewards, seed)
+    right, thrift, joules = _energies(rewards, sweep, bounds, seed)
+    if policy in models:
+        chosen = np.full(len(table), models.index(policy))
+    else:
+        chosen = _routed(policy, models, right, task, np.random.default_rng([seed, 41]), 1.0 - thrift, weight)
+    return float(joules[np.arange(len(table)), chosen].sum() / 3600.0)
+
+
+@check
+def greenserv_wh_ratio(
+    seed: int,
+    rewards: str,
+    sweep: str,
+    bounds: str,
+    policy: str,
+    over: str,
+    weight: float = 0.5,
+    over_weight: float = 0.5,
+) -> float:
+    """Energy of a policy at a weight over that of another one, or of the same at another weight, on the same queries."""
+    files = (rewards, sweep, bounds)
+    return greenserv_wh(seed, *files, policy, weight) / greenserv_wh(seed, *files, over, over_weight)
+
+
+_STATIC = {"smallest": "qwen2.5-0.5b", "accuracy": "gemma-3-27b", "largest": "yi-34b"}
+"""Models that answer everything in the published totals, by what they are called there."""
+
+
+@cache
+def _totals(sweep: str) -> dict[str, tuple[float, float, float]]:
+    """Mean accuracy, scaled joules per token and Wh over all runs of policies that do not depend on the weight."""
+    table = pq.read_table(sweep).to_pydict()
+    columns = ("accuracy_norm", "energy_per_token_norm", "total_energy_Wh")
+    found = {}
+    for name in (*_STATIC, "random"):
+        rows = [i for i, algorithm in enumerate(table["algorithm"]) if algorithm == name]
+        accuracy, energy, wh = [float(np.mean([table[column][i] for i in rows])) for column in columns]
+        found[name] = (accuracy, energy, wh)
+    return found
+
+
+@cache
+def _limits(bounds: str) -> tuple[Floats, Floats, Floats]:
+    """By task: least and most joules per token, and most joules per query."""
+    table = pq.read_table(bounds).to_pydict()
+    rows = zip(table["task"], table["metric"], table["min"], table["max"], strict=True)
+    known = {(task, metric): (low, high) for task, metric, low, high in rows}
+    per_token = np.array([known[task, "energy_J_per_token"] for task in _TASKS])
+    per_query = np.array([known[task, "energy_J_per_query"] for task in _TASKS])
+    return per_token[:, 0], per_token[:, 1], per_query[:, 1]
+
+
+def _energies(rewards: str, sweep: str, bounds: str, seed: int) -> tuple[Floats, Floats, Floats]:
+    """By query and model: accuracy, thrift as the reward has it, and joules.
+
+    A published reward is half accuracy and half thrift. Where answers are right or wrong that can be undone. Of summaries, a
+    model's accuracy is what its published total leaves for them, where it has one; of the others it is what the random choice's
+    total leaves for all of them. Joules are joules per token times the tokens of the task: of questions with a choice most joules
+    per query over most per token, of the other two as many as bring the four published totals closest.
+    """
+    models, table, task = _world_of(rewards, seed)
+    totals, (low, high, most) = _totals(sweep), _limits(bounds)
+    static = {name: models.index(model) for name, model in _STATIC.items()}
+    right = (table > 0.5).astype(np.float64)
+    summaries = task == _SUMMARIES
+    plain = right[~summaries].mean(axis=0) * _SUMMARIES
+    accuracy = np.full(len(models), np.nan)
+    for name, model in static.items():
+        accuracy[model] = len(_TASKS) * totals[name][0] - plain[model]
+    all_of_them = len(models) * (len(_TASKS) * totals["random"][0] - plain.mean())
+    accuracy[np.isnan(accuracy)] = (all_of_them - np.nansum(accuracy)) / (len(models) - len(static))
+    right[summaries] = accuracy
+    energy = np.clip(right + 1.0 - 2.0 * table, 0.0, 1.0)
+    per_token = low[task][:, None] + energy * (high - low)[task][:, None]
+    mean = np.array([per_token[task == t].mean(axis=0) for t in range(len(_TASKS))])
+    columns = np.array([*[mean[:, model] for model in static.values()], mean.mean(axis=1)])
+    wanted = np.array([totals[name][2] for name in (*static, "random")]) * 3600.0 / _BLOCK
+    tokens = most / high
+    left = wanted - columns[:, :3] @ tokens[:3]
+    tokens[3:] = nnls(columns[:, 3:] / left[:, None], np.ones(len(left)))[0]
+    return right, 1.0 - energy, per_token * tokens[task][:, None]
+
+
+def _routed(
+    policy: str,
+    models: Sequence[str],
+    table: Floats,
+    task: Any,
+    rng: np.random.Generator,
+    energy: Floats | None = None,
+    weight: float = 0.5,
+) -> Any:
+    """The arm that a router chooses for each query, told the reward of every answer at once.
+
+    Without energies the table holds rewards; with them, accuracies.
+    """
     kind = load("model_routers", policy)
     bounds: Mapping[str, Any] = {}
     if "least" in kind.Config.model_fields:  # the table's rewards are scaled already
-        bounds = {"least": dict.fromkeys(_TASKS, 0.0), "most": dict.fromkeys(_TASKS, 1.0)}
+        bounds = {"least": dict.fromkeys(_TASKS, 0.0), "most": dict.fromkeys(_TASKS, 1.0), "weight": weight}
         if "complexity" in kind.Config.model_fields:
             bounds = {**bounds, "complexity": False}
     router = kind(kind.Config(**bounds), rng, _models_view(models, _TASKS))
@@ -160,7 +286,8 @@ def _routed(policy: str, models: Sequence[str], table: Floats, task: Any, rng: n
         chosen[number] = arm
         if hasattr(router, "feedback"):
             reward = float(row[arm])  # quality r and energy 1 - r of one token make the reward r at any weight
-            router.feedback(Outcome(query, arm, reward, 0, 1.0, 1.0, 1.0 - reward, 0.0, 0.0, 1))
+            spent = 1.0 - reward if energy is None else float(energy[number, arm])
+            router.feedback(Outcome(query, arm, reward, 0, 1.0, 1.0, spent, 0.0, 0.0, 1))
     return chosen
 
 
