@@ -11,6 +11,9 @@ from fleetsim.errors import Finding, ScenarioError, nearest
 DEFAULT = "quickstart"
 """Scenario of ``fleetsim run`` without a file; also what ``fleetsim init`` writes."""
 
+FOLDERS = ("", "chaos", "models")
+"""Where the examples stand: beside each other, those in which something breaks, and those of several models."""
+
 _SCHEME = "embedded:"
 
 
@@ -24,13 +27,24 @@ def scenarios_folder() -> Path:
 
 def embedded_scenarios() -> dict[str, str]:
     """One line about each scenario by name: the comment that its file starts with."""
-    return {path.stem: summary_of(path) for path in sorted(scenarios_folder().glob("*.yaml"))}
+    return {name: summary_of(path) for name, path in _embedded().items()}
+
+
+def _embedded() -> dict[str, Path]:
+    """Files of the examples by name."""
+    root = scenarios_folder()
+    found = [path for folder in FOLDERS for path in sorted((root / folder).glob("*.yaml"))]
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in found}
 
 
 def summary_of(path: Path) -> str:
-    """The comment that a file starts with."""
-    lines = (line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
-    return next((line.removeprefix("# ") for line in lines if "yaml-language-server" not in line), "")
+    """The comment that a file starts with: its first line, or its first sentence if that is longer."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+    lines = [line.removeprefix("# ") for line in lines if "yaml-language-server" not in line]
+    if not lines or lines[0].endswith((".", "?")):
+        return lines[0] if lines else ""
+    sentence, end, _ = " ".join(lines).partition(". ")
+    return sentence + end.rstrip()
 
 
 def scenario_path(name: str | os.PathLike[str] | None) -> Path:
@@ -44,12 +58,11 @@ def scenario_path(name: str | os.PathLike[str] | None) -> Path:
     text = f"{_SCHEME}{DEFAULT}" if name is None else os.fspath(name)
     if not text.startswith(_SCHEME):
         return Path(text)
-    known = [path.stem for path in scenarios_folder().glob("*.yaml")]
-    embedded = text.removeprefix(_SCHEME)
+    known, embedded = _embedded(), text.removeprefix(_SCHEME)
     if embedded not in known:
         message = f'no embedded scenario "{embedded}"'
         raise ScenarioError(Finding(message, hint=nearest(embedded, known, "embedded scenarios")))
-    return scenarios_folder() / f"{embedded}.yaml"
+    return known[embedded]
 
 
 def template() -> str:

@@ -35,7 +35,14 @@ def test_small_scenario(write: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("name", sorted(embedded_scenarios()))
 def test_embedded_scenarios_load(name: str) -> None:
-    assert load_scenario(scenario_path(f"embedded:{name}")).scenario.name == name
+    folder, _, stem = name.rpartition("/")
+    assert load_scenario(scenario_path(f"embedded:{name}")).scenario.name in (stem, f"{folder}-{stem}", folder)
+
+
+def test_every_embedded_scenario_says_in_a_line_what_it_is() -> None:
+    summaries = embedded_scenarios()
+    assert {"quickstart", "chaos/partition", "models/three-models"} <= summaries.keys()
+    assert all(30 < len(summary) < 200 for summary in summaries.values())
 
 
 def test_unknown_embedded_scenario() -> None:
