@@ -100,7 +100,7 @@ def picture(samples: list[Sample], requests: int) -> str:
     width, height, left, right, top, bottom = 760, 300, 60, 16, 34, 46
     last_s = samples[-1].wall_s
     most_mb = 100.0 * (int(max(sample.resident_mb for sample in samples) / 100.0) + 1)
-    summary_s = next((sample.wall_s for sample in samples if sample.ended >= requests), last_s)
+    summary_s = next(sample.wall_s for sample in samples if sample.ended == samples[-1].ended)
 
     def x(wall_s: float) -> float:
         return left + wall_s / last_s * (width - left - right)
